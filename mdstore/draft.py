@@ -1,0 +1,231 @@
+"""The producer's side of a payload: takes operations one by one, and cuts them into lanes at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import IO, Any
+
+import msgspec
+import zstandard
+
+from mdstore import exactjson
+from mdstore.errors import PayloadTooLarge
+from mdstore.model import SCHEMA_VERSION, Indexed, Operation, Reason, Refusal
+from mdstore.payload import MAGIC, Encoded, Header, Section
+from mdstore.plan import MAX_ACTIONS, Partition, refusal
+from mdstore.settings import Settings
+from mdstore.validation import Flaw, Validator
+
+_SPOOL_IN_MEMORY = 4 * 2**20
+_operation_decoder = msgspec.json.Decoder(Operation, float_hook=Decimal)
+
+#: What an operation may be given as: a line of JSON, a mapping, or the value itself.
+Source = bytes | Mapping[str, Any] | Operation
+
+
+class _Group:
+    """What is known of a group while its operations come in; `flaw` is why none of them can apply."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._keys: set[tuple[str, str]] = set()
+        self.flaw: tuple[Reason, str] | None = None
+
+    def note(self, operation: Operation) -> None:
+        """Another operation of the group came in."""
+        self._count += 1
+        key = operation.entity, operation.key
+        if self._count > MAX_ACTIONS:
+            self.flaw = Reason.INVALID, f"group: more than {MAX_ACTIONS} operations cannot apply atomically"
+        elif key in self._keys:
+            self.flaw = self.flaw or (Reason.INVALID, f"group: two of its operations are on key {operation.key!r}")
+        else:
+            self._keys.add(key)
+
+    def spoil(self) -> None:
+        """An operation of the group is invalid."""
+        self.flaw = self.flaw or (Reason.GROUP_REFUSED, "another operation of the group is invalid")
+
+
+class Draft:
+    """Takes operations and becomes a payload.
+
+    Kept in memory: 40 bytes an operation, and the keys of groups. The operations themselves are spooled to a temporary
+    file once they exceed 4 MB.
+    """
+
+    def __init__(self, *, validator: Validator, settings: Settings) -> None:
+        self._validator = validator
+        self._settings = settings
+        self._spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)
+        self._ends = array("Q", [0])
+        self._indexes = array("Q")
+        self._partition = Partition()
+        self._groups: dict[str, _Group] = {}
+        self._refused = _Compressor()
+        self._refused_counts: Counter[str] = Counter()
+        self._content = hashlib.sha256()
+        self.count = 0
+
+    def add(self, source: Source) -> Refusal | None:
+        """Take the next operation, or return why it is refused; what is refused becomes part of the payload as such."""
+        index = self.count
+        self.count += 1
+        limit = self._settings.max_request_operations
+        if index >= limit:
+            raise PayloadTooLarge(field="operations", value=self.count, expected=f"at most {limit}")
+        try:
+            operation, line = self._validator.read(source)
+        except Flaw as flaw:
+            return self._refuse(index, source, flaw)
+        self._content.update(b"%d\t%b\n" % (index, line))
+        self._spool.write(line)
+        self._ends.append(self._ends[-1] + len(line))
+        self._indexes.append(index)
+        self._partition.add(operation, len(line))
+        if operation.group is not None:
+            self._groups.setdefault(operation.group, _Group()).note(operation)
+        return None
+
+    def refused_groups(self) -> Iterator[Refusal]:
+        """Refusals of operations whose group cannot apply; known only when all operations are in."""
+        if any(group.flaw for group in self._groups.values()):
+            for position in range(len(self._indexes)):
+                found = self._refused_with_group(self._item(position))
+                if found:
+                    yield found
+
+    def encode(self, request_id: str, source: str) -> Encoded:
+        """Cut into lanes and compress. Raises `PayloadTooLarge` where one key or group makes a lane too large."""
+        for refused in self.refused_groups():
+            self._note_refusal(refused)
+        body: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)
+        lanes: list[Section] = []
+        wanted = self._settings
+        for positions in self._partition.lanes(operations=wanted.lane_operations, size=wanted.lane_bytes):
+            section = self._lane(positions).write_to(body)
+            if section.count:
+                lanes.append(section)
+        header = Header(
+            v=SCHEMA_VERSION,
+            codec="zstd",
+            request_id=request_id,
+            source=source,
+            content=self._content.hexdigest(),
+            operations=self.count,
+            lanes=tuple(lanes),
+            refused=self._refused.write_to(body),
+            refused_counts=dict(sorted(self._refused_counts.items())),
+        )
+        return _assembled(header, body)
+
+    def close(self) -> None:
+        """Drop the spool."""
+        self._spool.close()
+
+    def _lane(self, positions: array[int]) -> _Compressor:
+        lane = _Compressor()
+        some_refused = any(group.flaw for group in self._groups.values())
+        limit = self._settings.max_lane_bytes
+        for position in positions:
+            if some_refused and self._refused_with_group(self._item(position)):
+                continue
+            lane.add(b"%d\t%b\n" % (self._indexes[position], self._line(position)))
+            if lane.raw > limit:
+                raise PayloadTooLarge(
+                    field="operations",
+                    value=f"{lane.raw} bytes that share key {self._item(position).operation.key!r} or a group with it",
+                    expected=f"at most {limit} bytes that share a key or a group: send several requests",
+                )
+        return lane
+
+    def _refuse(self, index: int, source: Source, flaw: Flaw) -> Refusal:
+        words = _readable_words(source)
+        found = Refusal(
+            index=index,
+            reason=flaw.reason,
+            detail=str(flaw)[:500],
+            **{name: words.get(name, "") for name in ("op", "entity", "key")},
+        )
+        if words.get("group"):
+            self._groups.setdefault(words["group"], _Group()).spoil()
+        text = source if isinstance(source, bytes) else repr(source).encode(errors="backslashreplace")
+        self._content.update(b"%d\t!%b\n" % (index, hashlib.sha256(text).digest()))
+        self._note_refusal(found)
+        return found
+
+    def _note_refusal(self, found: Refusal) -> None:
+        self._refused.add(exactjson.dumps(found) + b"\n")
+        self._refused_counts[found.reason] += 1
+
+    def _refused_with_group(self, item: Indexed) -> Refusal | None:
+        group = self._groups.get(item.operation.group or "")
+        return refusal(item, *group.flaw) if group and group.flaw else None
+
+    def _line(self, position: int) -> bytes:
+        start, end = self._ends[position], self._ends[position + 1]
+        self._spool.seek(start)
+        return self._spool.read(end - start)
+
+    def _item(self, position: int) -> Indexed:
+        line = self._line(position)
+        return Indexed(index=self._indexes[position], operation=_operation_decoder.decode(line), size=len(line))
+
+
+class _Compressor:
+    """A section in the making."""
+
+    def __init__(self) -> None:
+        self._zstd = zstandard.ZstdCompressor(level=3).compressobj()
+        self._data = bytearray()
+        self.raw = 0
+        self.count = 0
+
+    def add(self, line: bytes) -> None:
+        """Take one line, its newline included."""
+        self._data += self._zstd.compress(line)
+        self.raw += len(line)
+        self.count += 1
+
+    def write_to(self, body: IO[bytes]) -> Section:
+        """Append the section to `body`."""
+        self._data += self._zstd.flush()
+        digest = hashlib.sha256(self._data).hexdigest()
+        section = Section(offset=body.tell(), length=len(self._data), raw=self.raw, count=self.count, digest=digest)
+        body.write(self._data)
+        return section
+
+
+def _assembled(header: Header, sections: IO[bytes]) -> Encoded:
+    text = exactjson.dumps(header)
+    body: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)
+    body.write(MAGIC + len(text).to_bytes(4, "big") + text)
+    sections.seek(0)
+    while chunk := sections.read(2**20):
+        body.write(chunk)
+    sections.close()
+    body.seek(0)
+    return Encoded(header=header, digest=hashlib.sha256(text).hexdigest(), body=body)
+
+
+def _readable_words(source: Source) -> dict[str, str]:
+    """Whatever can be read of an operation that is invalid, so that its refusal names it."""
+    try:
+        value = exactjson.loads(source) if isinstance(source, bytes) else source
+    except exactjson.DecodeFailure:
+        return {}
+    if isinstance(value, Operation):
+        value = msgspec.structs.asdict(value)
+    if not isinstance(value, Mapping):
+        return {}
+    found = {name: value.get(name) for name in ("op", "entity", "key", "group")}
+    return {name: word[:200] for name, word in found.items() if isinstance(word, str) and _is_utf8(word)}
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,0 +1,43 @@
+"""The one policy for calls that AWS did not answer, or answered with "not now": full jitter, capped, until a deadline.
+
+Throttles and conflicts are expected contention, so they are bounded by time and never by a number of attempts
+(https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from mdstore.errors import Unavailable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """Delays of at most `base`, 2 x `base`, 4 x ... seconds, never over `cap`; `patience` is for calls without a deadline."""
+
+    base: float = 0.05
+    cap: float = 5.0
+    patience: float = 20.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    uniform: Callable[[float, float], float] = field(default=random.uniform)
+
+    def run(self, call: Callable[[], T], *, deadline: float | None = None) -> T:
+        """Call until it answers. Raises the last `Unavailable` when the next try would come after `deadline`."""
+        deadline = self.clock() + self.patience if deadline is None else deadline
+        attempt = 0
+        while True:
+            try:
+                return call()
+            except Unavailable:
+                delay = self.uniform(0, min(self.cap, self.base * 2**attempt))
+                if self.clock() + delay > deadline:
+                    raise
+                attempt = min(attempt + 1, 30)
+                self.sleep(delay)

@@ -1,0 +1,57 @@
+"""JSON without loss: integers of any length stay integers, fractions are `Decimal`, text is kept as given."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+_decoder = msgspec.json.Decoder(float_hook=Decimal)
+_encoder = msgspec.json.Encoder(decimal_format="number")
+_canonical_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
+
+#: What decoding hostile or broken text may raise; `UnicodeDecodeError` and msgspec's errors are `ValueError`s.
+DecodeFailure = (ValueError, RecursionError)
+
+
+def loads(text: bytes | str) -> Any:
+    """Decode JSON. Raises one of `DecodeFailure`."""
+    return _decoder.decode(text)
+
+
+def dumps(value: Any) -> bytes:
+    """Encode as compact JSON in UTF-8; a `Decimal` becomes a number."""
+    return _encoder.encode(value)
+
+
+def canonical(value: Any) -> bytes:
+    """Encode so that equal JSON values give equal bytes: keys sorted, `1.50` as `1.5`, `2.0` and `2E0` as `2`."""
+    return _canonical_encoder.encode(_normal(value))
+
+
+def number(text: str) -> int | Decimal:
+    """Read a DynamoDB number: an int where it is integral, else a `Decimal`."""
+    value = Decimal(text)
+    return int(value) if value == value.to_integral_value() else value
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _normal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_normal(item) for item in value]
+    if isinstance(value, float):
+        value = Decimal(repr(value))
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else _stripped(value)
+    return value
+
+
+def _stripped(value: Decimal) -> Decimal:
+    # Decimal.normalize() would round to the context's 28 digits.
+    sign, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)  # noqa: S101  NaN and infinity are not integral and never get past validation
+    while digits and digits[-1] == 0:
+        digits, exponent = digits[:-1], exponent + 1
+    return Decimal((sign, digits, exponent))

@@ -1,0 +1,148 @@
+"""The producer's half of the way of the data: operations to a durable payload and one small message.
+
+    submit
+      draft      validate each operation, spool it, note its lane       draft
+      encode     cut into lanes, compress, digest                       draft
+      store      S3 PUT, refused where the request id has other content payload
+      publish    one message with the reference                         queue
+      accept     (none) -> accepted                                     ledger
+
+A request is acknowledged when `publish` has returned. The ledger's note comes after it: where that is lost, the worker
+makes it up, and until then `status` finds the payload.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from typing import Any, Literal
+
+import msgspec
+
+from mdstore.draft import Draft, Source
+from mdstore.errors import InvalidOperations, NotFound, Problem
+from mdstore.ledger import Ledger, Request
+from mdstore.model import Counts, Reference, Refusal, State, check_request_id, check_source
+from mdstore.payload import Encoded, Header, Payloads
+from mdstore.settings import Settings
+from mdstore.validation import Validator
+
+Publish = Callable[[Reference], Any]
+OnInvalid = Literal["raise", "refuse"]
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable request. `new` is False where the same request was stored before."""
+
+    reference: Reference
+    operations: int
+    refused: dict[str, int]
+    new: bool
+    published: Any = None
+
+
+class Ingestor:
+    """Accepts requests. Safe to share between threads."""
+
+    def __init__(self, *, payloads: Payloads, ledger: Ledger, validator: Validator, settings: Settings) -> None:
+        self._payloads = payloads
+        self._ledger = ledger
+        self._validator = validator
+        self._settings = settings
+
+    def submit(
+        self,
+        operations: Iterable[Source],
+        *,
+        publish: Publish,
+        request_id: str | None = None,
+        source: str = "default",
+        on_invalid: OnInvalid = "raise",
+        republish: bool = False,
+    ) -> Accepted:
+        """Make `operations` a durable request; returns once its payload is in S3 and its message is in SQS.
+
+        An invalid operation raises `InvalidOperations` before anything is stored; with `on_invalid="refuse"` it gets
+        the outcome refused, and the others go on. Raises `RequestConflict` where `request_id` has other content. A
+        request that is known already is not sent again unless `republish`; sending it again is harmless.
+        """
+        request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
+        check_source(source)
+        encoded = self._encode(operations, request_id, source, on_invalid)
+        with closing(encoded.body):
+            reference, new = self._payloads.put(encoded)
+        header = encoded.header
+        if not new and not republish and self._known(request_id):
+            return _accepted(reference, header, new=False)
+        published = publish(reference)
+        self._ledger.accept(reference, operations=header.operations, refused=header.refused_counts)
+        return _accepted(reference, header, new=new, published=published)
+
+    def status(self, request_id: str) -> Request:
+        """The request with the counts so far. Raises `NotFound`."""
+        check_request_id(request_id)
+        try:
+            return self._ledger.progress(request_id)
+        except NotFound as unknown:
+            try:
+                reference = self._payloads.find(request_id)
+            except NotFound:
+                raise unknown from None
+            header = self._payloads.header(reference)
+            early = Counts(refused=header.refused_counts)
+            return Request(
+                request_id=request_id,
+                state=State.ACCEPTED,
+                source=reference.source,
+                operations=header.operations,
+                lanes=reference.lanes,
+                reference=reference,
+                early=early,
+                counts=early,
+                accepted_at=0.0,
+            )
+
+    def _encode(self, operations: Iterable[Source], request_id: str, source: str, on_invalid: OnInvalid) -> Encoded:
+        with closing(Draft(validator=self._validator, settings=self._settings)) as draft:
+            problems = _Problems()
+            for operation in operations:
+                problems.note(draft.add(operation))
+            if on_invalid == "raise":
+                for refused in draft.refused_groups():
+                    problems.note(refused)
+                problems.raise_any()
+            return draft.encode(request_id, source)
+
+    def _known(self, request_id: str) -> bool:
+        try:
+            self._ledger.get(request_id)
+        except NotFound:
+            return False
+        return True
+
+
+class _Problems:
+    """The first hundred refusals, and the count of all."""
+
+    def __init__(self) -> None:
+        self._shown: list[Problem] = []
+        self._count = 0
+
+    def note(self, refused: Refusal | None) -> None:
+        if refused is None:
+            return
+        self._count += 1
+        if len(self._shown) < InvalidOperations.SHOWN:
+            field, _, reason = refused.detail.partition(": ")
+            self._shown.append(Problem(index=refused.index, field=field, reason=reason or refused.detail))
+
+    def raise_any(self) -> None:
+        if self._count:
+            raise InvalidOperations(self._shown, count=self._count)
+
+
+def _accepted(reference: Reference, header: Header, *, new: bool, published: Any = None) -> Accepted:
+    return Accepted(
+        reference=reference, operations=header.operations, refused=header.refused_counts, new=new, published=published
+    )

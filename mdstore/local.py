@@ -1,0 +1,143 @@
+"""The embedded AWS: ministack as a child process, started, health-checked and stopped.
+
+It listens on the loopback address only. Its state lives in memory, and in a directory only when one is given; it is written
+there on a clean stop and not before, so nothing local is promised to be durable.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mdstore.errors import ConfigurationError, MdstoreError
+
+_STARTS_WITHIN = 30.0
+_STOPS_WITHIN = 10.0
+
+
+class EmbeddedAws:
+    """One ministack process. Use as a context manager; stopping twice is safe."""
+
+    def __init__(
+        self,
+        *,
+        port: int,
+        data_dir: Path | None = None,
+        log: Path | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.port = port
+        self._data_dir = data_dir
+        self._log = log
+        self._sleep = sleep
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The endpoint of every service."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id. Raises `MdstoreError` when it is not running."""
+        if self._process is None:
+            raise MdstoreError("the embedded AWS is not running")
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start, and return when it answers. Raises `ConfigurationError` or `MdstoreError` with what to do."""
+        if importlib.util.find_spec("ministack") is None:
+            raise ConfigurationError(
+                key="profile", value="local", expected='the extra "local": pip install "mdstore[local]"'
+            )
+        self._check_port()
+        environ = {
+            **os.environ,
+            "BIND_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(self.port),
+            "IOT_MTLS_ENABLED": "0",
+            "SFTP_ENABLED": "0",
+            "LOG_LEVEL": "WARNING",
+        }
+        if self._data_dir is not None:
+            self._data_dir.mkdir(parents=True, exist_ok=True)
+            environ |= {
+                "PERSIST_STATE": "1",
+                "STATE_DIR": str(self._data_dir / "state"),
+                "S3_PERSIST": "1",
+                "S3_DATA_DIR": str(self._data_dir / "s3"),
+            }
+        output = self._log.open("ab") if self._log else subprocess.DEVNULL
+        try:
+            # Its own session: Ctrl-C reaches the one who started it, who stops the parts in order.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ministack"], env=environ, stdout=output, stderr=output, start_new_session=True
+            )
+        finally:
+            if not isinstance(output, int):
+                output.close()
+        self._wait_until_healthy(self._process)
+        return self
+
+    def stop(self) -> None:
+        """Stop it; with a data directory this is when its state is written."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOPS_WITHIN)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _check_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError as error:
+                raise ConfigurationError(
+                    key="port",
+                    value=self.port,
+                    expected=f"a free port on 127.0.0.1 ({error.strerror}): stop what listens there, perhaps another"
+                    " `mdstore up`, or choose another with --port",
+                ) from error
+
+    def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _STARTS_WITHIN
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise MdstoreError(f"the embedded AWS ended at once with exit code {process.returncode}; its log: {self._log}")
+            try:
+                with urllib.request.urlopen(f"{self.url}/_ministack/health", timeout=2):  # noqa: S310  our own child
+                    return
+            except (urllib.error.URLError, OSError):
+                self._sleep(0.05)
+        self.stop()
+        raise MdstoreError(f"the embedded AWS did not answer within {_STARTS_WITHIN:.0f} s; its log: {self._log}")
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

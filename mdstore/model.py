@@ -1,0 +1,150 @@
+"""The words of the design as values: operations, refusals, outcomes and states.
+
+Values that cross a boundary are frozen and keyword-only. `Operation` is a msgspec struct because it is decoded from JSON
+once an operation on the hot path; its checks that need more than types are in `validation`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from mdstore.errors import InvalidRequest
+
+SCHEMA_VERSION = 1
+#: A message or payload of the version before this one is accepted too, so that producers and workers may be upgraded apart.
+ACCEPTED_VERSIONS = frozenset({SCHEMA_VERSION - 1, SCHEMA_VERSION}) - {0}
+
+OpName = Literal["insert", "update", "patch", "upsert", "delete", "check"]
+
+
+class Reason(StrEnum):
+    """Why an operation was refused. A refusal is an answer: it is never retried."""
+
+    EXISTS = "exists"
+    MISSING = "missing"
+    VERSION_MISMATCH = "version_mismatch"
+    STALE = "stale"
+    INVALID = "invalid"
+    TOO_LARGE = "too_large"
+    GROUP_REFUSED = "group_refused"
+
+
+class State(StrEnum):
+    """Where a request stands; `docs/states.md` shows every transition."""
+
+    ACCEPTED = "accepted"  # payload in S3, message in SQS
+    RUNNING = "running"  # a worker has begun
+    COMPLETED = "completed"  # every operation has its outcome
+    FAILED = "failed"  # a lane gave up; `retry` resumes it
+
+
+FINAL_STATES = frozenset({State.COMPLETED, State.FAILED})
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One intended change of one record.
+
+    `data` is a JSON object (numbers as int or Decimal); `sequence` any integer that grows with the source's changes;
+    `group` ties operations of one request together: all of them apply, or none.
+    """
+
+    op: OpName
+    entity: str
+    key: str
+    data: dict[str, Any] | None = None
+    expect_version: int | None = None
+    sequence: int | None = None
+    group: str | None = None
+
+
+class Indexed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A line of a lane: an operation with its zero-based index in the request and the bytes of its JSON line."""
+
+    index: int
+    operation: Operation
+    size: int = 0
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An operation that was not applied. `op`, `entity` and `key` are empty where a line could not even be read."""
+
+    index: int
+    reason: Reason
+    detail: str = ""
+    op: str = ""
+    entity: str = ""
+    key: str = ""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one operation."""
+
+    index: int
+    outcome: Literal["applied", "refused", "failed"]
+    op: str = ""
+    entity: str = ""
+    key: str = ""
+    reason: str = ""
+    detail: str = ""
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The message: where a request's payload lies. `payload` is an S3 key, `digest` the SHA-256 of the payload's header."""
+
+    v: int
+    request_id: str
+    payload: str
+    digest: str
+    lanes: int
+    source: str
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """Outcomes counted: `applied` by op, `refused` by reason, `failed` in all."""
+
+    applied: dict[str, int] = msgspec.field(default_factory=dict)
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
+    failed: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            applied=_added(self.applied, other.applied),
+            refused=_added(self.refused, other.refused),
+            failed=self.failed + other.failed,
+        )
+
+    @property
+    def total(self) -> int:
+        return sum(self.applied.values()) + sum(self.refused.values()) + self.failed
+
+
+def _added(left: dict[str, int], right: dict[str, int]) -> dict[str, int]:
+    return {name: left.get(name, 0) + right.get(name, 0) for name in sorted({*left, *right})}
+
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,199}")
+_SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_request_id(request_id: str) -> str:
+    """Return `request_id`, or raise `InvalidRequest`: it becomes part of an S3 key and of ledger keys."""
+    if not _REQUEST_ID.fullmatch(request_id) or any(part in ("", ".", "..") for part in request_id.split("/")):
+        raise InvalidRequest(
+            field="request_id",
+            value=request_id,
+            expected="1-200 of A-Z a-z 0-9 . _ : / @ + = -, starting with a letter or digit, without empty or dotted parts",
+        )
+    return request_id
+
+
+def check_source(source: str) -> str:
+    """Return `source`, or raise `InvalidRequest`."""
+    if not _SOURCE.fullmatch(source):
+        raise InvalidRequest(
+            field="source", value=source, expected="1-64 of A-Z a-z 0-9 . _ -, starting with a letter or digit"
+        )
+    return source

@@ -1,0 +1,193 @@
+"""Outcomes looked up by page, and the proof that a request's effects equal its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from mdstore import exactjson
+from mdstore.actions import merged
+from mdstore.errors import InvalidRequest, Untrusted
+from mdstore.ledger import Ledger, Request
+from mdstore.model import Indexed, Operation, Outcome, Refusal, State
+from mdstore.payload import Payloads
+from mdstore.plan import pack
+from mdstore.records import Record, Records
+
+Only = Literal["applied", "refused", "failed"]
+
+
+class Outcomes:
+    """Reads payloads and receipts of a request and tells what became of each operation."""
+
+    def __init__(self, *, payloads: Payloads, ledger: Ledger) -> None:
+        self._payloads = payloads
+        self._ledger = ledger
+
+    def page(
+        self, request: Request, *, only: Only | None = None, limit: int = 1_000, cursor: str | None = None
+    ) -> tuple[list[Outcome], str | None]:
+        """Up to `limit` outcomes in the order of the lanes, and the cursor of the next page (None at the end).
+
+        The refusals made before anything was sent come first. A cursor is `part:position`; part 0 are those refusals,
+        part n is lane n-1. An operation without outcome as yet is left out, so a running request's pages grow.
+        """
+        part, position = _parsed(cursor)
+        found: list[Outcome] = []
+        while part <= request.lanes:
+            outcomes = [one for one in self.part(request, part) if only in (None, one.outcome)]
+            room = limit - len(found)
+            found += outcomes[position : position + room]
+            if position + room < len(outcomes):
+                return found, f"{part}:{position + room}"
+            part, position = part + 1, 0
+            if len(found) == limit and part <= request.lanes:
+                return found, f"{part}:0"
+        return found, None
+
+    def all(self, request: Request, *, only: Only | None = None) -> Iterator[Outcome]:
+        """Every outcome there is, in the order of the lanes."""
+        for part in range(request.lanes + 1):
+            yield from (one for one in self.part(request, part) if only in (None, one.outcome))
+
+    def part(self, request: Request, part: int) -> list[Outcome]:
+        """The outcomes of part 0 (refused before anything was sent) or of lane `part` - 1."""
+        if part == 0:
+            return [_refused(refusal) for refusal in self._payloads.refused(request.reference)]
+        lane = part - 1
+        receipts = self._ledger.receipts(request.request_id, lane)
+        outcomes: list[Outcome] = []
+        for wave in pack(self._payloads.lane(request.reference, lane)):
+            for transaction in wave:
+                receipt = receipts.get(transaction.number)
+                if receipt is None:
+                    if request.state is State.FAILED:
+                        outcomes += [_outcome(item, "failed") for item in transaction.operations]
+                    continue
+                refused = {one.index: one for one in receipt.refused}
+                outcomes += [
+                    _refused(refused[item.index]) if item.index in refused else _outcome(item, "applied")
+                    for item in transaction.operations
+                ]
+                outcomes += [_refused(one) for one in transaction.refused]
+        return sorted(outcomes, key=lambda one: one.index)
+
+
+@dataclass(kw_only=True)
+class Verification:
+    """What `verify` found. `superseded` are effects that a later request has replaced; `faults` name what is wrong."""
+
+    request_id: str
+    operations: int = 0
+    applied: int = 0
+    refused: int = 0
+    superseded: int = 0
+    faults: list[str] = field(default_factory=list)
+    fault_count: int = 0
+
+    def fault(self, text: str) -> None:
+        """Note something wrong; the first hundred are kept."""
+        self.fault_count += 1
+        if self.fault_count <= 100:
+            self.faults.append(text)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every operation has its outcome and its effect."""
+        return self.fault_count == 0
+
+
+class Verifier:
+    """Compares a request's payload, receipts and records."""
+
+    def __init__(self, *, payloads: Payloads, ledger: Ledger, records: Records) -> None:
+        self._payloads = payloads
+        self._outcomes = Outcomes(payloads=payloads, ledger=ledger)
+        self._records = records
+
+    def verify(self, request: Request) -> Verification:
+        """Check that each operation has one outcome, that the counts agree, and that each effect is there."""
+        found = Verification(request_id=request.request_id)
+        if request.state is not State.COMPLETED:
+            found.fault(f"the request is {request.state}, not completed")
+        seen: set[int] = set()
+        try:
+            for part in range(request.lanes + 1):
+                outcomes = self._outcomes.part(request, part)
+                self._count(found, outcomes, seen)
+                if part:
+                    self._verify_effects(found, request, part - 1, outcomes)
+        except Untrusted as error:
+            found.fault(str(error))
+        if seen != set(range(request.operations)):
+            found.fault(f"{request.operations - len(seen)} of {request.operations} operations have no outcome")
+        counts = (sum(request.counts.applied.values()), sum(request.counts.refused.values()))
+        if counts != (found.applied, found.refused):
+            found.fault(f"the ledger counts {counts} applied and refused, the receipts {(found.applied, found.refused)}")
+        return found
+
+    def _count(self, found: Verification, outcomes: list[Outcome], seen: set[int]) -> None:
+        for one in outcomes:
+            if one.index in seen:
+                found.fault(f"operation {one.index} has two outcomes")
+            seen.add(one.index)
+            found.operations += 1
+            found.applied += one.outcome == "applied"
+            found.refused += one.outcome == "refused"
+
+    def _verify_effects(self, found: Verification, request: Request, lane: int, outcomes: list[Outcome]) -> None:
+        applied = {one.index for one in outcomes if one.outcome == "applied"}
+        last: dict[tuple[str, str], tuple[str, Indexed]] = {}
+        for wave in pack(self._payloads.lane(request.reference, lane)):
+            for transaction in wave:
+                writer = f"{request.request_id}/{lane}/{transaction.number}"
+                for item in transaction.operations:
+                    operation = item.operation
+                    if item.index in applied and operation.op != "check":
+                        last[operation.entity, operation.key] = writer, item
+        records = self._records.look_up(last)
+        for key, (writer, item) in last.items():
+            self._verify_effect(found, records.get(key), writer, item)
+
+    def _verify_effect(self, found: Verification, record: Record | None, writer: str, item: Indexed) -> None:
+        name = f"operation {item.index} ({item.operation.op} {item.operation.entity}/{item.operation.key})"
+        if record is None:
+            found.fault(f"{name}: the record has vanished")
+        elif record.updated_by != writer:
+            if record.updated_by.rsplit("/", 2)[0] == writer.rsplit("/", 2)[0]:
+                found.fault(f"{name}: the record was last written by {record.updated_by}, not {writer}")
+            found.superseded += 1
+        elif not _is_effect(item.operation, record):
+            found.fault(f"{name}: the record's data is not what the operation makes of it")
+
+
+def _is_effect(operation: Operation, record: Record) -> bool:
+    if operation.op == "delete":
+        return record.deleted
+    if operation.sequence is not None and record.sequence != operation.sequence:
+        return False
+    if operation.op == "patch":
+        return exactjson.canonical(merged(record.data, operation.data)) == exactjson.canonical(record.data)
+    return exactjson.canonical(record.data) == exactjson.canonical(operation.data)
+
+
+def _outcome(item: Indexed, outcome: Only) -> Outcome:
+    operation = item.operation
+    return Outcome(index=item.index, outcome=outcome, op=operation.op, entity=operation.entity, key=operation.key)
+
+
+def _refused(refusal: Refusal) -> Outcome:
+    values: dict[str, Any] = msgspec.structs.asdict(refusal)
+    return Outcome(outcome="refused", **{**values, "reason": str(refusal.reason)})
+
+
+def _parsed(cursor: str | None) -> tuple[int, int]:
+    if not cursor:
+        return 0, 0
+    part, _, position = cursor.partition(":")
+    if not (part.isascii() and part.isdigit() and position.isascii() and position.isdigit() and len(cursor) < 20):
+        raise InvalidRequest(field="cursor", value=cursor, expected="a cursor of a former page")
+    return int(part), int(position)

@@ -1,0 +1,189 @@
+"""Planning: which lane an operation belongs to, and which transactions a lane becomes. Pure functions, no I/O.
+
+`Partition` runs once, at the producer. `pack` runs at the worker on a lane's operations; the same operations give the same
+transactions with the same numbers, in whatever process: that is what makes receipts work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mdstore.model import Indexed, Operation, Reason, Refusal
+
+#: Of DynamoDB's 100 actions a transaction, one is the receipt's.
+MAX_ACTIONS = 99
+#: Of a transaction's 4 MB; JSON text, which DynamoDB's own count exceeds by half at the most.
+MAX_TRANSACTION_BYTES = 2**20
+
+
+class Partition:
+    """Deals operations to lanes so that a key, and a group, lives in exactly one lane.
+
+    Operations sharing a key or a group are one component (union-find). A component goes to the lane that its hash names, so
+    nothing is kept per key: 20 bytes an operation, whatever the keys are. Only keys of groups are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._keys = array("Q")
+        self._sizes = array("Q")
+        self._parents: dict[int, int] = {}
+        self._group_keys: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, operation: Operation, size: int) -> None:
+        """Note the next operation; `size` is its JSON line's, in bytes."""
+        key = _hash(f"{operation.entity}#{operation.key}")
+        self._keys.append(key)
+        self._sizes.append(size)
+        if operation.group is not None:
+            self._unite(key, self._group_keys.setdefault(operation.group, key))
+
+    def lanes(self, *, operations: int, size: int) -> list[array[int]]:
+        """Positions of the operations of each lane, in the order given; about `operations` and `size` bytes a lane."""
+        count = max(-(-len(self._keys) // operations), -(-sum(self._sizes) // size))
+        lanes = [array("L") for _ in range(count)]
+        for position, key in enumerate(self._keys):
+            root = self._find(key) if key in self._parents else key
+            lanes[root % count].append(position)
+        return [lane for lane in lanes if lane]
+
+    def _unite(self, left: int, right: int) -> None:
+        self._parents.setdefault(left, left)
+        self._parents.setdefault(right, right)
+        left, right = self._find(left), self._find(right)
+        # The smaller hash wins, so that the result does not depend on the order of the groups.
+        self._parents[max(left, right)] = min(left, right)
+
+    def _find(self, key: int) -> int:
+        root = key
+        while self._parents[root] != root:
+            root = self._parents[root]
+        while self._parents[key] != root:
+            self._parents[key], key = root, self._parents[key]
+        return root
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transaction:
+    """One `TransactWriteItems` call to be: its number in the lane, and its operations, no two on one key.
+
+    `refused` holds operations that the plan itself refuses; they get their outcome from this transaction's receipt.
+    """
+
+    number: int
+    operations: tuple[Indexed, ...]
+    refused: tuple[Refusal, ...] = ()
+
+
+Unit = list[Indexed]  # what applies together: a group's operations, or a single one
+
+
+def pack(operations: Sequence[Indexed]) -> list[list[Transaction]]:
+    """Pack a lane into waves of transactions.
+
+    Waves run one after the other, the transactions of a wave in parallel. Within a wave each key occurs once, so the order
+    per key is the order of the waves. Groups that interleave on their keys cannot all be atomic and in order: those
+    that are in the way are refused as invalid.
+    """
+    units = _units(operations)
+    waves, stuck = _schedule(units)
+    packed: list[list[Transaction]] = []
+    number = 0
+    for wave in waves:
+        packed.append([])
+        for chosen in _fill(wave):
+            packed[-1].append(Transaction(number=number, operations=chosen))
+            number += 1
+    for start in range(0, len(stuck), MAX_ACTIONS):
+        refused = tuple(_interleaved(item) for item in stuck[start : start + MAX_ACTIONS])
+        packed.append([Transaction(number=number, operations=(), refused=refused)])
+        number += 1
+    return packed
+
+
+def _units(operations: Sequence[Indexed]) -> list[Unit]:
+    units: list[Unit] = []
+    groups: dict[str, Unit] = {}
+    for item in operations:
+        group = item.operation.group
+        if group is not None and group in groups:
+            groups[group].append(item)
+            continue
+        units.append([item])
+        if group is not None:
+            groups[group] = units[-1]
+    return units
+
+
+def _schedule(units: list[Unit]) -> tuple[list[list[Unit]], list[Indexed]]:
+    """Each unit's wave is one after the last wave of the units before it on any of its keys.
+
+    Units are taken as they become ready, the first in the request first. What never becomes ready is returned apart.
+    """
+    queues: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for number, unit in enumerate(units):
+        for item in unit:
+            queues[item.operation.entity, item.operation.key].append((item.index, number))
+    followers: dict[int, list[int]] = defaultdict(list)
+    waiting = [0] * len(units)
+    for queue in queues.values():
+        queue.sort()
+        for (_, before), (_, after) in zip(queue, queue[1:], strict=False):
+            if before != after:
+                followers[before].append(after)
+                waiting[after] += 1
+    ready = [number for number, count in enumerate(waiting) if not count]
+    wave_of = [0] * len(units)
+    waves: list[list[Unit]] = []
+    done = 0
+    while ready:
+        number = heapq.heappop(ready)
+        done += 1
+        if wave_of[number] == len(waves):
+            waves.append([])
+        waves[wave_of[number]].append(units[number])
+        for follower in followers[number]:
+            wave_of[follower] = max(wave_of[follower], wave_of[number] + 1)
+            waiting[follower] -= 1
+            if not waiting[follower]:
+                heapq.heappush(ready, follower)
+    stuck = [item for number, unit in enumerate(units) if waiting[number] for item in unit] if done < len(units) else []
+    return waves, stuck
+
+
+def _fill(wave: list[Unit]) -> Iterator[tuple[Indexed, ...]]:
+    chosen: list[Indexed] = []
+    size = 0
+    for unit in wave:
+        more = sum(item.size for item in unit)
+        if chosen and (len(chosen) + len(unit) > MAX_ACTIONS or size + more > MAX_TRANSACTION_BYTES):
+            yield tuple(chosen)
+            chosen, size = [], 0
+        chosen += unit
+        size += more
+    yield tuple(chosen)
+
+
+def _interleaved(item: Indexed) -> Refusal:
+    return refusal(
+        item, Reason.INVALID, "group: groups interleave on their keys, so they cannot be both atomic and in order"
+    )
+
+
+def refusal(item: Indexed, reason: Reason, detail: str = "") -> Refusal:
+    """The refusal of one operation."""
+    operation = item.operation
+    return Refusal(
+        index=item.index, reason=reason, detail=detail[:500], op=operation.op, entity=operation.entity, key=operation.key
+    )

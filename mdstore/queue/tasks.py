@@ -1,0 +1,191 @@
+"""The three tasks: message -> library call -> outcome, and nothing else.
+
+    ingest       one lane: apply it and finish here; many: chord(group(apply_lane * N), finish)
+    apply_lane   one lane
+    finish       the request's final state, from the lane summaries in the ledger
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from celery import Task, chord, shared_task
+from celery.exceptions import Ignore, Reject
+from celery.result import AsyncResult
+from celery.utils.log import get_task_logger
+
+from mdstore.errors import DeploymentBroken, InvalidRequest, MdstoreError, Unavailable, Untrusted
+from mdstore.ingest import Accepted, OnInvalid
+from mdstore.ledger import LaneSummary, Request
+from mdstore.model import FINAL_STATES, Reference, State
+from mdstore.queue.app import MdstoreApp
+from mdstore.queue.deadletters import dead_letter
+from mdstore.store import Store
+
+logger = get_task_logger(__name__)
+_FINISH_TRIES = 360
+
+
+class StoreTask(Task):  # type: ignore[misc]  # celery has no types
+    """A task that decides by the class of an error what becomes of its message."""
+
+    abstract = True
+    app: MdstoreApp
+
+    @property
+    def store(self) -> Store:
+        """The process's store."""
+        return self.app.store
+
+    @contextmanager
+    def deciding(self, message: Any, lane: int | None = None) -> Iterator[None]:
+        """Translate failures into outcomes of the message.
+
+        Throttled or unreachable: the same again later, no attempt spent. Untrusted: dead-lettered with its reason.
+        Anything else: left in the queue for redelivery; after the last receive SQS moves it to the dead letters.
+        """
+        try:
+            yield
+        except Unavailable as error:
+            logger.warning("%s: postponed: %s", self.name, error)
+            raise self.retry(exc=error, countdown=random.uniform(0.5, 5.0), max_retries=None) from error  # noqa: S311
+        except Untrusted as error:
+            logger.error("%s: dead-lettered: %s", self.name, error)
+            dead_letter(self.store, task=self.name, message=message, reason=str(error), receives=self.receives)
+            raise Ignore from error
+        except DeploymentBroken as error:
+            logger.critical("%s: the deployment is broken: %s", self.name, error)
+            self._note_last_failure(message, lane, error)
+            raise Reject(str(error), requeue=False) from error
+        except MdstoreError as error:
+            logger.exception("%s: failed", self.name)
+            self._note_last_failure(message, lane, error)
+            raise Reject(str(error), requeue=False) from error
+
+    @property
+    def receives(self) -> int:
+        """How often SQS has delivered the message, this time included."""
+        return int((self.request.headers or {}).get("receives") or self.request.get("receives") or 1)
+
+    def _note_last_failure(self, message: Any, lane: int | None, error: MdstoreError) -> None:
+        if self.receives < self.store.settings.max_receives:
+            return
+        try:
+            reference = read_reference(message)
+            if lane is not None:
+                self.store.writer.give_up(reference, lane, str(error))
+            self.store.ledger.fail(reference.request_id, str(error))
+        except MdstoreError:
+            logger.exception("%s: the ledger could not be told either; the message is kept", self.name)
+
+
+def read_reference(message: Any) -> Reference:
+    """The reference in a message. Raises `Untrusted`; the payload's place is checked when it is read."""
+    try:
+        return msgspec.convert(message, Reference)
+    except msgspec.ValidationError as error:
+        raise Untrusted(f"not a message of this schema: {error}") from error
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, Mapping) and "payload" in value and "digest" in value
+
+
+class IngestTask(StoreTask):
+    """Does the claim check on the caller's side: operations to S3, their reference to SQS."""
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult:
+        """Store the operations and send their reference; returns the result of the request.
+
+        `args` is `(operations,)`; `kwargs` may have `request_id`, `source` and `on_invalid`. A request that is known
+        already is not sent again, unless a signature's task id waits for it.
+        """
+        args, kwargs = tuple(args or ()), dict(kwargs or {})
+        if args and _is_reference(args[0]):
+            return super().apply_async(args, kwargs, **options)
+        task_id = options.pop("task_id", None)
+        request_id = kwargs.pop("request_id", None) or task_id
+        accepted = self.submit(*args, request_id=request_id, task_id=task_id, options=options, **kwargs)
+        if accepted.published is None:
+            return self.AsyncResult(accepted.reference.request_id)
+        result: AsyncResult = accepted.published
+        return result
+
+    def submit(
+        self,
+        operations: Any,
+        *,
+        request_id: str | None = None,
+        source: str = "default",
+        on_invalid: OnInvalid = "raise",
+        task_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Accepted:
+        """Accept a request and publish it; without a task id of the caller's the request id is the task's."""
+        if isinstance(operations, Mapping | str | bytes):
+            raise InvalidRequest(field="operations", value=operations, expected="a list of operations")
+        send = super().apply_async
+
+        def publish(reference: Reference) -> AsyncResult:
+            message = msgspec.to_builtins(reference)
+            return send((message,), {}, task_id=task_id or reference.request_id, **(options or {}))
+
+        return self.store.ingestor.submit(
+            operations,
+            publish=publish,
+            request_id=request_id,
+            source=source,
+            on_invalid=on_invalid,
+            republish=task_id is not None,
+        )
+
+
+@shared_task(base=IngestTask, bind=True, name="mdstore.ingest", typing=False)  # type: ignore[untyped-decorator]
+def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
+    """Apply a request, or spread its lanes over the workers. Its result is the request's summary."""
+    with self.deciding(message):
+        reference = read_reference(message)
+        request, missing = _start(self.store, reference)
+        if request.state is State.COMPLETED:
+            return request.summary()
+        if len(missing) <= 1:
+            for lane in missing:
+                self.store.writer.apply_lane(reference, lane)
+            return self.store.ledger.finish(reference.request_id).summary()
+    tasks = self.app.tasks  # of the app that runs this, which need not be the current one
+    header = [tasks[apply_lane.name].si(message, lane) for lane in missing]
+    raise self.replace(chord(header, tasks[finish.name].si(message), app=self.app))
+
+
+@shared_task(base=StoreTask, bind=True, name="mdstore.apply_lane", ignore_result=True)  # type: ignore[untyped-decorator]
+def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
+    """Apply one lane."""
+    with self.deciding(message, lane):
+        self.store.writer.apply_lane(read_reference(message), lane)
+
+
+@shared_task(base=StoreTask, bind=True, name="mdstore.finish")  # type: ignore[untyped-decorator]
+def finish(self: StoreTask, message: dict[str, Any]) -> dict[str, Any]:
+    """Set the request's final state. Lanes that another delivery still works on are waited for."""
+    with self.deciding(message):
+        request = self.store.ledger.finish(read_reference(message).request_id)
+        if request.state in FINAL_STATES:
+            return request.summary()
+    raise self.retry(countdown=5, max_retries=_FINISH_TRIES)
+
+
+def _start(store: Store, reference: Reference) -> tuple[Request, list[int]]:
+    """Note that the request runs; returns it with the lanes that are not completed."""
+    header = store.payloads.header(reference)
+    request = store.ledger.start(reference, operations=header.operations, refused=header.refused_counts)
+    summaries: list[LaneSummary] = []
+    if request.lanes > 1 and request.state is not State.COMPLETED:
+        summaries = store.ledger.lanes(reference.request_id)
+    done = {summary.lane for summary in summaries if summary.state is State.COMPLETED}
+    return request, [lane for lane in range(request.lanes) if lane not in done]

@@ -1,0 +1,207 @@
+"""Configuration: read once, validated whole, frozen.
+
+A value comes from the first of: an argument, the environment (`MDSTORE_*`, and AWS's own names for what is AWS's),
+`config/mdstore.toml` (or the file that `MDSTORE_CONFIG` names), the profile, the default.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mdstore.errors import ConfigurationError
+
+LOCAL_PORT = 4566
+DEFAULT_FILE = Path("config/mdstore.toml")
+DAY = 86_400
+
+#: Settings that AWS has a name for; everything else is MDSTORE_ and the field's name in capitals.
+AWS_NAMES: Mapping[str, tuple[str, ...]] = {
+    "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "endpoint_url": ("AWS_ENDPOINT_URL",),
+    "endpoint_url_sqs": ("AWS_ENDPOINT_URL_SQS",),
+    "endpoint_url_s3": ("AWS_ENDPOINT_URL_S3",),
+    "endpoint_url_dynamodb": ("AWS_ENDPOINT_URL_DYNAMODB",),
+    "endpoint_url_sns": ("AWS_ENDPOINT_URL_SNS",),
+    "aws_profile": ("AWS_PROFILE",),
+    "aws_access_key_id": ("AWS_ACCESS_KEY_ID",),
+    "aws_secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
+    "aws_session_token": ("AWS_SESSION_TOKEN",),
+}
+SECRETS = frozenset({"aws_secret_access_key", "aws_session_token"})
+# In the local profile the emulator accepts any key; a fixed one keeps a developer's real keys out of it.
+_LOCAL = {"region": "us-east-1", "aws_access_key_id": "local", "aws_secret_access_key": "local"}
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
+class Settings(BaseModel):
+    """Every setting. Times in seconds, sizes in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: Literal["local", "aws"] = "local"
+    region: str = ""
+    aws_profile: str | None = None
+    aws_access_key_id: str | None = None
+    aws_secret_access_key: str | None = Field(default=None, repr=False)
+    aws_session_token: str | None = Field(default=None, repr=False)
+    endpoint_url: str | None = None
+    endpoint_url_sqs: str | None = None
+    endpoint_url_s3: str | None = None
+    endpoint_url_dynamodb: str | None = None
+    endpoint_url_sns: str | None = None
+
+    namespace: str = Field(default="mdstore", pattern=r"^[a-z0-9][a-z0-9-]{2,40}$")  # begins every name made in AWS
+    bucket: str = ""  # default {namespace}-payloads in the local profile; names are global in S3, so AWS has none
+    records_table: str = ""
+    ledger_table: str = ""
+    results_table: str = ""
+    queue: str = ""
+    dead_letter_queue: str = ""
+    payload_prefix: str = Field(default="payloads/", pattern=r"^[A-Za-z0-9_-]+/$")
+    blob_prefix: str = Field(default="blobs/", pattern=r"^[A-Za-z0-9_-]+/$")
+
+    entities: Names = ()
+    strict_entities: bool = False
+
+    lane_operations: int = Field(default=1_000, ge=1, le=100_000)
+    lane_bytes: int = Field(default=8 * 2**20, ge=2**16)  # of a lane's JSON, as a target
+    max_lane_bytes: int = Field(default=64 * 2**20, ge=2**20)  # of a lane's JSON, as a limit: a worker decodes it whole
+    max_record_bytes: int = Field(default=16 * 2**20, ge=1_024)  # of one operation's JSON
+    max_request_operations: int = Field(default=10_000_000, ge=1)
+    transactions_in_flight: int = Field(default=8, ge=1, le=256)  # per lane
+    receipt_days: int = Field(default=15, ge=15)  # SQS keeps a message for 14
+    tombstone_days: int = Field(default=15, ge=15)
+    result_hours: int = Field(default=24, ge=1)
+
+    visibility_timeout: int = Field(default=300, ge=2, le=43_200)
+    task_time_limit: int = Field(default=120, ge=1)
+    lane_budget: int = Field(default=90, ge=1)  # after which a lane is handed back to the queue, its receipts kept
+    prefetch: int = Field(default=1, ge=1, le=10)  # messages held per worker process, the one at work included
+    max_receives: int = Field(default=10, ge=1, le=1_000)
+    concurrency: int = Field(default=2, ge=1)
+    wait_time: int = Field(default=10, ge=1, le=20)  # of one long poll
+
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(default=8080, ge=0, le=65_535)
+    api_max_body_bytes: int = Field(default=64 * 2**20, ge=1_024)
+    api_max_wait: int = Field(default=60, ge=0)
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        # A message is visible again after visibility_timeout: by then its task must be over, however long it waited.
+        if self.prefetch * self.task_time_limit >= self.visibility_timeout:
+            raise ValueError(
+                f"visibility_timeout={self.visibility_timeout}: expected more than prefetch x task_time_limit"
+                f" = {self.prefetch * self.task_time_limit}"
+            )
+        if self.lane_budget >= self.task_time_limit:
+            raise ValueError(f"lane_budget={self.lane_budget}: expected less than task_time_limit={self.task_time_limit}")
+        if self.max_record_bytes > self.max_lane_bytes:
+            raise ValueError(f"max_record_bytes={self.max_record_bytes}: expected at most {self.max_lane_bytes}")
+        return self
+
+    def endpoint(self, service: Literal["sqs", "s3", "dynamodb", "sns"]) -> str | None:
+        """The URL to call `service` at, or None for AWS's own."""
+        own: str | None = getattr(self, f"endpoint_url_{service}")
+        return own or self.endpoint_url
+
+
+class LoadedSettings(BaseModel):
+    """Settings with the place that each value came from: a name in the environment, a file, `profile`, `default`."""
+
+    model_config = ConfigDict(frozen=True)
+    settings: Settings
+    origins: dict[str, str]
+
+    def rows(self) -> list[tuple[str, object, str]]:
+        """`(name, value, origin)` of every setting, secrets masked."""
+        values = self.settings.model_dump()
+        return [
+            (name, "********" if name in SECRETS and value else value, self.origins.get(name, "default"))
+            for name, value in values.items()
+        ]
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **arguments: object) -> LoadedSettings:
+    """Read the settings from all their places. Raises `ConfigurationError` naming the setting."""
+    environ = os.environ if environ is None else environ
+    found: dict[str, tuple[object, str]] = {name: (value, "argument") for name, value in arguments.items()}
+    for layer in (_from_environment(environ), _from_file(environ)):
+        found = {**layer, **found}
+    profile = str(found.get("profile", ("local", ""))[0])
+    found = {**_from_profile(profile), **found}
+    for name, value in _derived(found, profile).items():
+        found.setdefault(name, (value, "default"))
+    try:
+        settings = Settings.model_validate({name: value for name, (value, _) in found.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "settings"
+        raise ConfigurationError(key=key, value=_shown(key, first["input"]), expected=first["msg"]) from error
+    return LoadedSettings(settings=settings, origins={name: origin for name, (_, origin) in found.items()})
+
+
+def _shown(key: str, value: object) -> object:
+    return "********" if key in SECRETS else (value if key != "settings" else "...")
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    found: dict[str, tuple[object, str]] = {}
+    for name in Settings.model_fields:
+        for variable in AWS_NAMES.get(name, (f"MDSTORE_{name.upper()}",)):
+            if environ.get(variable):
+                found.setdefault(name, (environ[variable], variable))
+    known = {f"MDSTORE_{name.upper()}" for name in Settings.model_fields if name not in AWS_NAMES} | {"MDSTORE_CONFIG"}
+    for variable in environ:
+        if variable.startswith("MDSTORE_") and variable not in known:
+            raise ConfigurationError(key=variable, value=environ[variable], expected="the name of a setting")
+    return found
+
+
+def _from_file(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    named = environ.get("MDSTORE_CONFIG")
+    path = Path(named) if named else DEFAULT_FILE
+    if not path.is_file():
+        if named:
+            raise ConfigurationError(key="MDSTORE_CONFIG", value=named, expected="a file")
+        return {}
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(key="MDSTORE_CONFIG", value=str(path), expected=f"TOML ({error})") from error
+    return {name: (value, str(path)) for name, value in values.items()}
+
+
+def _from_profile(profile: str) -> dict[str, tuple[object, str]]:
+    if profile != "local":
+        return {}
+    values = {**_LOCAL, "endpoint_url": f"http://127.0.0.1:{LOCAL_PORT}"}
+    return {name: (value, "profile local") for name, value in values.items()}
+
+
+def _derived(found: Mapping[str, tuple[object, str]], profile: str) -> dict[str, str]:
+    namespace = str(found.get("namespace", ("mdstore", ""))[0])
+    if profile == "aws":
+        for key in ("region", "bucket"):
+            if not found.get(key, ("", ""))[0]:
+                raise ConfigurationError(key=key, value="", expected="a value in the profile aws")
+    return {
+        "bucket": f"{namespace}-payloads",
+        "records_table": f"{namespace}-records",
+        "ledger_table": f"{namespace}-ledger",
+        "results_table": f"{namespace}-results",
+        "queue": namespace,
+        "dead_letter_queue": f"{namespace}-dead-letters",
+    }

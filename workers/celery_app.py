@@ -1,0 +1,5 @@
+"""`celery -A workers.celery_app worker`: the same worker as `mdstore worker`."""
+
+from mdstore.queue import create_app
+
+app = create_app()

@@ -20,7 +20,18 @@ _ABSENT = "(attribute_not_exists(pk) OR attribute_exists(#deleted))"
 _NEWER = "(attribute_not_exists(#sequence) OR #sequence < :sequence)"
 _NAMES = {
     f"#{name}": name
-    for name in ("entity", "key", "data", "blob", "version", "sequence", "updated_at", "updated_by", "deleted", "expires_at")
+    for name in (
+        "entity",
+        "key",
+        "data",
+        "blob",
+        "version",
+        "sequence",
+        "updated_at",
+        "updated_by",
+        "deleted",
+        "expires_at",
+    )
 }
 _NEEDS_RECORD = frozenset({"update", "patch", "delete", "check"})
 
@@ -107,7 +118,11 @@ def _conditions(operation: Operation, based_on: int | None) -> tuple[list[str], 
 
 
 def _change(operation: Operation, data: Any | Blob, stamp: Stamp) -> tuple[str, Item]:
-    changes = ["#version = if_not_exists(#version, :zero) + :one", "#updated_at = :updated_at", "#updated_by = :updated_by"]
+    changes = [
+        "#version = if_not_exists(#version, :zero) + :one",
+        "#updated_at = :updated_at",
+        "#updated_by = :updated_by",
+    ]
     values: dict[str, Any] = {":zero": 0, ":one": 1, ":updated_at": stamp.updated_at, ":updated_by": stamp.updated_by}
     changes += ["#entity = :entity", "#key = :key"]
     values |= {":entity": operation.entity, ":key": operation.key}

@@ -94,7 +94,12 @@ class Client:
         return self.store.ingestor.status(request_id)
 
     def wait(
-        self, request_id: str, *, timeout: float = 60.0, interval: float = 0.2, progress: Callable[[Request], None] | None = None
+        self,
+        request_id: str,
+        *,
+        timeout: float = 60.0,
+        interval: float = 0.2,
+        progress: Callable[[Request], None] | None = None,
     ) -> Request:
         """Return the request when its state is final. Raises `Unavailable` after `timeout` seconds."""
         deadline = time.monotonic() + timeout

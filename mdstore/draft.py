@@ -62,7 +62,7 @@ class Draft:
     def __init__(self, *, validator: Validator, settings: Settings) -> None:
         self._validator = validator
         self._settings = settings
-        self._spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)
+        self._spool = _spool()
         self._ends = array("Q", [0])
         self._indexes = array("Q")
         self._partition = Partition()
@@ -104,7 +104,7 @@ class Draft:
         """Cut into lanes and compress. Raises `PayloadTooLarge` where one key or group makes a lane too large."""
         for refused in self.refused_groups():
             self._note_refusal(refused)
-        body: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)
+        body = _spool()
         lanes: list[Section] = []
         wanted = self._settings
         for positions in self._partition.lanes(operations=wanted.lane_operations, size=wanted.lane_bytes):
@@ -201,9 +201,14 @@ class _Compressor:
         return section
 
 
+def _spool() -> IO[bytes]:
+    """A file that lives in memory while it is small; its user closes it."""
+    return tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)
+
+
 def _assembled(header: Header, sections: IO[bytes]) -> Encoded:
     text = exactjson.dumps(header)
-    body: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)
+    body = _spool()
     body.write(MAGIC + len(text).to_bytes(4, "big") + text)
     sections.seek(0)
     while chunk := sections.read(2**20):

@@ -37,8 +37,9 @@ class LaneSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as the ledger knows it. `early` counts what was refused before anything was sent; `counts` cover all
-    lanes once the state is final.
+    """A request as the ledger knows it.
+
+    `early` counts what was refused before anything was sent; `counts` cover all lanes once the state is final.
     """
 
     request_id: str
@@ -104,7 +105,11 @@ class Ledger:
     def start(self, reference: Reference, *, operations: int, refused: Mapping[str, int]) -> Request:
         """Accepted or failed -> running; also from nothing, when the producer's own note is late or lost."""
         now = _milliseconds(self._clock())
-        defaults = {**_request_values(reference, operations, refused), "accepted_at": now, "expires_at": self.expires_at()}
+        defaults = {
+            **_request_values(reference, operations, refused),
+            "accepted_at": now,
+            "expires_at": self.expires_at(),
+        }
         changed = self._update(
             reference.request_id,
             always={"state": State.RUNNING, "started_at": now},
@@ -182,11 +187,13 @@ class Ledger:
 
     def receipt_put(self, request_id: str, lane: int, receipt: Receipt) -> dict[str, Any]:
         """The action that writes a receipt as part of its transaction, and cancels it where the receipt exists."""
-        item = to_item({
-            **receipt_key(request_id, lane, receipt.number),
-            "refused": [msgspec.to_builtins(refusal) for refusal in receipt.refused] or None,
-            "expires_at": self.expires_at(),
-        })
+        item = to_item(
+            {
+                **receipt_key(request_id, lane, receipt.number),
+                "refused": [msgspec.to_builtins(refusal) for refusal in receipt.refused] or None,
+                "expires_at": self.expires_at(),
+            }
+        )
         return {
             "Put": {
                 "TableName": self._table,

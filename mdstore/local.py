@@ -105,7 +105,9 @@ class EmbeddedAws:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _check_port(self) -> None:
@@ -125,7 +127,9 @@ class EmbeddedAws:
         deadline = time.monotonic() + _STARTS_WITHIN
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise MdstoreError(f"the embedded AWS ended at once with exit code {process.returncode}; its log: {self._log}")
+                raise MdstoreError(
+                    f"the embedded AWS ended at once with exit code {process.returncode}; its log: {self._log}"
+                )
             try:
                 with urllib.request.urlopen(f"{self.url}/_ministack/health", timeout=2):  # noqa: S310  our own child
                     return

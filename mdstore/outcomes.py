@@ -126,7 +126,9 @@ class Verifier:
             found.fault(f"{request.operations - len(seen)} of {request.operations} operations have no outcome")
         counts = (sum(request.counts.applied.values()), sum(request.counts.refused.values()))
         if counts != (found.applied, found.refused):
-            found.fault(f"the ledger counts {counts} applied and refused, the receipts {(found.applied, found.refused)}")
+            found.fault(
+                f"the ledger counts {counts} applied and refused, the receipts {(found.applied, found.refused)}"
+            )
         return found
 
     def _count(self, found: Verification, outcomes: list[Outcome], seen: set[int]) -> None:

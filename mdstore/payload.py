@@ -132,7 +132,9 @@ class Payloads:
 
     def _lines(self, reference: Reference, section: Section) -> Iterator[bytes]:
         if section.raw > self._max_lane_bytes:
-            raise Untrusted(f"a part of {reference.payload!r} claims {section.raw} bytes, at most {self._max_lane_bytes}")
+            raise Untrusted(
+                f"a part of {reference.payload!r} claims {section.raw} bytes, at most {self._max_lane_bytes}"
+            )
         _, body_start, first = self._cached(reference)
         start, end = body_start + section.offset, body_start + section.offset + section.length
         data = first[start:end] if end <= len(first) else self._objects.get(reference.payload, start, end)
@@ -178,7 +180,12 @@ class Payloads:
 
 def _reference(header: Header, key: str, digest: str) -> Reference:
     return Reference(
-        v=header.v, request_id=header.request_id, payload=key, digest=digest, lanes=len(header.lanes), source=header.source
+        v=header.v,
+        request_id=header.request_id,
+        payload=key,
+        digest=digest,
+        lanes=len(header.lanes),
+        source=header.source,
     )
 
 

@@ -12,6 +12,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mdstore.model import Indexed, Operation, Reason, Refusal
 
@@ -93,11 +94,11 @@ def pack(operations: Sequence[Indexed]) -> list[list[Transaction]]:
     """Pack a lane into waves of transactions.
 
     Waves run one after the other, the transactions of a wave in parallel. Within a wave each key occurs once, so the order
-    per key is the order of the waves. Groups that interleave on their keys cannot all be atomic and in order: those
-    that are in the way are refused as invalid.
+    per key is the order of the waves. Groups that interleave on their keys cannot all be atomic and in order: one of
+    them is refused as invalid.
     """
     units = _units(operations)
-    waves, stuck = _schedule(units)
+    waves, interleaved = _schedule(units)
     packed: list[list[Transaction]] = []
     number = 0
     for wave in waves:
@@ -105,8 +106,8 @@ def pack(operations: Sequence[Indexed]) -> list[list[Transaction]]:
         for chosen in _fill(wave):
             packed[-1].append(Transaction(number=number, operations=chosen))
             number += 1
-    for start in range(0, len(stuck), MAX_ACTIONS):
-        refused = tuple(_interleaved(item) for item in stuck[start : start + MAX_ACTIONS])
+    for start in range(0, len(interleaved), MAX_ACTIONS):
+        refused = tuple(_interleaved(item) for item in interleaved[start : start + MAX_ACTIONS])
         packed.append([Transaction(number=number, operations=(), refused=refused)])
         number += 1
     return packed
@@ -127,39 +128,66 @@ def _units(operations: Sequence[Indexed]) -> list[Unit]:
 
 
 def _schedule(units: list[Unit]) -> tuple[list[list[Unit]], list[Indexed]]:
-    """Each unit's wave is one after the last wave of the units before it on any of its keys.
+    """The waves, and the operations of groups that had to be refused.
 
-    Units are taken as they become ready, the first in the request first. What never becomes ready is returned apart.
+    Groups that wait for each other form a circle: its last group is left out, and the rest is scheduled anew.
     """
-    queues: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    for number, unit in enumerate(units):
-        for item in unit:
-            queues[item.operation.entity, item.operation.key].append((item.index, number))
-    followers: dict[int, list[int]] = defaultdict(list)
-    waiting = [0] * len(units)
-    for queue in queues.values():
-        queue.sort()
-        for (_, before), (_, after) in zip(queue, queue[1:], strict=False):
-            if before != after:
-                followers[before].append(after)
-                waiting[after] += 1
+    refused: list[Indexed] = []
+    while True:
+        waves, circle = _waves(units)
+        if not circle:
+            return waves, refused
+        last = max(number for number in circle if units[number][0].operation.group is not None)
+        refused += units[last]
+        units = units[:last] + units[last + 1 :]
+
+
+def _waves(units: list[Unit]) -> tuple[list[list[Unit]], list[int]]:
+    """Each unit's wave is one after the last wave of the units before it on any of its keys; or a circle of units."""
+    before, after = _order(units)
+    waiting = [len(numbers) for numbers in before]
     ready = [number for number, count in enumerate(waiting) if not count]
     wave_of = [0] * len(units)
     waves: list[list[Unit]] = []
-    done = 0
-    while ready:
-        number = heapq.heappop(ready)
-        done += 1
+    for _ in units:
+        if not ready:
+            return [], _circle(before, waiting)
+        number = heapq.heappop(ready)  # the first in the request first
         if wave_of[number] == len(waves):
             waves.append([])
         waves[wave_of[number]].append(units[number])
-        for follower in followers[number]:
+        for follower in after[number]:
             wave_of[follower] = max(wave_of[follower], wave_of[number] + 1)
             waiting[follower] -= 1
             if not waiting[follower]:
                 heapq.heappush(ready, follower)
-    stuck = [item for number, unit in enumerate(units) if waiting[number] for item in unit] if done < len(units) else []
-    return waves, stuck
+    return waves, []
+
+
+def _order(units: list[Unit]) -> tuple[list[set[int]], list[set[int]]]:
+    """For each unit, the units that come right before and right after it on one of its keys."""
+    queues: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for number, unit in enumerate(units):
+        for item in unit:
+            queues[item.operation.entity, item.operation.key].append((item.index, number))
+    before: list[set[int]] = [set() for _ in units]
+    after: list[set[int]] = [set() for _ in units]
+    for queue in queues.values():
+        queue.sort()
+        for (_, first), (_, second) in pairwise(queue):
+            before[second].add(first)
+            after[first].add(second)
+    return before, after
+
+
+def _circle(before: list[set[int]], waiting: list[int]) -> list[int]:
+    """Units that wait for each other: follow what a waiting unit waits for until one comes again."""
+    path: list[int] = []
+    number = next(number for number, count in enumerate(waiting) if count)
+    while number not in path:
+        path.append(number)
+        number = min(one for one in before[number] if waiting[one])
+    return path[path.index(number) :]
 
 
 def _fill(wave: list[Unit]) -> Iterator[tuple[Indexed, ...]]:
@@ -185,5 +213,10 @@ def refusal(item: Indexed, reason: Reason, detail: str = "") -> Refusal:
     """The refusal of one operation."""
     operation = item.operation
     return Refusal(
-        index=item.index, reason=reason, detail=detail[:500], op=operation.op, entity=operation.entity, key=operation.key
+        index=item.index,
+        reason=reason,
+        detail=detail[:500],
+        op=operation.op,
+        entity=operation.entity,
+        key=operation.key,
     )

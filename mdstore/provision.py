@@ -32,17 +32,19 @@ def provision(settings: Settings) -> Iterator[tuple[str, str, bool]]:
 def _bucket(aws: Aws, settings: Settings) -> bool:
     try:
         aws.s3.head_bucket(Bucket=settings.bucket)
-        return False
     except ClientError as error:
         if error.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
             raise
+    else:
+        return False
     place: dict[str, Any] = {}
     if settings.region != "us-east-1":
         place["CreateBucketConfiguration"] = {"LocationConstraint": settings.region}
     aws.s3.create_bucket(Bucket=settings.bucket, **place)
     closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     aws.s3.put_public_access_block(
-        Bucket=settings.bucket, PublicAccessBlockConfiguration=dict.fromkeys(closed, True)  # type: ignore[arg-type]
+        Bucket=settings.bucket,
+        PublicAccessBlockConfiguration=dict.fromkeys(closed, True),  # type: ignore[arg-type]
     )
     return True
 
@@ -86,7 +88,5 @@ def _table(aws: Aws, name: str, key: list[tuple[str, Any]], *, ttl: str) -> bool
     client.get_waiter("table_exists").wait(TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
     current = client.describe_time_to_live(TableName=name)["TimeToLiveDescription"]
     if current.get("TimeToLiveStatus") not in ("ENABLED", "ENABLING"):
-        client.update_time_to_live(
-            TableName=name, TimeToLiveSpecification={"Enabled": True, "AttributeName": ttl}
-        )
+        client.update_time_to_live(TableName=name, TimeToLiveSpecification={"Enabled": True, "AttributeName": ttl})
     return created

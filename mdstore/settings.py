@@ -107,7 +107,9 @@ class Settings(BaseModel):
                 f" = {self.prefetch * self.task_time_limit}"
             )
         if self.lane_budget >= self.task_time_limit:
-            raise ValueError(f"lane_budget={self.lane_budget}: expected less than task_time_limit={self.task_time_limit}")
+            raise ValueError(
+                f"lane_budget={self.lane_budget}: expected less than task_time_limit={self.task_time_limit}"
+            )
         if self.max_record_bytes > self.max_lane_bytes:
             raise ValueError(f"max_record_bytes={self.max_record_bytes}: expected at most {self.max_lane_bytes}")
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from mdstore.apikeys import ApiKeys
 from mdstore.aws import Aws
 from mdstore.blobs import Blobs
 from mdstore.entities import load_entities
@@ -34,9 +35,7 @@ class Store:
     def payloads(self) -> Payloads:
         """Payloads of requests."""
         settings = self.settings
-        return Payloads(
-            objects=self.objects, prefix=settings.payload_prefix, max_lane_bytes=settings.max_lane_bytes
-        )
+        return Payloads(objects=self.objects, prefix=settings.payload_prefix, max_lane_bytes=settings.max_lane_bytes)
 
     @cached_property
     def blobs(self) -> Blobs:
@@ -50,6 +49,11 @@ class Store:
         """Request states, lane summaries, receipts."""
         settings = self.settings
         return Ledger(dynamo=self.aws.dynamo, table=settings.ledger_table, retention_days=settings.receipt_days)
+
+    @cached_property
+    def api_keys(self) -> ApiKeys:
+        """Who may call the front door."""
+        return ApiKeys(dynamo=self.aws.dynamo, table=self.settings.ledger_table)
 
     @cached_property
     def records(self) -> Records:
@@ -66,9 +70,7 @@ class Store:
     @cached_property
     def ingestor(self) -> Ingestor:
         """The producer's half."""
-        return Ingestor(
-            payloads=self.payloads, ledger=self.ledger, validator=self.validator, settings=self.settings
-        )
+        return Ingestor(payloads=self.payloads, ledger=self.ledger, validator=self.validator, settings=self.settings)
 
     @cached_property
     def writer(self) -> Writer:

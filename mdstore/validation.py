@@ -32,7 +32,7 @@ _decoder = msgspec.json.Decoder(Operation, float_hook=Decimal)
 _NEEDS_DATA = frozenset({"insert", "update", "patch", "upsert"})
 
 
-class Flaw(Exception):  # noqa: N818  a finding about one operation, which the caller reports with its index
+class Flaw(Exception):
     """What is wrong with one operation: `field`, `why`, and `reason` (`invalid` or `too_large`)."""
 
     def __init__(self, field: str, why: str, *, reason: Reason = Reason.INVALID) -> None:
@@ -88,7 +88,9 @@ class Validator:
         if operation.expect_version is not None and (operation.op == "insert" or operation.expect_version < 1):
             raise Flaw("expect_version", "must be at least 1, and not be given with insert")
         if operation.sequence is not None and (operation.op == "check" or abs(operation.sequence) > MAX_SEQUENCE):
-            raise Flaw("sequence", f"must be between -10^37 and 10^37, and not be given with check: {operation.sequence}")
+            raise Flaw(
+                "sequence", f"must be between -10^37 and 10^37, and not be given with check: {operation.sequence}"
+            )
         if operation.group is not None and not 0 < len(operation.group) <= MAX_GROUP_CHARACTERS:
             raise Flaw("group", f"must have 1-{MAX_GROUP_CHARACTERS} characters")
 

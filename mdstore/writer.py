@@ -214,9 +214,7 @@ class Writer:
 
     # -- send and read the answer
 
-    def _send(
-        self, job: _Job, drafts: Sequence[_Draft], receipt: Receipt
-    ) -> tuple[Receipt | None, list[Refusal]]:
+    def _send(self, job: _Job, drafts: Sequence[_Draft], receipt: Receipt) -> tuple[Receipt | None, list[Refusal]]:
         """Returns the transaction's receipt, or the operations to take out; neither when a patch must be based anew."""
         reference = job.reference
         actions = self._actions(job, drafts, receipt.number)
@@ -249,9 +247,7 @@ class Writer:
             job.receipts = self._ledger.receipts(job.reference.request_id, job.lane)
         return former
 
-    def _read_reasons(
-        self, job: _Job, drafts: Sequence[_Draft], cancelled: TransactionCancelled
-    ) -> list[Refusal]:
+    def _read_reasons(self, job: _Job, drafts: Sequence[_Draft], cancelled: TransactionCancelled) -> list[Refusal]:
         found: list[Refusal] = []
         moved = False
         for draft, reason in zip(drafts, cancelled.reasons, strict=False):

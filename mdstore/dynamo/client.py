@@ -19,7 +19,14 @@ from botocore.exceptions import HTTPClientError
 from botocore.httpsession import URLLib3Session
 
 from mdstore.dynamo.retry import Retry
-from mdstore.errors import ConditionFailed, DeploymentBroken, MdstoreError, RequestRejected, TransactionCancelled, Unavailable
+from mdstore.errors import (
+    ConditionFailed,
+    DeploymentBroken,
+    MdstoreError,
+    RequestRejected,
+    TransactionCancelled,
+    Unavailable,
+)
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -46,7 +53,7 @@ class Credentials(Protocol):
 class DynamoClient:
     """Calls to one DynamoDB endpoint. Safe to share between threads, not across a fork."""
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         *,
         credentials: Credentials,
@@ -64,8 +71,8 @@ class DynamoClient:
         # Without TCP_NODELAY each call waits 40 ms for the peer's delayed acknowledgement.
         self._http = URLLib3Session(
             max_pool_connections=connections,
-            timeout=(connect_timeout, read_timeout),
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+            timeout=(connect_timeout, read_timeout),  # type: ignore[arg-type]  # the stubs are narrower than the code
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # type: ignore[list-item]
         )
 
     def call(self, operation: str, body: Mapping[str, Any] | bytes, *, deadline: float | None = None) -> Any:

@@ -69,8 +69,9 @@ def from_item(item: Item) -> dict[str, Any]:
 
 
 def item_size(item: Item) -> int:
-    """Bytes that DynamoDB counts for an item
-    (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html).
+    """Bytes that DynamoDB counts for an item.
+
+    Source: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
     """
     return sum(len(name.encode()) + attribute_size(value) for name, value in item.items())
 

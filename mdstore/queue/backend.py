@@ -89,7 +89,7 @@ class DynamoBackend(KeyValueStoreBackend):
         item = to_item({"id": _join_key(header.id), "size": len(header.results), "ttl": self._expires()})
         self._dynamo.call("PutItem", {"TableName": self._table, "Item": item})
 
-    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:  # noqa: ARG002
         """Note that a part returned; the part that completes the set publishes the callback."""
         group, index = request.group, request.group_index
         if not group or index is None:
@@ -118,7 +118,7 @@ class DynamoBackend(KeyValueStoreBackend):
         """Publish the callback, then note it: in this order a crash repeats the callback and never loses it."""
         try:
             results = self._results(group, needed=failed or not callback.immutable)
-        except Exception as error:  # noqa: BLE001  a part's own exception, of any class
+        except Exception as error:
             self.chord_error_from_stack(callback, ChordError(f"a part of the chord failed: {error!r}"))
         else:
             callback.delay(results)

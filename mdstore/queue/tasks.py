@@ -1,8 +1,8 @@
 """The three tasks: message -> library call -> outcome, and nothing else.
 
-    ingest       one lane: apply it and finish here; many: chord(group(apply_lane * N), finish)
-    apply_lane   one lane
-    finish       the request's final state, from the lane summaries in the ledger
+ingest       one lane: apply it and finish here; many: chord(group(apply_lane * N), finish)
+apply_lane   one lane
+finish       the request's final state, from the lane summaries in the ledger
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = get_task_logger(__name__)
 _FINISH_TRIES = 360
 
 
-class StoreTask(Task):  # type: ignore[misc]  # celery has no types
+class StoreTask(Task):
     """A task that decides by the class of an error what becomes of its message."""
 
     abstract = True
@@ -54,7 +54,7 @@ class StoreTask(Task):  # type: ignore[misc]  # celery has no types
             logger.warning("%s: postponed: %s", self.name, error)
             raise self.retry(exc=error, countdown=random.uniform(0.5, 5.0), max_retries=None) from error  # noqa: S311
         except Untrusted as error:
-            logger.error("%s: dead-lettered: %s", self.name, error)
+            logger.error("%s: dead-lettered: %s", self.name, error)  # noqa: TRY400  its text says all
             dead_letter(self.store, task=self.name, message=message, reason=str(error), receives=self.receives)
             raise Ignore from error
         except DeploymentBroken as error:

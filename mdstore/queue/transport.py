@@ -19,7 +19,7 @@ class Channel(SQS.Channel):
         """Make a client of the project's own; kombu's would want keys in the broker's URL."""
         return self.transport_options["client_factory"]()
 
-    @cached_property
+    @cached_property  # type: ignore[untyped-decorator]
     def predefined_queues(self) -> dict[str, dict[str, Any]]:
         """The queues with their URLs, asked for once a connection, so that creating an app needs no network."""
         known: dict[str, dict[str, Any]] | None = getattr(self.connection, "known_queues", None)

@@ -1,0 +1,81 @@
+"""The main job on real data: 28,426 airports, then the 722 changes of half a year, through S3, SQS, Celery and DynamoDB.
+
+Runs the same commands as a user would, against a stack of its own on free ports, and ends with a comparison of the final
+state's SHA-256 with the one that the data's own package gives. Exit code 0 means that everything was as expected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import airportsdata
+
+from mdstore.stack import Stack
+
+CHANGES = Path(__file__).with_name("airport-changes-20260315-20260905.jsonl")
+EXPECTED = "58aa7e6374e9eeb7515032e12fcb2a95eba60d42a18455f247521f698a309bce"
+LOAD, CHANGE = "demo/airports-20260315", "demo/changes-20260905"
+
+
+def write_airports(path: Path) -> int:
+    """Write one insert an airport; floats without a fraction as integers. Returns how many."""
+    airports = airportsdata.load("ICAO")
+    with path.open("w", encoding="utf-8") as file:
+        for key, airport in airports.items():
+            data = {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in airport.items()}
+            operation = {"op": "insert", "entity": "airport", "key": key, "data": data}
+            file.write(json.dumps(operation, ensure_ascii=False) + "\n")
+    return len(airports)
+
+
+def digest(export: Path) -> tuple[int, str]:
+    """Number of records, and SHA-256 of `{"airport": {key: data}}` with sorted keys, compact, UTF-8."""
+    records = {}
+    with export.open(encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            records[record["key"]] = record["data"]
+    text = json.dumps({"airport": records}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return len(records), hashlib.sha256(text.encode()).hexdigest()
+
+
+def main() -> int:
+    """Run the demo; returns the exit code."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mdstore-demo-") as directory:
+        work = Path(directory)
+        airports, export = work / "airports.jsonl", work / "export.jsonl"
+        count = write_airports(airports)
+        print(f"{count:,} airports of airportsdata {airportsdata.__version__}; starting the stack", flush=True)
+        with Stack(log_dir=work, report=print) as stack:
+
+            def mdstore(*arguments: str) -> None:
+                print(f"\n$ mdstore {' '.join(arguments)}", flush=True)
+                subprocess.run([sys.executable, "-m", "mdstore", *arguments], env=stack.environ, check=True)  # noqa: S603
+
+            try:
+                mdstore("load", os.fspath(airports), "--request-id", LOAD, "--source", "demo")
+                mdstore("load", os.fspath(CHANGES), "--request-id", CHANGE, "--source", "demo")
+                mdstore("verify", LOAD)
+                mdstore("verify", CHANGE)
+                mdstore("get", "airport", "EDDB")
+                mdstore("export", "--entity", "airport", "--out", os.fspath(export))
+            except subprocess.CalledProcessError as error:
+                print(f"{error}\n{(work / 'worker.log').read_text(errors='replace')[-5000:]}", file=sys.stderr)
+                return 1
+        records, found = digest(export)
+        print(f"\n{records:,} records, SHA-256 {found}")
+        print(f"expected        SHA-256 {EXPECTED}: {'equal' if found == EXPECTED else 'DIFFERENT'}")
+        print(f"{time.monotonic() - began:.0f} s in all; the stack is stopped")
+        return 0 if found == EXPECTED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

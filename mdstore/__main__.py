@@ -1,0 +1,6 @@
+"""`python -m mdstore`."""
+
+from mdstore.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -65,14 +65,8 @@ class ApiKeys:
         allowed = sorted(_checked(scopes))
         key = PREFIX + secrets.token_urlsafe(32)
         values = {"source": source, "scopes": allowed, "created_at": round(self._clock() * 1000)}
-        self._dynamo.call(
-            "PutItem",
-            {
-                "TableName": self._table,
-                "Item": to_item({**_place(_digest(key)), **values}),
-                "ConditionExpression": "attribute_not_exists(pk)",
-            },
-        )
+        # Without a condition: a try whose answer was lost may be repeated, and 256 random bits do not meet again.
+        self._dynamo.call("PutItem", {"TableName": self._table, "Item": to_item({**_place(_digest(key)), **values})})
         return key
 
     def find(self, key: str) -> ApiKey | None:

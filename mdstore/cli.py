@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec
+from typing import IO, Any, NoReturn, ParamSpec
 
 import click
 import msgspec
@@ -355,7 +355,7 @@ def export(entity: str | None, out: Path | None, as_json: bool) -> None:
     """All records as JSON Lines: entity, key, version, data."""
     count = 0
     with ExitStack() as stack:
-        target = stack.enter_context(out.open("wb")) if out else click.get_binary_stream("stdout")
+        target: IO[bytes] = stack.enter_context(out.open("wb")) if out else sys.stdout.buffer
         for record in Client().export(entity):
             line = {"entity": record.entity, "key": record.key, "version": record.version, "data": record.data}
             target.write(exactjson.dumps(line) + b"\n")

@@ -1,0 +1,169 @@
+"""Every failure as a problem document (RFC 9457), and the one place where errors become answers.
+
+A problem has `type`, `title`, `status`, `detail`, `instance`; with 422 also `errors` (index, field and reason of each
+flaw; index is null where no operation is at fault) and `count` (of all flaws, where not all are shown). What went wrong
+inside is logged and never told to the caller.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from botocore.exceptions import BotoCoreError, ClientError
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from kombu.exceptions import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from mdstore import exactjson
+from mdstore.errors import (
+    DeploymentBroken,
+    InvalidOperations,
+    InvalidRequest,
+    MdstoreError,
+    NotFound,
+    PayloadTooLarge,
+    RequestConflict,
+    Unavailable,
+)
+from mdstore.validation import Flaw
+
+logger = logging.getLogger(__name__)
+MEDIA_TYPE = "application/problem+json"
+_PRIVATE = "The call failed here, and the cause was logged. It was not acknowledged."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How a class of errors is told. `detail` stands in for the error's own words where those are for the operator."""
+
+    status: int
+    name: str
+    title: str
+    detail: str = ""
+    retry_after: int | None = None  # seconds
+
+
+_UNAVAILABLE = Kind(
+    status=503,
+    name="unavailable",
+    title="The store cannot answer now",
+    detail="The call was not acknowledged. Send the same again later; with the same Idempotency-Key that is harmless.",
+    retry_after=5,
+)
+_BROKEN = Kind(
+    status=503,
+    name="deployment-broken",
+    title="The deployment is broken",
+    detail="The call was not acknowledged. The operator has to mend the deployment; the cause was logged.",
+    retry_after=60,
+)
+#: The nearest class in an error's ancestry decides.
+_KINDS: Mapping[type[Exception], Kind] = {
+    InvalidOperations: Kind(
+        status=422, name="invalid-operations", title="Some operations are invalid; nothing was stored"
+    ),
+    PayloadTooLarge: Kind(status=413, name="too-large", title="More than one request may hold"),
+    InvalidRequest: Kind(status=422, name="invalid-request", title="The call is invalid"),
+    Flaw: Kind(status=422, name="invalid-request", title="The call is invalid"),
+    RequestValidationError: Kind(status=422, name="invalid-request", title="The call is invalid"),
+    RequestConflict: Kind(status=409, name="request-conflict", title="The idempotency key was used for other content"),
+    NotFound: Kind(status=404, name="not-found", title="Not found"),
+    Unavailable: _UNAVAILABLE,
+    DeploymentBroken: _BROKEN,
+    MdstoreError: Kind(status=500, name="internal", title="Internal error", detail=_PRIVATE),
+    # The broker's connection is kombu's, which lets botocore's own errors through.
+    OperationalError: _UNAVAILABLE,
+    BotoCoreError: _UNAVAILABLE,
+    ClientError: _BROKEN,
+    ClientDisconnect: Kind(
+        status=400, name="incomplete", title="The body ended before its end", detail="Send it again."
+    ),
+    Exception: Kind(status=500, name="internal", title="Internal error", detail=_PRIVATE),
+}
+
+
+def install(api: FastAPI) -> None:
+    """Answer every error of `api` with a problem document."""
+    for kind in _KINDS:
+        api.add_exception_handler(kind, _on_error)
+    api.add_exception_handler(HTTPException, _on_http_error)
+
+
+def answer(
+    request: Request,
+    *,
+    status: int,
+    title: str,
+    detail: str,
+    name: str = "",
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Response:
+    """A problem document; `more` are its extension members."""
+    document = {
+        "type": f"urn:mdstore:problem:{name}" if name else "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": quote(request.scope["path"]),
+        **more,
+    }
+    return Response(exactjson.dumps(document), status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of problem answers."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    kind = next(_KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in _KINDS)
+    if kind.status >= 500:
+        logger.error("%s %s: %s", request.method, request.scope["path"], kind.name, exc_info=error)
+    headers = {"Retry-After": str(kind.retry_after)} if kind.retry_after else {}
+    more = _flaws(error) if kind.status == 422 else {}
+    detail = kind.detail or _words(error)
+    return answer(request, status=kind.status, title=kind.title, detail=detail, name=kind.name, headers=headers, **more)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  it is what this is registered for
+    phrase = HTTPStatus(error.status_code).phrase
+    return answer(request, status=error.status_code, title=phrase, detail=error.detail, headers=error.headers)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, NotFound) and error.kind not in ("request", "record"):
+        return "What this refers to is not there (any more)."
+    if isinstance(error, RequestValidationError):
+        return "; ".join(f"{flaw['field']}: {flaw['reason']}" for flaw in _flaws(error)["errors"])
+    return str(error)
+
+
+def _flaws(error: Exception) -> dict[str, Any]:
+    match error:
+        case InvalidOperations():
+            found = [_flaw(problem.field, problem.reason, problem.index) for problem in error.problems]
+            return {"errors": found, "count": error.count}
+        case InvalidRequest():
+            found = [_flaw(error.field, f"expected {error.expected}")]
+        case Flaw():
+            found = [_flaw(error.field, error.why)]
+        case RequestValidationError():
+            found = [_flaw(".".join(map(str, one["loc"][1:])), one["msg"]) for one in error.errors()]
+        case _:
+            found = []
+    return {"errors": found, "count": len(found)}
+
+
+def _flaw(field: str, reason: str, index: int | None = None) -> dict[str, Any]:
+    return {"index": index, "field": field, "reason": reason}

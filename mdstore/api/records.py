@@ -1,0 +1,106 @@
+"""Records: read strongly consistent, one by one or by page."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Header, Query
+from starlette.responses import Response
+
+from mdstore.api import answers, models, problems
+from mdstore.api.auth import Reader, TheClient
+from mdstore.errors import InvalidRequest
+from mdstore.records import Record
+from mdstore.validation import Flaw, check_entity, check_key
+
+router = APIRouter(tags=["records"])
+_ETAG = {"ETag": {"description": "The version, in quotes.", "schema": {"type": "string"}}}
+
+
+class _Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    S: str
+
+
+class _Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A record's primary key in DynamoDB JSON. It may be another entity's: a listing is a scan of the whole table."""
+
+    pk: _Text
+
+
+_position_decoder = msgspec.json.Decoder(_Position)
+
+
+@router.get(
+    "/v1/records/{entity}/{key:path}",
+    responses={
+        200: {"model": models.RecordModel, "headers": _ETAG},
+        304: {"description": "The version that If-None-Match names is the current one", "headers": _ETAG},
+        **problems.documented(401, 403, 404, 422, 503),
+    },
+)
+def record(
+    client: TheClient, _: Reader, entity: str, key: str, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    """One record."""
+    check_entity(entity)
+    check_key(key)
+    found = client.get(entity, key)
+    headers = {"ETag": f'"{found.version}"'}
+    if _names(if_none_match, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return answers.json(_shown(found), headers=headers)
+
+
+@router.get(
+    "/v1/records/{entity}",
+    responses={200: {"model": models.RecordPage}, **problems.documented(401, 403, 422, 503)},
+)
+def records(
+    client: TheClient,
+    _: Reader,
+    entity: str,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+    cursor: str | None = None,
+) -> Response:
+    """The records of an entity, a page at a time, in no order."""
+    check_entity(entity)
+    page, following = client.store.records.page(entity, limit=limit, cursor=_position(cursor) if cursor else None)
+    return answers.json({"records": [_shown(found) for found in page], "cursor": _cursor(following)})
+
+
+def _shown(found: Record) -> dict[str, Any]:
+    sequence = {} if found.sequence is None else {"sequence": found.sequence}
+    return {
+        "entity": found.entity,
+        "key": found.key,
+        "version": found.version,
+        **sequence,
+        "data": found.data,
+        "updated_at": answers.moment(found.updated_at),
+        "updated_by": found.updated_by,
+    }
+
+
+def _names(if_none_match: str | None, etag: str) -> bool:
+    """Whether the header names `etag`, by the weak comparison that RFC 9110 (13.1.2) asks for."""
+    names = {name.strip().removeprefix("W/") for name in (if_none_match or "").split(",")}
+    return etag in names or names == {"*"}
+
+
+def _cursor(position: Any) -> str | None:
+    return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=") if position else None
+
+
+def _position(cursor: str) -> dict[str, Any]:
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        position = _position_decoder.decode(text)
+        entity, _, key = position.pk.S.partition("#")
+        check_entity(entity)
+        check_key(key)
+    except (binascii.Error, ValueError, RecursionError, Flaw) as error:
+        raise InvalidRequest(field="cursor", value=cursor, expected="a cursor of a former page") from error
+    return {"pk": {"S": position.pk.S}}

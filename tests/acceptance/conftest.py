@@ -1,0 +1,82 @@
+"""One real stack for the tests that only use it: embedded AWS and a worker process, on ports of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdstore.client import Client
+from mdstore.stack import Stack
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished command: its exit code and output; `json` is its standard output decoded."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Ran]
+
+
+def cli_of(stack: Stack) -> Cli:
+    """Return a function that runs `mdstore ...` as its own process against `stack`."""
+
+    def run(*arguments: str, stdin: bytes = b"") -> Ran:
+        done = subprocess.run(
+            [sys.executable, "-m", "mdstore", *arguments],
+            env=stack.environ,
+            input=stdin,
+            capture_output=True,
+            timeout=280,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running stack without front door."""
+    log_dir = tmp_path_factory.mktemp("stack")
+    with Stack(log_dir=log_dir, with_api=False, environ={"MDSTORE_WAIT_TIME": "1"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cli(stack: Stack) -> Cli:
+    """Run `mdstore ...` against the shared stack."""
+    return cli_of(stack)
+
+
+@pytest.fixture(scope="session")
+def client(stack: Stack) -> Client:
+    """A client of the shared stack."""
+    return Client(stack.settings)
+
+
+@pytest.fixture
+def operations_file(tmp_path: Path) -> Callable[..., str]:
+    """Write operations (mappings) or raw lines (bytes) to a file; returns its path."""
+
+    def write(*lines: dict[str, Any] | bytes) -> str:
+        path = tmp_path / "operations.jsonl"
+        text = (line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode() for line in lines)
+        path.write_bytes(b"".join(line + b"\n" for line in text))
+        return str(path)
+
+    return write

@@ -1,0 +1,32 @@
+"""An app whose transport sends every message twice: `celery -A tests.acceptance.twice worker`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mdstore.queue import create_app
+from mdstore.queue.app import MdstoreApp
+from mdstore.queue.transport import Channel, Transport
+from mdstore.settings import Settings
+
+
+class TwiceChannel(Channel):
+    """Puts each message into the queue two times."""
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        super()._put(queue, message, **kwargs)
+        super()._put(queue, message, **kwargs)
+
+
+class TwiceTransport(Transport):
+    """The transport with such channels."""
+
+    Channel = TwiceChannel
+
+
+def twice_app(settings: Settings | None = None) -> MdstoreApp:
+    """An app that sends every message twice."""
+    return create_app(settings, broker_transport="tests.acceptance.twice:TwiceTransport")
+
+
+app = twice_app()

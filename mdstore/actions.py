@@ -46,12 +46,22 @@ class Stamp:
     tombstone_expires_at: int
 
 
-def action(operation: Operation, data: Any | Blob, stamp: Stamp, *, based_on: int | None = None) -> dict[str, Any]:
+def action(
+    operation: Operation,
+    data: Any | Blob,
+    stamp: Stamp,
+    *,
+    based_on: int | None = None,
+    over_tombstone: bool = False,
+) -> dict[str, Any]:
     """The action of one operation, in DynamoDB JSON.
 
     `data` is what the record becomes: marshalled data, or a pointer to it. `based_on` is the version that a patch was
-    computed from; the write is cancelled when the record has moved on since.
+    computed from; the write is cancelled when the record has moved on since. An insert is a plain put, the cheapest
+    action there is, unless a former try has found a tombstone in its place, whose version it must go on counting.
     """
+    if operation.op == "insert" and not over_tombstone:
+        return {"Put": _put(operation, data, stamp)}
     conditions, values = _conditions(operation, based_on)
     body: dict[str, Any] = {
         "TableName": stamp.table,
@@ -99,6 +109,30 @@ def merged(target: Any, patch: Any) -> Any:
         else:
             result[name] = merged(result.get(name), value)
     return result
+
+
+def _put(operation: Operation, data: Any | Blob, stamp: Stamp) -> dict[str, Any]:
+    item = to_item(
+        {
+            "pk": primary_key(operation.entity, operation.key),
+            "entity": operation.entity,
+            "key": operation.key,
+            "version": 1,
+            "sequence": operation.sequence,
+            "updated_at": stamp.updated_at,
+            "updated_by": stamp.updated_by,
+        }
+    )
+    if isinstance(data, Blob):
+        item["blob"] = to_attribute(msgspec.to_builtins(data))
+    else:
+        item["data"] = data
+    return {
+        "TableName": stamp.table,
+        "Item": item,
+        "ConditionExpression": "attribute_not_exists(pk)",
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }
 
 
 def _conditions(operation: Operation, based_on: int | None) -> tuple[list[str], Item]:

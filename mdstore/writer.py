@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,11 +55,16 @@ class _Job:
 
 @dataclass(kw_only=True, slots=True)
 class _Draft:
-    """What one operation is about to do: its new data, marshalled or as pointer, and the version a patch is based on."""
+    """What one operation is about to do.
+
+    `data` is new data, marshalled or as pointer; `based_on` the version that a patch was merged into; `over_tombstone`
+    says that an insert has found one in its place.
+    """
 
     item: Indexed
     data: Any = None
     based_on: int | None = None
+    over_tombstone: bool = False
 
 
 class Writer:
@@ -152,24 +157,26 @@ class Writer:
     def _settle(self, job: _Job, transaction: Transaction) -> Receipt:
         """Bring one transaction to its receipt."""
         pending, refused = list(transaction.operations), list(transaction.refused)
+        tombstones: set[int] = set()
         while True:
             former = job.receipts.get(transaction.number)
             if former is not None:
                 return former
-            drafts, found = self._propose(pending)
+            drafts, found = self._propose(pending, tombstones)
             if not found:
                 receipt = Receipt(number=transaction.number, refused=tuple(refused))
                 former, found = self._send(job, drafts, receipt)
                 if former is not None:
                     return former
+                tombstones |= {draft.item.index for draft in drafts if draft.over_tombstone}
             pending, out = take_out(pending, found)
             refused += out
 
     # -- propose
 
-    def _propose(self, pending: Sequence[Indexed]) -> tuple[list[_Draft], list[Refusal]]:
+    def _propose(self, pending: Sequence[Indexed], tombstones: Set[int]) -> tuple[list[_Draft], list[Refusal]]:
         """What each operation will write, or the refusals that are certain before anything is sent."""
-        drafts = [_Draft(item=item) for item in pending]
+        drafts = [_Draft(item=item, over_tombstone=item.index in tombstones) for item in pending]
         refused = self._base_patches([draft for draft in drafts if draft.item.operation.op == "patch"])
         if refused:
             return drafts, refused
@@ -215,7 +222,8 @@ class Writer:
     # -- send and read the answer
 
     def _send(self, job: _Job, drafts: Sequence[_Draft], receipt: Receipt) -> tuple[Receipt | None, list[Refusal]]:
-        """Returns the transaction's receipt, or the operations to take out; neither when a patch must be based anew."""
+        """Returns the transaction's receipt, or the operations to take out; neither when the same must be tried
+        on what the records have become meanwhile."""
         reference = job.reference
         actions = self._actions(job, drafts, receipt.number)
         put = self._ledger.receipt_put(reference.request_id, job.lane, receipt)
@@ -238,7 +246,12 @@ class Writer:
             updated_at=round(now * 1000),
             tombstone_expires_at=int(now) + self._tombstone_seconds,
         )
-        return [action(draft.item.operation, draft.data, stamp, based_on=draft.based_on) for draft in drafts]
+        return [
+            action(
+                draft.item.operation, draft.data, stamp, based_on=draft.based_on, over_tombstone=draft.over_tombstone
+            )
+            for draft in drafts
+        ]
 
     def _noticed_redelivery(self, job: _Job, former: Receipt) -> Receipt:
         """A former delivery was here: read all that it left at once, and not one cancelled transaction after the other."""
@@ -254,9 +267,12 @@ class Writer:
             code = reason.get("Code")
             if code == "ConditionalCheckFailed":
                 verdict = judge(draft.item.operation, reason.get("Item"))
-                moved = moved or (verdict is None and draft.based_on is not None)
                 if verdict:
                     found.append(refusal(draft.item, *verdict))
+                elif draft.based_on is not None:
+                    moved = True
+                elif draft.item.operation.op == "insert" and not draft.over_tombstone:
+                    moved = draft.over_tombstone = True
             elif code == "ValidationError":
                 found.append(_invalid(draft.item, str(reason.get("Message", code))))
         if not found and not moved:

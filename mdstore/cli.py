@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from mdstore import exactjson
+from mdstore.apikeys import Scope
 from mdstore.client import Client
 from mdstore.errors import InvalidRequest, MdstoreError, NotFound
 from mdstore.files import read_operations
@@ -158,7 +159,7 @@ def api(host: str | None, port: int | None, as_json: bool) -> None:
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the final state.")
 @click.option("--timeout", default=3600.0, show_default=True, help="Seconds to wait.")
 @click.option("--entity", help="Of a table's rows.")
-@click.option("--key", help="The column of a table's keys.")
+@click.option("--key", "key_column", help="The column of a table's keys.")
 @click.option(
     "--op", type=click.Choice(["insert", "update", "patch", "upsert", "delete"]), default="upsert", show_default=True
 )
@@ -170,7 +171,7 @@ def load(
     wait: bool,
     timeout: float,
     entity: str | None,
-    key: str | None,
+    key_column: str | None,
     op: Any,
     as_json: bool,
 ) -> None:
@@ -180,7 +181,7 @@ def load(
     client = Client()
     summaries: list[dict[str, Any]] = []
     for file in files:
-        operations = read_operations(file, entity=entity, key=key, op=op)
+        operations = read_operations(file, entity=entity, key=key_column, op=op)
         name = request_id or f"load-{uuid.uuid4()}"
         with _progress(hidden=as_json) as bar:
             summaries.append(_load_one(client, bar, operations, name, source, timeout if wait else None))
@@ -387,6 +388,39 @@ def verify(request_id: str, as_json: bool) -> None:
         for fault in found.faults:
             results.print(_escaped(f"  {fault}"))
     sys.exit(0 if found.ok else UNVERIFIED)
+
+
+@main.group()
+def key() -> None:
+    """Bearer keys of the front door."""
+
+
+@key.command("create")
+@click.option("--source", required=True, help="Whom requests made with the key come from.")
+@click.option(
+    "--scope", "scopes", multiple=True, type=click.Choice(list(Scope)), default=("write", "read"), show_default=True
+)
+@json_option
+def create_key(source: str, scopes: tuple[str, ...], as_json: bool) -> None:
+    """Make a key and print it; only its digest is kept, so it cannot be printed again."""
+    made = Client().store.api_keys.create(source=source, scopes=scopes)
+    if as_json:
+        emit({"key": made, "source": source, "scopes": scopes})
+    else:
+        click.echo(made)
+
+
+@key.command("revoke")
+@json_option
+def revoke_key(as_json: bool) -> None:
+    """End the key that standard input holds; it never stands in a command line. Front doors notice within a minute."""
+    found = Client().store.api_keys.revoke(sys.stdin.readline().strip())
+    if as_json:
+        emit({"revoked": found})
+    elif found:
+        messages.print("revoked")
+    if not found:
+        raise NotFound("key", "on standard input")
 
 
 @main.command()

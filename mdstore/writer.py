@@ -222,8 +222,10 @@ class Writer:
     # -- send and read the answer
 
     def _send(self, job: _Job, drafts: Sequence[_Draft], receipt: Receipt) -> tuple[Receipt | None, list[Refusal]]:
-        """Returns the transaction's receipt, or the operations to take out; neither when the same must be tried
-        on what the records have become meanwhile."""
+        """Send; returns a former delivery's or the new receipt, or the operations to take out.
+
+        Neither, when the same must be tried on what the records have become meanwhile.
+        """
         reference = job.reference
         actions = self._actions(job, drafts, receipt.number)
         put = self._ledger.receipt_put(reference.request_id, job.lane, receipt)

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from mdstore.draft import Source
 from mdstore.errors import Unavailable
-from mdstore.ingest import Accepted, OnInvalid
+from mdstore.ingestor import Accepted, OnInvalid
 from mdstore.ledger import Request
 from mdstore.model import FINAL_STATES, Outcome
 from mdstore.outcomes import Only, Verification

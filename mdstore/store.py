@@ -8,7 +8,7 @@ from mdstore.apikeys import ApiKeys
 from mdstore.aws import Aws
 from mdstore.blobs import Blobs
 from mdstore.entities import load_entities
-from mdstore.ingest import Ingestor
+from mdstore.ingestor import Ingestor
 from mdstore.ledger import DAY, Ledger
 from mdstore.objects import Objects
 from mdstore.outcomes import Outcomes, Verifier

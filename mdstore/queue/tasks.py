@@ -19,7 +19,7 @@ from celery.result import AsyncResult
 from celery.utils.log import get_task_logger
 
 from mdstore.errors import DeploymentBroken, InvalidRequest, MdstoreError, Unavailable, Untrusted
-from mdstore.ingest import Accepted, OnInvalid
+from mdstore.ingestor import Accepted, OnInvalid
 from mdstore.ledger import LaneSummary, Request
 from mdstore.model import FINAL_STATES, Reference, State
 from mdstore.queue.app import MdstoreApp

@@ -1,0 +1,165 @@
+"""`mdstore up`, and every command and line of code of the README, as a new user would run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mdstore.local import free_port
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Up:
+    """A running `mdstore up`: its process, the environment of its users, its front door and bearer key."""
+
+    process: subprocess.Popen[str]
+    environ: dict[str, str]
+    api: str
+    key: str
+
+    def sh(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run shell commands as a user of the stack."""
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            env=self.environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def curl(self, arguments: str, *, key: bool = True) -> tuple[int, str]:
+        """`curl ARGUMENTS`; returns status and body."""
+        header = '-H "Authorization: Bearer $KEY"' if key else ""
+        ran = self.sh(f"curl -sS -w '\\n%{{http_code}}' {header} {arguments}")
+        assert ran.returncode == 0, ran.stderr
+        body, _, status = ran.stdout.rpartition("\n")
+        return int(status), body
+
+
+def start(port: int, api_port: int, log: Path) -> Up:
+    """Start `mdstore up` on the given ports and wait until it says that it is ready."""
+    environ = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "MDSTORE_WAIT_TIME": "1"}
+    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            ["mdstore", "up", "--json", "--port", str(port), "--api-port", str(api_port)],
+            env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, log.read_text()
+    ready = json.loads(line)
+    return Up(process, {**environ, "KEY": ready["key"]}, ready["api"], ready["key"])
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """A running `mdstore up`, ended with Ctrl-C."""
+    running = start(free_port(), free_port(), tmp_path_factory.mktemp("up") / "up.log")
+    yield running
+    running.process.send_signal(signal.SIGINT)
+    running.process.communicate(timeout=60)
+
+
+def block(language: str, containing: str) -> str:
+    """The README's code block in `language` that contains a text."""
+    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return next(text for text in blocks if containing in text)
+
+
+def test_curl_posts_a_request_and_reads_it_back(up: Up) -> None:
+    """A request posted with curl is applied and read back; repeats, conflicts and mistakes get their answers."""
+    post = f"-X POST '{up.api}/v1/requests?wait=20' -H 'Content-Type: application/json' -H 'Idempotency-Key: curl-1'"
+    body = '{"operations":[{"op":"insert","entity":"thing","key":"a/b","data":{"n":12345678901234567890123}}]}'
+
+    status, answer = up.curl(f"{post} -d '{body}'")
+    assert (status, json.loads(answer)["state"], json.loads(answer)["applied"]) == (200, "completed", 1)
+    status, record = up.curl(f"{up.api}/v1/records/thing/a/b")
+    assert (status, json.loads(record)["data"]) == (200, {"n": 12345678901234567890123})
+
+    assert up.curl(f"{post} -d '{body}'") == (200, answer)
+    assert up.curl(f"{post} -d '{body.replace('insert', 'upsert')}'")[0] == 409
+    status, answer = up.curl(f"{post}2 -d '{body.replace('insert', 'enter')}'")
+    assert status == 422
+    assert json.loads(answer)["errors"] == [{"index": 0, "field": "op", "reason": "Invalid enum value 'enter'"}]
+    assert up.curl(f"{post} -d '{body}'", key=False)[0] == 401
+    assert up.curl(f"{up.api}/v1/records/thing/a/b", key=False)[0] == 401
+
+
+def test_the_readmes_python_lines_do_what_their_comments_say(up: Up) -> None:
+    """The README's Python block runs as it stands and prints what its comments say."""
+    ran = subprocess.run(
+        [sys.executable, "-c", block("python", "ingest.delay")],
+        env=up.environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+    assert ran.returncode == 0, ran.stderr
+    summary, data, refused = ran.stdout.strip().split("\n")
+    assert "'state': 'completed'" in summary
+    assert "'applied': 2, 'refused': 0" in summary
+    assert data == "{'name': 'John F. Kennedy', 'elevation': 13, 'city': 'New York'}"
+    assert "reason='exists'" in refused
+
+
+def test_the_readmes_commands_run(up: Up, tmp_path: Path) -> None:
+    """Every `mdstore` line of the README runs as it stands; `load` of the changes alone is refused in part."""
+    inserted = up.sh("mdstore load - <<< '{\"op\":\"upsert\",\"entity\":\"airport\",\"key\":\"KJFK\",\"data\":{}}'")
+    assert inserted.returncode == 0, inserted.stderr
+    for line in block("sh", "mdstore load").strip().split("\n"):
+        ran = up.sh(line.replace("--out airports.jsonl", f"--out {tmp_path}/airports.jsonl"))
+        assert ran.returncode == 0, f"{line}: {ran.stdout}{ran.stderr}"
+    assert up.sh("mdstore status changes --json").stdout.count('"missing":556') == 1
+    assert (tmp_path / "airports.jsonl").stat().st_size > 0
+
+
+def test_the_readmes_curl_lines_run(up: Up) -> None:
+    """The README's curl lines apply an operation and read it back."""
+    ran = up.sh(block("sh", "curl -X POST").replace("http://127.0.0.1:8080", up.api).replace("curl ", "curl -sSf "))
+
+    assert ran.returncode == 0, ran.stderr
+    assert '"state":"completed"' in ran.stdout
+    assert '"data":{"name":"Berlin"}' in ran.stdout
+
+
+def test_ctrl_c_stops_every_part(tmp_path: Path) -> None:
+    """After Ctrl-C the command ends with 0, none of its processes is left, and its ports are free."""
+    port, api_port = free_port(), free_port()
+    running = start(port, api_port, tmp_path / "up.log")
+    children = psutil.Process(running.process.pid).children(recursive=True)
+    assert len(children) >= 4, "emulator, worker with its children, front door"
+
+    running.process.send_signal(signal.SIGINT)
+
+    running.process.communicate(timeout=60)
+    assert running.process.returncode == 0
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    for number in (port, api_port):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", number)) != 0
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    """`mdstore up` on a taken port ends with 1 and a message that names the port and what to do."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        mdstore = shutil.which("mdstore", path=str(Path(sys.executable).parent))
+        assert mdstore is not None
+        ran = subprocess.run([mdstore, "up", "--port", str(port)], capture_output=True, text=True, timeout=60, check=False)
+
+    assert ran.returncode == 1
+    assert f"setting port={port}: expected a free port on 127.0.0.1" in ran.stderr
+    assert "--port" in ran.stderr

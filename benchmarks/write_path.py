@@ -57,7 +57,7 @@ def run() -> list[dict[str, Any]]:
 
 
 def _boto3(store: Store) -> None:
-    client, table = store.aws.dynamodb_admin, store.settings.records_table
+    client, table = store.aws.dynamodb, store.settings.records_table
     serializer, run_id = TypeSerializer(), uuid.uuid4()
 
     def write(start: int) -> None:

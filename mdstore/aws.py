@@ -1,17 +1,19 @@
-"""Connections to AWS, or to whatever the endpoint settings name. Opened on first use, in the process that uses them."""
+"""Connections to AWS, or to whatever the endpoint settings name, and the one translation of boto3's errors."""
 
 from __future__ import annotations
 
 import os
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import botocore.session
 from boto3.session import Session
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from mdstore.dynamo.client import DynamoClient
-from mdstore.errors import ConfigurationError
+from mdstore.errors import ConfigurationError, DeploymentBroken, MdstoreError, Unavailable
 from mdstore.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,64 +21,86 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_sqs import SQSClient
 
+#: Codes that say "not now" with an HTTP status below 500.
+_NOT_NOW = frozenset({
+    "SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "RequestLimitExceeded",
+    "RequestTimeout", "RequestTimeoutException", "KmsThrottled", "OverLimit", "ConditionalRequestConflict",
+})  # fmt: skip
+
 
 class Aws:
-    """One set of connections. Threads may share it; a forked child must make its own (`owner_pid` says whose it is)."""
+    """One set of clients, which connect when they are used. Threads may share it; a forked child makes its own."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
         self.owner_pid = os.getpid()
-
-    @cached_property
-    def session(self) -> Session:
-        """The boto3 session: keys from the settings where given, else botocore's own chain (roles, profiles, SSO)."""
-        settings = self.settings
-        local = settings.profile == "local"
-        core = botocore.session.Session(profile=None if local else settings.aws_profile)
-        return Session(
-            botocore_session=core,
-            region_name=settings.region,
-            aws_access_key_id=settings.aws_access_key_id,
-            aws_secret_access_key=settings.aws_secret_access_key,
-            aws_session_token=settings.aws_session_token,
+        session = _session(settings)
+        self.s3: S3Client = make_client(settings, "s3", session)
+        self.sqs: SQSClient = make_client(settings, "sqs", session)
+        #: For what is not on the way of the data: making and describing tables.
+        self.dynamodb: DynamoDBClient = make_client(settings, "dynamodb", session)
+        credentials = session.get_credentials()
+        if credentials is None:
+            raise ConfigurationError(key="aws credentials", value=None, expected="keys, a profile or a role")
+        #: The fast client, for records and ledger; boto3's knows the endpoint by botocore's rules.
+        self.dynamo = DynamoClient(
+            credentials=credentials,
+            endpoint=self.dynamodb.meta.endpoint_url,
+            region=settings.region,
+            connections=settings.transactions_in_flight + 8,
         )
 
-    def _config(self, **extra: Any) -> Config:
-        return Config(
+
+def make_client(settings: Settings, service: Literal["s3", "sqs", "dynamodb"], session: Session | None = None) -> Any:
+    """A boto3 client of `service`."""
+    endpoint = settings.endpoint(service)
+    config: dict[str, Any] = {}
+    if service == "s3" and endpoint:
+        # A path works for every bucket name; a virtual host needs DNS that an emulator does not have.
+        config["s3"] = {"addressing_style": "path"}
+    return (session or _session(settings)).client(
+        service,
+        endpoint_url=endpoint,
+        config=Config(
             retries={"mode": "standard", "total_max_attempts": 6},
             connect_timeout=5,
             read_timeout=30,
-            max_pool_connections=self.settings.transactions_in_flight + 8,
-            **extra,
-        )
+            max_pool_connections=settings.transactions_in_flight + 8,
+            **config,
+        ),
+    )
 
-    @cached_property
-    def s3(self) -> S3Client:
-        """boto3's S3 client."""
-        # A path works for every bucket name and endpoint; virtual hosts need DNS that an emulator does not have.
-        style = {"addressing_style": "path"} if self.settings.endpoint("s3") else {}
-        return self.session.client("s3", endpoint_url=self.settings.endpoint("s3"), config=self._config(s3=style))
 
-    @cached_property
-    def sqs(self) -> SQSClient:
-        """boto3's SQS client."""
-        return self.session.client("sqs", endpoint_url=self.settings.endpoint("sqs"), config=self._config())
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn boto3's errors into `Unavailable` and `DeploymentBroken`, with `what` was being done."""
+    try:
+        yield
+    except ClientError as error:
+        raise _translation(what, error) from error
+    except BotoCoreError as error:
+        raise Unavailable(f"{what}: {error}", code=type(error).__name__) from error
 
-    @cached_property
-    def dynamodb_admin(self) -> DynamoDBClient:
-        """boto3's DynamoDB client, for what is not on the way of the data: making and describing tables."""
-        endpoint = self.settings.endpoint("dynamodb")
-        return self.session.client("dynamodb", endpoint_url=endpoint, config=self._config())
 
-    @cached_property
-    def dynamo(self) -> DynamoClient:
-        """The fast client, for records and ledger."""
-        credentials = self.session.get_credentials()
-        if credentials is None:
-            raise ConfigurationError(key="aws credentials", value=None, expected="keys, a profile or a role")
-        return DynamoClient(
-            credentials=credentials,
-            endpoint=self.dynamodb_admin.meta.endpoint_url,
-            region=self.settings.region,
-            connections=self.settings.transactions_in_flight + 8,
-        )
+def error_code(error: ClientError) -> str:
+    """AWS's code of an error."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _translation(what: str, error: ClientError) -> MdstoreError:
+    code = error_code(error)
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    kind = Unavailable if code in _NOT_NOW or status >= 500 else DeploymentBroken
+    return kind(f"{what}: {error}", code=code)
+
+
+def _session(settings: Settings) -> Session:
+    """Keys from the settings where given, else botocore's own chain (roles, profiles, SSO)."""
+    # A developer's AWS_PROFILE must not decide where the local profile looks.
+    core = botocore.session.Session(profile=None if settings.profile == "local" else settings.aws_profile)
+    return Session(
+        botocore_session=core,
+        region_name=settings.region,
+        aws_access_key_id=settings.aws_access_key_id,
+        aws_secret_access_key=settings.aws_secret_access_key,
+        aws_session_token=settings.aws_session_token,
+    )

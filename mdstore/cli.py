@@ -146,7 +146,11 @@ def api(host: str | None, port: int | None, as_json: bool) -> None:
     _ = as_json  # a server has no result
     settings = load_settings().settings
     uvicorn.run(
-        create_api(settings), host=host or settings.api_host, port=port or settings.api_port, log_level="warning"
+        create_api(settings),
+        host=host or settings.api_host,
+        port=port or settings.api_port,
+        log_level="warning",
+        timeout_keep_alive=75,  # longer than a load balancer's 60 s, which would else meet closed connections
     )
 
 

@@ -21,8 +21,7 @@ from mdstore.dynamo.client import DynamoClient
 from mdstore.dynamo.marshal import Item, from_item, to_item
 from mdstore.errors import ConditionFailed, NotFound
 from mdstore.model import FINAL_STATES, Counts, Reference, Refusal, State
-
-DAY = 86_400
+from mdstore.settings import DAY
 
 
 class LaneSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,8 +136,14 @@ class Ledger:
         return changed or self.get(request_id)
 
     def fail(self, request_id: str, error: str) -> None:
-        """Accepted or running -> failed: a lane gave up."""
-        values = {"state": State.FAILED, "finished_at": _milliseconds(self._clock()), "error": error[:1000]}
+        """Accepted or running -> failed: a lane gave up. Lanes that are not done may still finish it."""
+        request, lanes = self._request_and_lanes(request_id)
+        values = {
+            "state": State.FAILED,
+            "finished_at": _milliseconds(self._clock()),
+            "counts": _counts_value(sum((lane.counts for lane in lanes), start=request.early)),
+            "error": error[:1000],
+        }
         arguments = {":accepted": State.ACCEPTED, ":running": State.RUNNING}
         self._update(request_id, always=values, condition="#state IN (:accepted, :running)", arguments=arguments)
 

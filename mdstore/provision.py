@@ -74,7 +74,7 @@ def _queue(aws: Aws, name: str, attributes: dict[str, str]) -> tuple[str, bool]:
 
 
 def _table(aws: Aws, name: str, key: list[tuple[str, Any]], *, ttl: str) -> bool:
-    client = aws.dynamodb_admin
+    client = aws.dynamodb
     created = True
     try:
         client.create_table(

@@ -20,7 +20,8 @@ from mdstore.errors import NotFound
 
 Key = tuple[str, str]  # entity, key
 _BATCH = 100  # keys of one BatchGetItem
-_PAGE = 1_000  # items of one page of a listing
+_PAGE = 1_000  # items that one call of a listing reads
+_PAGES = 20  # calls of one page of a listing, however few items are the entity's
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -85,10 +86,13 @@ class Records:
                 yield from (self.read(item) for item in items)
 
     def page(self, entity: str, *, limit: int, cursor: Mapping[str, Any] | None) -> tuple[list[Record], Any]:
-        """Up to `limit` records of one entity and the cursor of the next page (None at the end)."""
+        """Up to `limit` records of one entity and the cursor of the next page (None at the end).
+
+        It reads 20,000 items at the most, so a page of an entity that is rare in its table may be short, or empty.
+        """
         body = self._scan_body(entity) | {"Limit": _PAGE}
         records: list[Record] = []
-        while len(records) < limit:
+        for _ in range(_PAGES):
             if cursor:
                 body["ExclusiveStartKey"] = cursor
             answer = self._dynamo.call("Scan", body)
@@ -97,8 +101,8 @@ class Records:
             cursor = answer.get("LastEvaluatedKey")
             if len(items) < len(answer["Items"]):
                 return records, {"pk": items[-1]["pk"]}
-            if cursor is None:
-                return records, None
+            if cursor is None or len(records) == limit:
+                break
         return records, cursor
 
     def read(self, item: Item) -> Record:

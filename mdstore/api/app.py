@@ -44,14 +44,8 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
 @asynccontextmanager
 async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
     api.state.look_threads = anyio.CapacityLimiter(health.THREADS)
-    await run_in_threadpool(_open, api.state.client)
+    await run_in_threadpool(lambda: api.state.client.store)  # made now, and not while the first request waits
     yield
-
-
-def _open(client: Client) -> None:
-    # boto3 does not make clients in several threads at a time, and the first requests come in several.
-    store = client.store
-    _ = client.ingest, store.aws.s3, store.aws.sqs, store.aws.dynamo, store.ingestor, store.outcomes, store.api_keys
 
 
 async def _root(request: Request) -> RedirectResponse:

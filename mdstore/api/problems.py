@@ -14,10 +14,8 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from botocore.exceptions import BotoCoreError, ClientError
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from kombu.exceptions import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -79,10 +77,6 @@ _KINDS: Mapping[type[Exception], Kind] = {
     Unavailable: _UNAVAILABLE,
     DeploymentBroken: _BROKEN,
     MdstoreError: Kind(status=500, name="internal", title="Internal error", detail=_PRIVATE),
-    # The broker's connection is kombu's, which lets botocore's own errors through.
-    OperationalError: _UNAVAILABLE,
-    BotoCoreError: _UNAVAILABLE,
-    ClientError: _BROKEN,
     ClientDisconnect: Kind(
         status=400, name="incomplete", title="The body ended before its end", detail="Send it again."
     ),

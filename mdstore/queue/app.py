@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 from typing import Any
 
 from celery import Celery
 from kombu import Exchange, Queue
 
-from mdstore.aws import Aws
+from mdstore.aws import make_client
 from mdstore.settings import Settings, load_settings
 from mdstore.store import Store
 
@@ -26,13 +27,15 @@ class MdstoreApp(Celery):
 
     settings: Settings
     _store: Store | None = None
+    _lock = threading.RLock()
 
     @property
     def store(self) -> Store:
         """The store of this process; a forked child builds its own, because connections do not survive a fork."""
-        if self._store is None or self._store.aws.owner_pid != os.getpid():
-            self._store = Store(self.settings)
-        return self._store
+        with self._lock:
+            if self._store is None or self._store.aws.owner_pid != os.getpid():
+                self._store = Store(self.settings)
+            return self._store
 
 
 def create_app(settings: Settings | None = None, *, name: str = "mdstore", **conf: Any) -> MdstoreApp:
@@ -83,14 +86,10 @@ def create_app(settings: Settings | None = None, *, name: str = "mdstore", **con
 def _transport_options(settings: Settings) -> dict[str, Any]:
     return {
         "region": settings.region,
-        "client_factory": partial(_sqs_client, settings),
+        "client_factory": partial(make_client, settings, "sqs"),
         "queues": {settings.queue: {"backoff_policy": _BACKOFF, "backoff_tasks": list(TASK_NAMES)}},
         "visibility_timeout": settings.visibility_timeout,
         "wait_time_seconds": settings.wait_time,
         "polling_interval": _POLLING_INTERVAL,
         "sqs_base64_encoding": False,
     }
-
-
-def _sqs_client(settings: Settings) -> Any:
-    return Aws(settings).sqs

@@ -17,7 +17,9 @@ from celery import Task, chord, shared_task
 from celery.exceptions import Ignore, Reject
 from celery.result import AsyncResult
 from celery.utils.log import get_task_logger
+from kombu.exceptions import OperationalError
 
+from mdstore.aws import translated
 from mdstore.errors import DeploymentBroken, InvalidRequest, MdstoreError, Unavailable, Untrusted
 from mdstore.ingestor import Accepted, OnInvalid
 from mdstore.ledger import LaneSummary, Request
@@ -95,6 +97,16 @@ def _is_reference(value: Any) -> bool:
     return isinstance(value, Mapping) and "payload" in value and "digest" in value
 
 
+@contextmanager
+def translated_broker() -> Iterator[None]:
+    """Turn the broker's errors, kombu's and boto3's, into the package's own."""
+    try:
+        with translated("SQS send"):
+            yield
+    except OperationalError as error:
+        raise Unavailable(f"SQS send: {error}", code=type(error).__name__) from error
+
+
 class IngestTask(StoreTask):
     """Does the claim check on the caller's side: operations to S3, their reference to SQS."""
 
@@ -134,7 +146,8 @@ class IngestTask(StoreTask):
 
         def publish(reference: Reference) -> AsyncResult:
             message = msgspec.to_builtins(reference)
-            return send((message,), {}, task_id=task_id or reference.request_id, **(options or {}))
+            with translated_broker():
+                return send((message,), {}, task_id=task_id or reference.request_id, **(options or {}))
 
         return self.store.ingestor.submit(
             operations,

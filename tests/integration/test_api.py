@@ -607,7 +607,7 @@ def test_a_missing_table_is_not_ready(broken: Deployment, tmp_path: Path) -> Non
     auth = bearer(broken.key("write", "read"))
     with served(broken, tmp_path / "log") as door:
         assert door.get("/readyz").status_code == 200
-        broken.client.store.aws.dynamodb_admin.delete_table(TableName=broken.settings.ledger_table)
+        broken.client.store.aws.dynamodb.delete_table(TableName=broken.settings.ledger_table)
         assert problem(door.get("/readyz"), 503)["failing"] == ["ledger"]
         assert door.get("/livez").status_code == 200
         withheld(post(door, auth, upsert("k")), broken)
@@ -661,7 +661,7 @@ def test_keys_are_not_logged(broken: Deployment, tmp_path: Path) -> None:
     """Neither a known nor an unknown key is in the log of a front door that failed."""
     key = broken.key("write")
     with served(broken, tmp_path / "log") as door:
-        broken.client.store.aws.dynamodb_admin.delete_table(TableName=broken.settings.ledger_table)
+        broken.client.store.aws.dynamodb.delete_table(TableName=broken.settings.ledger_table)
         withheld(post(door, bearer(key), upsert("k")), broken)
         problem(post(door, bearer(UNKNOWN_KEY), upsert("k")), 503)
     log = (tmp_path / "log").read_text()

@@ -6,20 +6,19 @@ import hashlib
 from typing import Any
 
 import msgspec
-import zstandard
 
 from mdstore import exactjson
+from mdstore.compression import compress, decompress, most
 from mdstore.errors import NotFound, Untrusted
 from mdstore.objects import Objects
 
 
 class Blob(msgspec.Struct, frozen=True, kw_only=True):
-    """The pointer that stands in an item for its data: S3 key, SHA-256 of the JSON, its size and the object's, in bytes."""
+    """The pointer that stands in an item for its data: S3 key, and SHA-256 and size in bytes of the JSON."""
 
     key: str
     digest: str
     size: int
-    stored: int
 
 
 class Blobs:
@@ -34,19 +33,17 @@ class Blobs:
         """Store `data` and return its pointer."""
         text = exactjson.dumps(data)
         digest = hashlib.sha256(text).hexdigest()
-        body = zstandard.ZstdCompressor(level=3).compress(text)
         key = f"{self._prefix}{digest[:2]}/{digest}"
-        self._objects.put_new(key, body)
-        return Blob(key=key, digest=digest, size=len(text), stored=len(body))
+        self._objects.put_new(key, compress(text))
+        return Blob(key=key, digest=digest, size=len(text))
 
     def get(self, blob: Blob) -> dict[str, Any]:
         """Read data back whole. Raises `Untrusted` where it is not what the pointer says."""
         if not blob.key.startswith(self._prefix) or blob.size > self._max_bytes:
             raise Untrusted(f"blob {blob.key!r} of {blob.size} bytes is outside of its place or bounds")
         try:
-            body = self._objects.get(blob.key, 0, max(blob.stored, 1))
-            text = zstandard.ZstdDecompressor().decompress(body, max_output_size=blob.size)
-        except (NotFound, zstandard.ZstdError) as error:
+            text = decompress(self._objects.get(blob.key, 0, most(blob.size)), blob.size)
+        except (NotFound, ValueError) as error:
             raise Untrusted(f"blob {blob.key!r} cannot be read: {error}") from error
         if hashlib.sha256(text).hexdigest() != blob.digest:
             raise Untrusted(f"blob {blob.key!r} does not have the digest that its record says")

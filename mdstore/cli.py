@@ -402,7 +402,12 @@ def key() -> None:
 @key.command("create")
 @click.option("--source", required=True, help="Whom requests made with the key come from.")
 @click.option(
-    "--scope", "scopes", multiple=True, type=click.Choice(list(Scope)), default=("write", "read"), show_default=True
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice([str(scope) for scope in Scope]),
+    default=("write", "read"),
+    show_default=True,
 )
 @json_option
 def create_key(source: str, scopes: tuple[str, ...], as_json: bool) -> None:

@@ -7,13 +7,12 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
 from typing import IO, Any
 
 import msgspec
-import zstandard
 
 from mdstore import exactjson
+from mdstore.compression import compressor
 from mdstore.errors import PayloadTooLarge
 from mdstore.model import SCHEMA_VERSION, Indexed, Operation, Reason, Refusal
 from mdstore.payload import MAGIC, Encoded, Header, Section
@@ -22,7 +21,7 @@ from mdstore.settings import Settings
 from mdstore.validation import Flaw, Validator
 
 _SPOOL_IN_MEMORY = 4 * 2**20
-_operation_decoder = msgspec.json.Decoder(Operation, float_hook=Decimal)
+_operation_decoder = msgspec.json.Decoder(Operation, float_hook=exactjson.fraction)
 
 #: What an operation may be given as: a line of JSON, a mapping, or the value itself.
 Source = bytes | Mapping[str, Any] | Operation
@@ -104,10 +103,15 @@ class Draft:
         """Cut into lanes and compress. Raises `PayloadTooLarge` where one key or group makes a lane too large."""
         for refused in self.refused_groups():
             self._note_refusal(refused)
-        body = _spool()
+        with _spool() as body:
+            return self._encode(body, request_id, source)
+
+    def _encode(self, body: IO[bytes], request_id: str, source: str) -> Encoded:
         lanes: list[Section] = []
         wanted = self._settings
-        for positions in self._partition.lanes(operations=wanted.lane_operations, size=wanted.lane_bytes):
+        for positions in self._partition.lanes(
+            operations=wanted.lane_operations, size=wanted.lane_bytes, limit=wanted.max_lane_bytes * 9 // 10
+        ):
             section = self._lane(positions).write_to(body)
             if section.count:
                 lanes.append(section)
@@ -154,14 +158,19 @@ class Draft:
         )
         if words.get("group"):
             self._groups.setdefault(words["group"], _Group()).spoil()
-        text = source if isinstance(source, bytes) else repr(source).encode(errors="backslashreplace")
-        self._content.update(b"%d\t!%b\n" % (index, hashlib.sha256(text).digest()))
+        self._content.update(b"%d\t!%b\n" % (index, hashlib.sha256(_text(source)).digest()))
         self._note_refusal(found)
         return found
 
     def _note_refusal(self, found: Refusal) -> None:
         self._refused.add(exactjson.dumps(found) + b"\n")
         self._refused_counts[found.reason] += 1
+        if self._refused.raw > self._settings.max_lane_bytes:
+            raise PayloadTooLarge(
+                field="operations",
+                value=f"{self._refused_counts.total()} that are refused",
+                expected="a request most of which can apply: is this a file of operations?",
+            )
 
     def _refused_with_group(self, item: Indexed) -> Refusal | None:
         group = self._groups.get(item.operation.group or "")
@@ -181,7 +190,7 @@ class _Compressor:
     """A section in the making."""
 
     def __init__(self) -> None:
-        self._zstd = zstandard.ZstdCompressor(level=3).compressobj()
+        self._zstd = compressor()
         self._data = bytearray()
         self.raw = 0
         self.count = 0
@@ -213,23 +222,42 @@ def _assembled(header: Header, sections: IO[bytes]) -> Encoded:
     sections.seek(0)
     while chunk := sections.read(2**20):
         body.write(chunk)
-    sections.close()
     body.seek(0)
     return Encoded(header=header, digest=hashlib.sha256(text).hexdigest(), body=body)
 
 
+class _Words(msgspec.Struct, frozen=True):
+    """The words of an operation, whatever they are; its data is not even looked at."""
+
+    op: Any = None
+    entity: Any = None
+    key: Any = None
+    group: Any = None
+
+
 def _readable_words(source: Source) -> dict[str, str]:
-    """Whatever can be read of an operation that is invalid, so that its refusal names it."""
+    """Whatever can be read of an operation that is invalid, so that its refusal names it and its group."""
     try:
-        value = exactjson.loads(source) if isinstance(source, bytes) else source
-    except exactjson.DecodeFailure:
+        if isinstance(source, bytes):
+            words = msgspec.json.decode(source, type=_Words)
+        elif isinstance(source, Operation):
+            words = _Words(source.op, source.entity, source.key, source.group)
+        else:
+            words = _Words(*map(source.get, _Words.__struct_fields__))
+    except (*exactjson.DecodeFailure, AttributeError):
         return {}
-    if isinstance(value, Operation):
-        value = msgspec.structs.asdict(value)
-    if not isinstance(value, Mapping):
-        return {}
-    found = {name: value.get(name) for name in ("op", "entity", "key", "group")}
+    found = msgspec.structs.asdict(words)
     return {name: word[:200] for name, word in found.items() if isinstance(word, str) and _is_utf8(word)}
+
+
+def _text(source: Source) -> bytes:
+    """What stands for an invalid operation in the digest of the content."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        return repr(source).encode(errors="backslashreplace")
+    except (ValueError, RecursionError):  # an integer too long, or nesting too deep, to be written
+        return b"unwritable"
 
 
 def _is_utf8(text: str) -> bool:

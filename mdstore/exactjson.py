@@ -7,7 +7,16 @@ from typing import Any
 
 import msgspec
 
-_decoder = msgspec.json.Decoder(float_hook=Decimal)
+
+def fraction(text: str) -> Decimal:
+    """A JSON number with fraction or exponent. Raises `ValueError` where no `Decimal` can hold it."""
+    try:
+        return Decimal(text)
+    except ArithmeticError as error:
+        raise ValueError(f"number out of range: {text[:40]}") from error
+
+
+_decoder = msgspec.json.Decoder(float_hook=fraction)
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _canonical_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 

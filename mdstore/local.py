@@ -66,6 +66,7 @@ class EmbeddedAws:
             **os.environ,
             "BIND_HOST": "127.0.0.1",
             "GATEWAY_PORT": str(self.port),
+            "MINISTACK_HOST": "127.0.0.1",
             "IOT_MTLS_ENABLED": "0",
             "SFTP_ENABLED": "0",
             "LOG_LEVEL": "WARNING",

@@ -53,6 +53,8 @@ class Objects:
                 answer = self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes={start}-{end - 1}")
                 return answer["Body"].read()
             except ClientError as error:
+                if error_code(error) == "InvalidRange":  # nothing of the object is there
+                    return b""
                 if error_code(error) not in ("NoSuchKey", "404"):
                     raise
                 raise NotFound("object", key) from error

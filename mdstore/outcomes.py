@@ -66,6 +66,7 @@ class Outcomes:
                 if receipt is None:
                     if request.state is State.FAILED:
                         outcomes += [_outcome(item, "failed") for item in transaction.operations]
+                        outcomes += [_failed(one) for one in transaction.refused]
                     continue
                 refused = {one.index: one for one in receipt.refused}
                 outcomes += [
@@ -179,6 +180,10 @@ def _is_effect(operation: Operation, record: Record) -> bool:
 def _outcome(item: Indexed, outcome: Only) -> Outcome:
     operation = item.operation
     return Outcome(index=item.index, outcome=outcome, op=operation.op, entity=operation.entity, key=operation.key)
+
+
+def _failed(refusal: Refusal) -> Outcome:
+    return Outcome(index=refusal.index, outcome="failed", op=refusal.op, entity=refusal.entity, key=refusal.key)
 
 
 def _refused(refusal: Refusal) -> Outcome:

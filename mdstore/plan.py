@@ -46,14 +46,29 @@ class Partition:
         if operation.group is not None:
             self._unite(key, self._group_keys.setdefault(operation.group, key))
 
-    def lanes(self, *, operations: int, size: int) -> list[array[int]]:
-        """Positions of the operations of each lane, in the order given; about `operations` and `size` bytes a lane."""
-        count = max(-(-len(self._keys) // operations), -(-sum(self._sizes) // size))
-        lanes = [array("L") for _ in range(count)]
-        for position, key in enumerate(self._keys):
-            root = self._find(key) if key in self._parents else key
+    def lanes(self, *, operations: int, size: int, limit: int = 2**63) -> list[array[int]]:
+        """Positions of the operations of each lane, in the order given; about `operations` and `size` bytes a lane.
+
+        A lane is over `limit` bytes only where one component is.
+        """
+        roots = array("Q", (self._find(key) if key in self._parents else key for key in self._keys))
+        count = max(-(-len(roots) // operations), -(-sum(self._sizes) // size))
+        while self._is_crowded(roots, count, limit):
+            count *= 2
+        lanes: dict[int, array[int]] = defaultdict(lambda: array("L"))
+        for position, root in enumerate(roots):
             lanes[root % count].append(position)
-        return [lane for lane in lanes if lane]
+        return [lanes[number] for number in sorted(lanes)]
+
+    def _is_crowded(self, roots: array[int], count: int, limit: int) -> bool:
+        """Whether some lane is over `limit` because components share it."""
+        if sum(self._sizes) <= limit:
+            return False
+        sizes: dict[int, int] = defaultdict(int)
+        for root, size in zip(roots, self._sizes, strict=True):
+            sizes[root % count] += size
+        large = {lane for lane, size in sizes.items() if size > limit}
+        return bool(large) and len({root for root in roots if root % count in large}) > len(large)
 
     def _unite(self, left: int, right: int) -> None:
         self._parents.setdefault(left, left)
@@ -134,16 +149,17 @@ def _schedule(units: list[Unit]) -> tuple[list[list[Unit]], list[Indexed]]:
     """
     refused: list[Indexed] = []
     while True:
-        waves, circle = _waves(units)
-        if not circle:
+        waves, circles = _waves(units)
+        if not circles:
             return waves, refused
-        last = max(number for number in circle if units[number][0].operation.group is not None)
-        refused += units[last]
-        units = units[:last] + units[last + 1 :]
+        # Of a circle, single operations are never the reason.
+        last = {max(number for number in one if units[number][0].operation.group is not None) for one in circles}
+        refused += [item for number in sorted(last) for item in units[number]]
+        units = [unit for number, unit in enumerate(units) if number not in last]
 
 
-def _waves(units: list[Unit]) -> tuple[list[list[Unit]], list[int]]:
-    """Each unit's wave is one after the last wave of the units before it on any of its keys; or a circle of units."""
+def _waves(units: list[Unit]) -> tuple[list[list[Unit]], list[list[int]]]:
+    """Each unit's wave is one after the last wave of the units before it on any of its keys; or circles of units."""
     before, after = _order(units)
     waiting = [len(numbers) for numbers in before]
     ready = [number for number, count in enumerate(waiting) if not count]
@@ -151,7 +167,7 @@ def _waves(units: list[Unit]) -> tuple[list[list[Unit]], list[int]]:
     waves: list[list[Unit]] = []
     for _ in units:
         if not ready:
-            return [], _circle(before, waiting)
+            return [], _circles(before, waiting)
         number = heapq.heappop(ready)  # the first in the request first
         if wave_of[number] == len(waves):
             waves.append([])
@@ -180,14 +196,21 @@ def _order(units: list[Unit]) -> tuple[list[set[int]], list[set[int]]]:
     return before, after
 
 
-def _circle(before: list[set[int]], waiting: list[int]) -> list[int]:
-    """Units that wait for each other: follow what a waiting unit waits for until one comes again."""
-    path: list[int] = []
-    number = next(number for number, count in enumerate(waiting) if count)
-    while number not in path:
-        path.append(number)
-        number = min(one for one in before[number] if waiting[one])
-    return path[path.index(number) :]
+def _circles(before: list[set[int]], waiting: list[int]) -> list[list[int]]:
+    """Circles of units that wait for each other, no two with a unit in common; one at least."""
+    circles: list[list[int]] = []
+    seen: set[int] = set()
+    for start in (number for number, count in enumerate(waiting) if count):
+        path: dict[int, None] = {}
+        number = start
+        while number not in seen and number not in path:
+            path[number] = None
+            number = min(one for one in before[number] if waiting[one])
+        if number in path:
+            units = list(path)
+            circles.append(units[units.index(number) :])
+        seen |= path.keys()
+    return circles
 
 
 def _fill(wave: list[Unit]) -> Iterator[tuple[Indexed, ...]]:

@@ -34,8 +34,9 @@ AWS_NAMES: Mapping[str, tuple[str, ...]] = {
     "aws_session_token": ("AWS_SESSION_TOKEN",),
 }
 SECRETS = frozenset({"aws_secret_access_key", "aws_session_token"})
-# In the local profile the emulator accepts any key; a fixed one keeps a developer's real keys out of it.
-_LOCAL = {"region": "us-east-1", "aws_access_key_id": "local", "aws_secret_access_key": "local"}
+# The emulator accepts any keys; where the environment has none, these save a look for some.
+# The emulator goes on with a long poll whose client is gone, and hands it a message that nobody gets: short polls lose less.
+_LOCAL = {"region": "us-east-1", "aws_access_key_id": "local", "aws_secret_access_key": "local", "wait_time": 1}
 
 
 def _split(value: object) -> object:
@@ -48,7 +49,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 class Settings(BaseModel):
     """Every setting. Times in seconds, sizes in bytes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     profile: Literal["local", "aws"] = "local"
     region: str = ""
@@ -102,16 +103,18 @@ class Settings(BaseModel):
     def _check_times(self) -> Self:
         # A message is visible again after visibility_timeout: by then its task must be over, however long it waited.
         if self.prefetch * self.task_time_limit >= self.visibility_timeout:
-            raise ValueError(
-                f"visibility_timeout={self.visibility_timeout}: expected more than prefetch x task_time_limit"
-                f" = {self.prefetch * self.task_time_limit}"
+            raise ConfigurationError(
+                key="visibility_timeout",
+                value=self.visibility_timeout,
+                expected=f"more than prefetch x task_time_limit = {self.prefetch * self.task_time_limit}",
             )
         if self.lane_budget >= self.task_time_limit:
-            raise ValueError(
-                f"lane_budget={self.lane_budget}: expected less than task_time_limit={self.task_time_limit}"
-            )
-        if self.max_record_bytes > self.max_lane_bytes:
-            raise ValueError(f"max_record_bytes={self.max_record_bytes}: expected at most {self.max_lane_bytes}")
+            expected = f"less than task_time_limit={self.task_time_limit}"
+            raise ConfigurationError(key="lane_budget", value=self.lane_budget, expected=expected)
+        for key in ("max_record_bytes", "lane_bytes"):
+            if getattr(self, key) > self.max_lane_bytes:
+                expected = f"at most max_lane_bytes={self.max_lane_bytes}"
+                raise ConfigurationError(key=key, value=getattr(self, key), expected=expected)
         return self
 
     def endpoint(self, service: Literal["sqs", "s3", "dynamodb", "sns"]) -> str | None:
@@ -168,7 +171,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str
     known = {f"MDSTORE_{name.upper()}" for name in Settings.model_fields if name not in AWS_NAMES} | {"MDSTORE_CONFIG"}
     for variable in environ:
         if variable.startswith("MDSTORE_") and variable not in known:
-            raise ConfigurationError(key=variable, value=environ[variable], expected="the name of a setting")
+            raise ConfigurationError(key=variable, value="...", expected="the name of a setting")
     return found
 
 

@@ -28,7 +28,7 @@ MAX_DIGITS = 38
 _ENTITY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _INT_38 = 10**MAX_DIGITS
-_decoder = msgspec.json.Decoder(Operation, float_hook=Decimal)
+_decoder = msgspec.json.Decoder(Operation, float_hook=exactjson.fraction)
 _NEEDS_DATA = frozenset({"insert", "update", "patch", "upsert"})
 
 
@@ -36,8 +36,11 @@ class Flaw(Exception):
     """What is wrong with one operation: `field`, `why`, and `reason` (`invalid` or `too_large`)."""
 
     def __init__(self, field: str, why: str, *, reason: Reason = Reason.INVALID) -> None:
-        super().__init__(f"{field}: {why}")
+        super().__init__(field, why)
         self.field, self.why, self.reason = field, why, reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.why}"
 
 
 class Validator:
@@ -66,15 +69,16 @@ class Validator:
     @staticmethod
     def decode(source: bytes | str | Mapping[str, Any] | Operation) -> Operation:
         """Return the operation with its types checked, and nothing else. Raises `Flaw`."""
-        if isinstance(source, Operation):
-            return source
         try:
             if isinstance(source, bytes | str):
                 return _decoder.decode(source)
-            return msgspec.convert(source, Operation)
+            # A value that was made in code has not been checked by anyone.
+            words = msgspec.structs.asdict(source) if isinstance(source, Operation) else source
+            return msgspec.convert(words, Operation)
         except msgspec.ValidationError as error:
-            why, _, place = str(error).partition(" - at `$")
-            raise Flaw(place.strip("`.") or _missing_field(why) or "operation", why) from error
+            why, _, place = str(error).partition(" - at ")
+            field = place.rpartition("$")[2].strip("`.")
+            raise Flaw(field or _named_field(why) or "operation", why) from error
         except (*exactjson.DecodeFailure, TypeError) as error:
             raise Flaw("line", f"not a JSON object of an operation: {error}") from error
 
@@ -85,14 +89,16 @@ class Validator:
             raise Flaw("data", f"{operation.op} needs a JSON object")
         if operation.op not in _NEEDS_DATA and operation.data is not None:
             raise Flaw("data", f"{operation.op} takes none")
-        if operation.expect_version is not None and (operation.op == "insert" or operation.expect_version < 1):
-            raise Flaw("expect_version", "must be at least 1, and not be given with insert")
+        if operation.expect_version is not None and (
+            operation.op == "insert" or not 1 <= operation.expect_version <= MAX_SEQUENCE
+        ):
+            raise Flaw("expect_version", "must be between 1 and 10^37, and not be given with insert")
         if operation.sequence is not None and (operation.op == "check" or abs(operation.sequence) > MAX_SEQUENCE):
-            raise Flaw(
-                "sequence", f"must be between -10^37 and 10^37, and not be given with check: {operation.sequence}"
-            )
-        if operation.group is not None and not 0 < len(operation.group) <= MAX_GROUP_CHARACTERS:
-            raise Flaw("group", f"must have 1-{MAX_GROUP_CHARACTERS} characters")
+            raise Flaw("sequence", "must be between -10^37 and 10^37, and not be given with check")
+        if operation.group is not None:
+            _utf8(operation.group, "group")
+            if not 0 < len(operation.group) <= MAX_GROUP_CHARACTERS:
+                raise Flaw("group", f"must have 1-{MAX_GROUP_CHARACTERS} characters")
 
     def _check_data(self, operation: Operation, size: int) -> None:
         if size > self._max_record_bytes:
@@ -138,8 +144,8 @@ def check_value(value: Any, depth: int = 1) -> None:  # noqa: PLR0912  one branc
     elif kind is dict:
         for name, item in value.items():
             if type(name) is not str:
-                raise Flaw("", f"name {name!r} is not text")
-            _utf8(name, "")
+                raise Flaw("data" if depth == 1 else "", f"name {name!r} is not text")
+            _utf8(name, "data" if depth == 1 else "")
             _check_inside(item, depth, f".{name}")
     elif kind is list or kind is tuple:
         for index, item in enumerate(value):
@@ -175,6 +181,6 @@ def _utf8(text: str, field: str) -> bytes:
         raise Flaw(field, f"not valid Unicode at character {error.start}") from error
 
 
-def _missing_field(why: str) -> str:
+def _named_field(why: str) -> str:
     found = re.search(r"(?:required|unknown) field `(\w+)`", why)
     return found[1] if found else ""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import HTTPClientError
+from botocore.exceptions import BotoCoreError
 from botocore.httpsession import URLLib3Session
 
 from mdstore.dynamo.retry import Retry
@@ -102,17 +102,20 @@ class DynamoClient:
             data=body,
             headers={"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"DynamoDB_20120810.{operation}"},
         )
-        SigV4Auth(self._credentials.get_frozen_credentials(), "dynamodb", self._region).add_auth(request)
         try:
+            SigV4Auth(self._credentials.get_frozen_credentials(), "dynamodb", self._region).add_auth(request)
             response = self._http.send(request.prepare())
             content = response.content
-        except HTTPClientError as error:
+        except BotoCoreError as error:
             raise Unavailable(str(error), code=type(error).__name__) from error
         checksum = response.headers.get("x-amz-crc32")
         if checksum and int(checksum) != zlib.crc32(content):
             raise Unavailable("the answer was damaged on its way", code="ChecksumMismatch")
         if response.status_code == 200:
-            return _decode(content)
+            try:
+                return _decode(content)
+            except ValueError as error:
+                raise Unavailable("the answer is not JSON; the call may have taken effect", code="NoAnswer") from error
         raise _error(operation, response.status_code, content)
 
 

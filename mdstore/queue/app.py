@@ -14,10 +14,6 @@ from mdstore.aws import make_client
 from mdstore.settings import Settings, load_settings
 from mdstore.store import Store
 
-#: The tasks whose rejected messages come back after `_BACKOFF` and not after the whole visibility timeout.
-TASK_NAMES = ("mdstore.ingest", "mdstore.apply_lane", "mdstore.finish")
-#: Seconds until a rejected message is visible again, by its receive count: 5, 10, 20 ... 300.
-_BACKOFF = {count: min(300, 5 * 2 ** (count - 1)) for count in range(1, 1_001)}
 #: Seconds that a busy worker waits before it looks again whether a process is free.
 _POLLING_INTERVAL = 0.02
 
@@ -87,7 +83,7 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
     return {
         "region": settings.region,
         "client_factory": partial(make_client, settings, "sqs"),
-        "queues": {settings.queue: {"backoff_policy": _BACKOFF, "backoff_tasks": list(TASK_NAMES)}},
+        "queues": {settings.queue: {}},
         "visibility_timeout": settings.visibility_timeout,
         "wait_time_seconds": settings.wait_time,
         "polling_interval": _POLLING_INTERVAL,

@@ -2,10 +2,11 @@
 
 Celery's own counts the parts that returned, so one message delivered twice breaks the chord. Here a chord keeps the set of
 the parts that returned: adding a part again changes nothing. The callback is published by whoever finds the set complete,
-and again by a redelivered last part when the first publisher died before it could note `fired`.
+and again by a redelivered last part when the first publisher died before it could note `fired`. A chord that failed fires
+again, with its callback, when its failed parts are delivered again and succeed.
 
     id = celery-task-meta-{id}      result, state as JSON         ttl
-    id = chord-join-{group id}      size, parts (number set), failed (number set), fired     ttl
+    id = chord-join-{group id}      size, parts, failed (number sets), fired (success | failure)     ttl
 """
 
 from __future__ import annotations
@@ -97,8 +98,10 @@ class DynamoBackend(KeyValueStoreBackend):
         join = self._note_part(group, index, failed=state != states.SUCCESS)
         if "size" not in join:
             logger.warning("chord %s: part %s returned after the chord's record had expired", group, index)
-        elif not join.get("fired") and len(join["parts"]) >= join["size"]:
-            self._fire(group, maybe_signature(request.chord, app=self.app), failed=bool(join.get("failed")))
+            return
+        outcome = "failure" if join.get("failed") else "success"
+        if len(join["parts"]) >= join["size"] and join.get("fired") not in ("success", outcome):
+            self._fire(group, maybe_signature(request.chord, app=self.app), outcome)
 
     def _note_part(self, group: str, index: int, *, failed: bool) -> dict[str, Any]:
         added = "parts :part, failed :part" if failed else "parts :part"
@@ -114,10 +117,10 @@ class DynamoBackend(KeyValueStoreBackend):
         })  # fmt: skip
         return from_item(answer["Attributes"])
 
-    def _fire(self, group: str, callback: Any, *, failed: bool) -> None:
+    def _fire(self, group: str, callback: Any, outcome: str) -> None:
         """Publish the callback, then note it: in this order a crash repeats the callback and never loses it."""
         try:
-            results = self._results(group, needed=failed or not callback.immutable)
+            results = self._results(group, needed=outcome == "failure" or not callback.immutable)
         except Exception as error:
             self.chord_error_from_stack(callback, ChordError(f"a part of the chord failed: {error!r}"))
         else:
@@ -125,8 +128,8 @@ class DynamoBackend(KeyValueStoreBackend):
         self._dynamo.call("UpdateItem", {
             "TableName": self._table,
             "Key": to_item({"id": _join_key(group)}),
-            "UpdateExpression": "SET fired = :true",
-            "ExpressionAttributeValues": to_item({":true": True}),
+            "UpdateExpression": "SET fired = :outcome",
+            "ExpressionAttributeValues": to_item({":outcome": outcome}),
         })  # fmt: skip
 
     def _results(self, group: str, *, needed: bool) -> list[Any]:

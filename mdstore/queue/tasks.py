@@ -48,7 +48,8 @@ class StoreTask(Task):
         """Translate failures into outcomes of the message.
 
         Throttled or unreachable: the same again later, no attempt spent. Untrusted: dead-lettered with its reason.
-        Anything else: left in the queue for redelivery; after the last receive SQS moves it to the dead letters.
+        Anything else: left in the queue and delivered again after a while; after the last time SQS moves it to the dead
+        letters, from where it can be sent again.
         """
         try:
             yield
@@ -61,21 +62,24 @@ class StoreTask(Task):
             raise Ignore from error
         except DeploymentBroken as error:
             logger.critical("%s: the deployment is broken: %s", self.name, error)
-            self._note_last_failure(message, lane, error)
-            raise Reject(str(error), requeue=False) from error
+            raise self._kept(message, lane, error) from error
         except MdstoreError as error:
             logger.exception("%s: failed", self.name)
-            self._note_last_failure(message, lane, error)
-            raise Reject(str(error), requeue=False) from error
+            raise self._kept(message, lane, error) from error
 
     @property
     def receives(self) -> int:
         """How often SQS has delivered the message, this time included."""
         return int((self.request.headers or {}).get("receives") or self.request.get("receives") or 1)
 
-    def _note_last_failure(self, message: Any, lane: int | None, error: MdstoreError) -> None:
-        if self.receives < self.store.settings.max_receives:
-            return
+    def _kept(self, message: Any, lane: int | None, error: MdstoreError) -> Reject:
+        """The exception that leaves the message in the queue; the last time also a FAILURE in ledger and results."""
+        is_last = self.receives >= self.store.settings.max_receives
+        if is_last:
+            self._note_failure(message, lane, error)
+        return Reject(str(error), requeue=not is_last)
+
+    def _note_failure(self, message: Any, lane: int | None, error: MdstoreError) -> None:
         try:
             reference = read_reference(message)
             if lane is not None:

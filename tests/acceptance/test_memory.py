@@ -33,7 +33,13 @@ def test_a_hundred_thousand_operations_stay_under_300_mb(tmp_path: Path) -> None
     file = tmp_path / "many.jsonl"
     with file.open("w") as out:
         for n in range(OPERATIONS):
-            data = {"name": f"record number {n}", "n": n, "ratio": n / 7, "tags": ["a", "b", str(n % 97)], "text": "x" * 90}
+            data = {
+                "name": f"record number {n}",
+                "n": n,
+                "ratio": n / 7,
+                "tags": ["a", "b", str(n % 97)],
+                "text": "x" * 90,
+            }
             out.write(json.dumps({"op": "insert", "entity": "many", "key": f"k{n:07d}", "data": data}) + "\n")
     with Stack(log_dir=tmp_path, with_api=False, environ={"MDSTORE_WAIT_TIME": "1"}) as stack:
         worker = psutil.Process(stack.processes["worker"].pid)

@@ -115,7 +115,7 @@ def test_the_readmes_python_lines_do_what_their_comments_say(up: Up) -> None:
 
 def test_the_readmes_commands_run(up: Up, tmp_path: Path) -> None:
     """Every `mdstore` line of the README runs as it stands; `load` of the changes alone is refused in part."""
-    inserted = up.sh("mdstore load - <<< '{\"op\":\"upsert\",\"entity\":\"airport\",\"key\":\"KJFK\",\"data\":{}}'")
+    inserted = up.sh('mdstore load - <<< \'{"op":"upsert","entity":"airport","key":"KJFK","data":{}}\'')
     assert inserted.returncode == 0, inserted.stderr
     for line in block("sh", "mdstore load").strip().split("\n"):
         ran = up.sh(line.replace("--out airports.jsonl", f"--out {tmp_path}/airports.jsonl"))
@@ -150,7 +150,7 @@ def test_ctrl_c_stops_every_part(tmp_path: Path) -> None:
             assert probe.connect_ex(("127.0.0.1", number)) != 0
 
 
-def test_a_taken_port_is_named(tmp_path: Path) -> None:
+def test_a_taken_port_is_named() -> None:
     """`mdstore up` on a taken port ends with 1 and a message that names the port and what to do."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -158,7 +158,9 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         mdstore = shutil.which("mdstore", path=str(Path(sys.executable).parent))
         assert mdstore is not None
-        ran = subprocess.run([mdstore, "up", "--port", str(port)], capture_output=True, text=True, timeout=60, check=False)
+        ran = subprocess.run(
+            [mdstore, "up", "--port", str(port)], capture_output=True, text=True, timeout=60, check=False
+        )
 
     assert ran.returncode == 1
     assert f"setting port={port}: expected a free port on 127.0.0.1" in ran.stderr

@@ -1,0 +1,257 @@
+"""The queue's room: real worker processes over the embedded AWS."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import pytest
+from celery import chord, group
+from celery.exceptions import ChordError
+
+from mdstore.client import Client
+from mdstore.errors import DeploymentBroken, Unavailable
+from mdstore.local import EmbeddedAws, free_port
+from mdstore.model import Reference, State
+from mdstore.provision import provision
+from mdstore.queue.app import MdstoreApp
+from mdstore.settings import Settings, load_settings
+from mdstore.stack import stop_process
+
+ROOT = Path(__file__).parents[2]
+Environ = dict[str, str]
+
+
+def until(reached: Callable[[], Any], *, within: float = 60.0) -> Any:
+    """Poll until `reached` returns something true, and return it."""
+    deadline = time.monotonic() + within
+    while not (found := reached()):
+        assert time.monotonic() < deadline, f"not reached within {within} s"
+        time.sleep(0.05)
+    return found
+
+
+@contextmanager
+def worker(environ: Environ, log: Path, app: str = "workers.celery_app") -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process of one child."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-c", "1"],
+            cwd=ROOT, env=environ, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        stop_process(process)
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[EmbeddedAws]:
+    with EmbeddedAws(port=free_port()) as running:
+        yield running
+
+
+@pytest.fixture
+def environ(aws: EmbeddedAws) -> Environ:
+    """A provisioned namespace of its own; messages come back soon, and twice at the most."""
+    made = {
+        **os.environ,
+        "AWS_ENDPOINT_URL": aws.url,
+        "MDSTORE_NAMESPACE": f"queue-{uuid4().hex[:12]}",
+        "MDSTORE_WAIT_TIME": "1",
+        "MDSTORE_VISIBILITY_TIMEOUT": "12",
+        "MDSTORE_TASK_TIME_LIMIT": "10",
+        "MDSTORE_LANE_BUDGET": "8",
+        "MDSTORE_MAX_RECEIVES": "2",
+        "MDSTORE_LANE_OPERATIONS": "100",
+    }
+    for _ in provision(load_settings(made).settings):
+        pass
+    return made
+
+
+@pytest.fixture
+def settings(environ: Environ) -> Settings:
+    return load_settings(environ).settings
+
+
+@pytest.fixture
+def client(settings: Settings) -> Client:
+    return Client(settings)
+
+
+def operations(count: int, entity: str = "thing") -> list[dict[str, Any]]:
+    """Upserts of `count` keys."""
+    return [{"op": "upsert", "entity": entity, "key": f"k{n}", "data": {"n": n}} for n in range(count)]
+
+
+def dead_letters(client: Client, *, count: int) -> list[dict[str, Any]]:
+    """Wait for `count` dead letters; returns body and attributes of each."""
+    sqs = client.store.aws.sqs
+    url = sqs.get_queue_url(QueueName=client.settings.dead_letter_queue)["QueueUrl"]
+    found: list[dict[str, Any]] = []
+
+    def received() -> bool:
+        answer = sqs.receive_message(
+            QueueUrl=url,
+            MaxNumberOfMessages=10,
+            WaitTimeSeconds=1,
+            MessageAttributeNames=["All"],
+            VisibilityTimeout=300,
+        )
+        for message in answer.get("Messages", []):
+            attributes = {name: value["StringValue"] for name, value in message.get("MessageAttributes", {}).items()}
+            found.append({"body": message["Body"], **attributes})
+        return len(found) >= count
+
+    until(received)
+    return found
+
+
+def test_hostile_messages_are_dead_lettered_with_their_reason(client: Client, environ: Environ, tmp_path: Path) -> None:
+    """Messages that point elsewhere, lie, or are not of the schema are never executed; the worker goes on."""
+    good = client.submit(operations(3), request_id="good", on_invalid="raise").status().reference
+    send = client.ingest.app.send_task
+    lies: dict[str, Reference] = {
+        "is not the place of request": msgspec.structs.replace(good, payload="elsewhere/good"),
+        "does not have the digest that the message says": msgspec.structs.replace(good, digest="0" * 64),
+        "schema version 99": msgspec.structs.replace(good, v=99),
+        "is of another request than the message": msgspec.structs.replace(good, lanes=7),
+        "does not exist": msgspec.structs.replace(good, request_id="nobody", payload="payloads/nobody"),
+    }
+    messages: dict[str, Any] = {reason: msgspec.to_builtins(lie) for reason, lie in lies.items()}
+    messages["not a message of this schema"] = {"payload": "payloads/good", "digest": 7}
+    for message in messages.values():
+        send("mdstore.ingest", args=(message,))
+
+    with worker(environ, tmp_path / "worker.log"):
+        assert client.wait("good").counts.applied == {"upsert": 3}
+        letters = dead_letters(client, count=len(messages))
+        client.submit(operations(3), request_id="after").wait()
+
+    reasons = sorted(letter["reason"] for letter in letters)
+    assert len(reasons) == len(messages)
+    for expected in messages:
+        assert any(expected in reason for reason in reasons), (expected, reasons)
+    assert {letter["task"] for letter in letters} == {"mdstore.ingest"}
+    assert client.store.records.get("thing", "k0").version == 2
+
+
+def test_a_broken_deployment_fails_loudly_and_keeps_the_messages(
+    client: Client, environ: Environ, tmp_path: Path
+) -> None:
+    """Without its records table a request ends failed, saying why; its messages are kept, and it resumes when mended."""
+    client.store.aws.dynamodb.delete_table(TableName=client.settings.records_table)
+    client.submit(operations(3), request_id="one-lane")
+    client.submit(operations(250), request_id="lanes")
+
+    with worker(environ, tmp_path / "worker.log"):
+        for name in ("one-lane", "lanes"):
+            request = until(lambda name=name: _when(client, name, State.FAILED))  # type: ignore[misc]
+            assert "ResourceNotFoundException" in request.error
+        letters = dead_letters(client, count=1 + client.status("lanes").lanes)
+        for _ in provision(client.settings):
+            pass
+        for letter in letters:
+            _send_again(client, letter["body"])
+        for name in ("one-lane", "lanes"):
+            until(lambda name=name: _when(client, name, State.COMPLETED))  # type: ignore[misc]
+
+    assert client.status("lanes").counts.applied == {"upsert": 250}
+    assert client.verify("one-lane").faults == []
+    assert client.verify("lanes").faults == []
+
+
+def _when(client: Client, name: str, state: State) -> Any:
+    request = client.status(name)
+    return request if request.state is state else None
+
+
+def _send_again(client: Client, body: str) -> None:
+    sqs = client.store.aws.sqs
+    url = sqs.get_queue_url(QueueName=client.settings.queue)["QueueUrl"]
+    sqs.send_message(QueueUrl=url, MessageBody=body)
+
+
+def test_nothing_is_acknowledged_when_sqs_does_not_take_the_message(client: Client) -> None:
+    """Without its queue `submit` raises the package's own error, and the same request id can be submitted later."""
+    sqs = client.store.aws.sqs
+    sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=client.settings.queue)["QueueUrl"])
+    with pytest.raises((DeploymentBroken, Unavailable)):
+        client.submit(operations(1), request_id="later")
+    for _ in provision(client.settings):
+        pass
+    again = Client(client.settings).submit(operations(1), request_id="later")
+    assert again.status().state is State.ACCEPTED
+
+
+def test_ingest_composes_like_any_task(client: Client, environ: Environ, tmp_path: Path) -> None:
+    """`ingest` in a group, in a chord's header, and with a link: each payload goes to S3 and only references to SQS."""
+    task = client.ingest
+    with worker(environ, tmp_path / "worker.log"):
+        together = group([task.s(operations(2, "g1")), task.s(operations(2, "g2"))], app=client.app).apply_async()
+        assert [one["applied"] for one in together.get(timeout=60)] == [2, 2]
+
+        header = [task.s(operations(2, "c1")), task.s(operations(250, "c2"))]
+        callback = task.si(operations(1, "after-chord"))
+        assert chord(header, app=client.app)(callback).get(timeout=60)["applied"] == 1
+        assert len(list(client.export("c2"))) == 250
+
+        linked = task.apply_async((operations(1, "first"),), link=task.si(operations(1, "linked")))
+        assert linked.get(timeout=60)["state"] == "completed"
+        until(lambda: len(list(client.export("linked"))) == 1)
+
+        same = task.delay(operations(2, "g1"), request_id="named")
+        again = task.delay(operations(2, "g1"), request_id="named")
+        assert again.get(timeout=60) == same.get(timeout=60)
+        assert again.get()["request_id"] == "named"
+
+
+def plain(settings: Settings) -> MdstoreApp:
+    """The plain app, over the test's own namespace."""
+    from tests.integration.plain_app import plain_app  # noqa: PLC0415  importing it makes an app of the defaults
+
+    return plain_app(settings)
+
+
+def test_chords_of_plain_tasks_survive_duplicates(settings: Settings, environ: Environ, tmp_path: Path) -> None:
+    """With every message delivered three times, a chord's callback sees each part once, and nothing turns to FAILURE."""
+    app = plain(settings)
+    add, total = app.tasks["add"], app.tasks["total"]
+    with worker({**environ, "DELIVERIES": "3"}, tmp_path / "worker.log", "tests.integration.plain_app"):
+        results = [chord([add.s(n, n) for n in range(size)], total.s(), app=app)() for size in (1, 2, 25)]
+        assert [result.get(timeout=90) for result in results] == [0, 2, 600]
+        one_more = add.delay(1, 1)
+        assert one_more.get(timeout=60) == 2  # all that was sent before it has been delivered by now
+    assert [result.state for result in results] == ["SUCCESS"] * 3
+
+
+def test_a_failed_part_fails_its_chord_once(settings: Settings, environ: Environ, tmp_path: Path) -> None:
+    """A chord with a part that raises gives a ChordError that names the part's exception."""
+    app = plain(settings)
+    header = [app.tasks["add"].s(1, 1), app.tasks["fail"].s("on purpose")]
+    with worker(environ, tmp_path / "worker.log", "tests.integration.plain_app"):
+        result = chord(header, app.tasks["total"].s(), app=app)()
+        with pytest.raises(ChordError, match="on purpose"):
+            result.get(timeout=60)
+
+
+def test_messages_are_small_json(client: Client) -> None:
+    """A message holds the reference and nothing of the data, as JSON without a second layer of base64."""
+    client.submit([{"op": "upsert", "entity": "thing", "key": "k", "data": {"secret": "SENTINEL"}}], request_id="small")
+    sqs = client.store.aws.sqs
+    url = sqs.get_queue_url(QueueName=client.settings.queue)["QueueUrl"]
+    body = sqs.receive_message(QueueUrl=url, WaitTimeSeconds=1)["Messages"][0]["Body"]
+
+    assert json.loads(body)["headers"]["task"] == "mdstore.ingest"
+    assert len(body) < 2_000
+    assert "SENTINEL" not in body

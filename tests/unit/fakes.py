@@ -1,0 +1,162 @@
+"""In-memory doubles of S3 and DynamoDB for unit tests: what the code needs of them, and a record of how it was used."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+from mdstore.dynamo.client import DynamoClient
+from mdstore.dynamo.marshal import Item, from_attribute
+from mdstore.errors import ConditionFailed, NotFound, TransactionCancelled
+from mdstore.objects import Objects
+
+Actions = list[dict[str, Any]]
+
+
+class MemoryObjects(Objects):
+    """Objects in a dict; `gets` lists each ranged read as key, start, end."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, bytes] = {}
+        self.gets: list[tuple[str, int, int]] = []
+
+    def put_new(self, key: str, body: bytes | IO[bytes]) -> bool:
+        if key in self.stored:
+            return False
+        if not isinstance(body, bytes):
+            body.seek(0)
+            body = body.read()
+        self.stored[key] = body
+        return True
+
+    def get(self, key: str, start: int, end: int) -> bytes:
+        self.gets.append((key, start, end))
+        if key not in self.stored:
+            raise NotFound("object", key)
+        return self.stored[key][start:end]
+
+
+class MemoryDynamo(DynamoClient):
+    """Tables as dicts, with the conditions and update expressions that this package writes.
+
+    `before` and `after` see the actions of each transaction, before it is judged and after it is written; what they raise
+    is what the caller gets. `attempts` holds the actions of each transaction sent, `written` of those that took effect.
+    """
+
+    def __init__(self) -> None:
+        self.items: dict[tuple[str, str, str], Item] = {}
+        self.before: Callable[[Actions], None] = lambda _: None
+        self.after: Callable[[Actions], None] = lambda _: None
+        self.attempts: list[Actions] = []
+        self.written: list[Actions] = []
+        self.calls: list[str] = []
+
+    def transact(self, actions: Actions, *, deadline: float | None = None) -> None:  # noqa: ARG002
+        self.attempts.append(actions)
+        self.before(actions)
+        bodies = [next(iter(action.values())) for action in actions]
+        places = [_place(body) for body in bodies]
+        assert len(set(places)) == len(places), "two actions on one item"
+        reasons = [self._reason(place, body) for place, body in zip(places, bodies, strict=True)]
+        if any(reason["Code"] != "None" for reason in reasons):
+            raise TransactionCancelled(reasons)
+        for place, body in zip(places, bodies, strict=True):
+            if "Item" in body:
+                self.items[place] = body["Item"]
+            elif "UpdateExpression" in body:
+                self.items[place] = updated(self.items.get(place), body)
+        self.written.append(actions)
+        self.after(actions)
+
+    def call(self, operation: str, body: Mapping[str, Any] | bytes, *, deadline: float | None = None) -> Any:  # noqa: ARG002
+        assert not isinstance(body, bytes)
+        self.calls.append(operation)
+        answer: Callable[[Mapping[str, Any]], Any] = getattr(self, f"_{operation.lower()}")
+        return answer(body)
+
+    def _reason(self, place: tuple[str, str, str], body: Mapping[str, Any]) -> dict[str, Any]:
+        old = self.items.get(place)
+        if meets(body, old):
+            return {"Code": "None"}
+        shown = {"Item": copy.deepcopy(old)} if old and "ReturnValuesOnConditionCheckFailure" in body else {}
+        return {"Code": "ConditionalCheckFailed", "Message": "The conditional request failed", **shown}
+
+    def _query(self, body: Mapping[str, Any]) -> Any:
+        pk = body["ExpressionAttributeValues"][":pk"]["S"]
+        found = sorted(place for place in self.items if place[:2] == (body["TableName"], pk))
+        return {"Items": [copy.deepcopy(self.items[place]) for place in found]}
+
+    def _getitem(self, body: Mapping[str, Any]) -> Any:
+        item = self.items.get(_place(body))
+        return {"Item": copy.deepcopy(item)} if item else {}
+
+    def _putitem(self, body: Mapping[str, Any]) -> Any:
+        if not meets(body, self.items.get(_place(body))):
+            raise ConditionFailed("PutItem: the conditional request failed")
+        self.items[_place(body)] = body["Item"]
+        return {}
+
+    def _batchgetitem(self, body: Mapping[str, Any]) -> Any:
+        ((table, wanted),) = body["RequestItems"].items()
+        places = [_place({"TableName": table, "Key": key}) for key in wanted["Keys"]]
+        return {"Responses": {table: [copy.deepcopy(self.items[place]) for place in places if place in self.items]}}
+
+
+def _place(body: Mapping[str, Any]) -> tuple[str, str, str]:
+    key = body.get("Key") or body["Item"]
+    return body["TableName"], key["pk"]["S"], key.get("sk", {"S": ""})["S"]
+
+
+def meets(body: Mapping[str, Any], item: Item | None) -> bool:
+    """Whether `item` meets the condition of an action or call."""
+    condition = body.get("ConditionExpression")
+    names = body.get("ExpressionAttributeNames", {})
+    return not condition or _holds(condition, names, body.get("ExpressionAttributeValues", {}), item or {})
+
+
+def _holds(condition: str, names: Mapping[str, str], values: Item, item: Item) -> bool:
+    """Evaluate `term AND term`, `term OR term`, `NOT (...)`, `(...)`, functions and comparisons."""
+    for word, combine in ((" OR ", any), (" AND ", all)):
+        terms = _split(condition, word)
+        if len(terms) > 1:
+            return combine([_holds(term, names, values, item) for term in terms])
+    if condition.startswith("NOT "):
+        return not _holds(condition.removeprefix("NOT "), names, values, item)
+    if condition.startswith("("):
+        return _holds(condition[1:-1], names, values, item)
+    if condition.startswith("attribute_"):
+        function, _, argument = condition.rstrip(")").partition("(")
+        return (names.get(argument, argument) in item) == (function == "attribute_exists")
+    left, sign, right = condition.split(" ")
+    if names[left] not in item:
+        return False
+    found, wanted = from_attribute(item[names[left]]), from_attribute(values[right])
+    return bool({"=": found == wanted, "<": found < wanted, "<>": found != wanted}[sign])
+
+
+def _split(condition: str, word: str) -> list[str]:
+    terms, depth, start = [], 0, 0
+    for position, character in enumerate(condition):
+        depth += (character == "(") - (character == ")")
+        if not depth and condition.startswith(word, position):
+            terms.append(condition[start:position])
+            start = position + len(word)
+    return [*terms, condition[start:]]
+
+
+def updated(old: Item | None, body: Mapping[str, Any]) -> Item:
+    """What `SET ... REMOVE ...` makes of an item."""
+    names, values = body["ExpressionAttributeNames"], body["ExpressionAttributeValues"]
+    item = copy.deepcopy(old or body["Key"])
+    sets, _, removes = body["UpdateExpression"].removeprefix("SET ").partition(" REMOVE ")
+    for change in _split(sets, ", "):
+        name, _, value = change.partition(" = ")
+        if value == "if_not_exists(#version, :zero) + :one":
+            before = int((old or {}).get("version", values[":zero"])["N"])
+            item[names[name]] = {"N": str(before + int(values[":one"]["N"]))}
+        else:
+            item[names[name]] = values[value]
+    for name in removes.split(", "):
+        item.pop(names[name], None)
+    return item

@@ -1,0 +1,400 @@
+"""Calls to DynamoDB: what is sent, what each answer means, and when a call is tried again."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+from botocore.credentials import ReadOnlyCredentials
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdstore.dynamo.client import DynamoClient
+from mdstore.dynamo.retry import Retry
+from mdstore.errors import (
+    ConditionFailed,
+    DeploymentBroken,
+    MdstoreError,
+    RequestRejected,
+    TransactionCancelled,
+    Unavailable,
+)
+
+Answer = tuple[int, bytes, dict[str, str]]
+
+
+class FakeTime:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.slept: list[float] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def retry(self, *, most: bool = True, **changes: float) -> Retry:
+        """A policy whose jitter is always the most, or random."""
+        uniform = (lambda _, high: high) if most else random.Random(1).uniform
+        return Retry(clock=self.clock, sleep=self.sleep, uniform=uniform, **changes)
+
+
+def test_delays_double_up_to_the_cap() -> None:
+    """The bounds of the jitter are base, 2 x base, 4 x base ... and the cap; the patience ends it."""
+    time = FakeTime()
+
+    def call() -> None:
+        raise Unavailable("no", code="x")
+
+    with pytest.raises(Unavailable):
+        time.retry(base=1.0, cap=5.0, patience=20.0).run(call)
+    assert time.slept == [1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+def test_the_jitter_is_full() -> None:
+    """A delay is drawn from 0 to its bound, so that callers spread out."""
+    bounds: list[tuple[float, float]] = []
+    time = FakeTime()
+
+    def uniform(low: float, high: float) -> float:
+        bounds.append((low, high))
+        return high / 2
+
+    calls = iter([Unavailable("no", code="x")] * 4)
+
+    def call() -> str:
+        for error in calls:
+            raise error
+        return "done"
+
+    retry = Retry(base=0.1, cap=0.5, clock=time.clock, sleep=time.sleep, uniform=uniform)
+    assert retry.run(call) == "done"
+    assert bounds == [(0, 0.1), (0, 0.2), (0, 0.4), (0, 0.5)]
+    assert time.slept == [high / 2 for _, high in bounds]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.floats(0.001, 1), st.floats(0.001, 10), st.floats(0, 60), st.none() | st.floats(0, 60), st.floats(0, 0.5))
+def test_waiting_never_goes_past_the_deadline(
+    base: float, cap: float, patience: float, deadline: float | None, each: float
+) -> None:
+    """All waiting ends by the deadline, or by the patience where there is none; there is always a first try."""
+    time = FakeTime()
+    tries = 0
+
+    def call() -> None:
+        nonlocal tries
+        tries += 1
+        time.now += each + 0.01
+        raise Unavailable(f"try {tries}", code="x")
+
+    until = 1_000.0 + (patience if deadline is None else deadline)
+    with pytest.raises(Unavailable) as caught:
+        time.retry(most=False, base=base, cap=cap, patience=patience).run(
+            call, deadline=None if deadline is None else until
+        )
+    assert str(caught.value) == f"x: try {tries}"
+    assert tries == len(time.slept) + 1
+    assert time.now - each - 0.01 <= until or not time.slept
+    assert all(delay <= cap for delay in time.slept)
+
+
+def test_a_deadline_in_the_past_allows_one_try() -> None:
+    """A call is made once, however late it is, and then given up."""
+    time = FakeTime()
+    answers = iter(["first"])
+    assert time.retry().run(lambda: next(answers), deadline=0) == "first"
+
+
+def test_other_errors_are_not_tried_again() -> None:
+    """Only "not now" is worth another try."""
+    time = FakeTime()
+
+    def call() -> None:
+        raise DeploymentBroken("no table", code="x")
+
+    with pytest.raises(DeploymentBroken):
+        time.retry().run(call)
+    assert time.slept == []
+
+
+class Endpoint:
+    """A server that gives the answers it is told, the last one for ever, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = 10
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                endpoint.requests.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                status, content, headers = endpoint.answers[0]
+                if len(endpoint.answers) > 1:
+                    endpoint.answers.pop(0)
+                if status == 0:  # hang up without an answer
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def says(self, *answers: tuple[int, Any] | Answer) -> None:
+        self.answers = []
+        for status, content, *rest in answers:
+            text = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.answers.append((status, text, rest[0] if rest else {}))
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    found = Endpoint()
+    thread = Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield found
+    found.server.shutdown()
+    thread.join()
+    found.server.server_close()
+
+
+class Keys:
+    def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        return ReadOnlyCredentials("AKIDEXAMPLE", "secret", "session-token")
+
+
+@pytest.fixture
+def time() -> FakeTime:
+    return FakeTime()
+
+
+@pytest.fixture
+def client(endpoint: Endpoint, time: FakeTime) -> Iterator[DynamoClient]:
+    found = DynamoClient(
+        credentials=Keys(), endpoint=endpoint.url, region="eu-central-1", retry=time.retry(base=1, patience=5)
+    )
+    yield found
+    found.close()
+
+
+def refused(code: str, **more: Any) -> dict[str, Any]:
+    return {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "words", **more}
+
+
+def failure(client: DynamoClient, endpoint: Endpoint, *answers: tuple[int, Any] | Answer) -> MdstoreError:
+    endpoint.says(*answers)
+    with pytest.raises(MdstoreError) as caught:
+        client.call("GetItem", {})
+    return caught.value
+
+
+def test_a_call_is_signed_json(client: DynamoClient, endpoint: Endpoint) -> None:
+    """The request has DynamoDB's headers, a SigV4 signature with the session's token, and the answer comes back decoded."""
+    endpoint.says((200, {"Item": {"pk": {"S": "ü"}}}))
+    assert client.call("GetItem", {"TableName": "t"}) == {"Item": {"pk": {"S": "ü"}}}
+    ((headers, body),) = endpoint.requests
+    assert json.loads(body) == {"TableName": "t"}
+    assert headers["content-type"] == "application/x-amz-json-1.0"
+    assert headers["x-amz-target"] == "DynamoDB_20120810.GetItem"
+    assert headers["x-amz-security-token"] == "session-token"
+    assert headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/")
+    assert "/eu-central-1/dynamodb/aws4_request" in headers["authorization"]
+
+
+NOT_NOW = [
+    (400, "ProvisionedThroughputExceededException"),
+    (400, "ThrottlingException"),
+    (400, "RequestLimitExceeded"),
+    (400, "TransactionConflictException"),
+    (400, "TransactionInProgressException"),
+    (500, "InternalServerError"),
+    (503, "ServiceUnavailable"),
+    (500, "SomethingNew"),
+]
+
+
+@pytest.mark.parametrize(("status", "code"), NOT_NOW)
+def test_not_now_is_unavailable(client: DynamoClient, endpoint: Endpoint, status: int, code: str) -> None:
+    """Throttles, conflicts and any HTTP 5xx are tried again until the patience ends, and name their code."""
+    error = failure(client, endpoint, (status, refused(code)))
+    assert isinstance(error, Unavailable)
+    assert error.code == code
+    assert str(error) == f"{code}: GetItem: words"
+    assert len(endpoint.requests) == 3  # after 0, 1 and 3 of 5 seconds
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("ValidationException", RequestRejected),
+        ("SerializationException", RequestRejected),
+        ("IdempotentParameterMismatchException", RequestRejected),
+        ("ItemCollectionSizeLimitExceededException", RequestRejected),
+        ("ResourceNotFoundException", DeploymentBroken),
+        ("AccessDeniedException", DeploymentBroken),
+        ("UnrecognizedClientException", DeploymentBroken),
+        ("ExpiredTokenException", DeploymentBroken),
+        ("SomethingNew", DeploymentBroken),
+    ],
+)
+def test_never_like_this_is_said_once(
+    client: DynamoClient, endpoint: Endpoint, code: str, kind: type[RequestRejected | DeploymentBroken]
+) -> None:
+    """Malformed calls and broken deployments are told apart, name their code, and are not tried again."""
+    error = failure(client, endpoint, (400, refused(code)))
+    assert type(error) is kind
+    assert error.code == code
+    assert len(endpoint.requests) == 1
+
+
+def test_a_condition_that_is_not_met_is_an_answer(client: DynamoClient, endpoint: Endpoint) -> None:
+    """A single write's condition has an error of its own."""
+    error = failure(client, endpoint, (400, refused("ConditionalCheckFailedException")))
+    assert type(error) is ConditionFailed
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "code"),
+    [
+        ((502, b"<html>bad gateway</html>"), Unavailable, "HTTP502"),
+        ((503, b""), Unavailable, "HTTP503"),
+        ((500, b"[]"), Unavailable, "HTTP500"),
+        ((500, b"\xff"), Unavailable, "HTTP500"),
+        ((403, b"<html>go away</html>"), DeploymentBroken, "HTTP403"),
+        ((400, b"{}"), DeploymentBroken, "HTTP400"),
+    ],
+)
+def test_an_answer_without_a_code_goes_by_its_status(
+    client: DynamoClient, endpoint: Endpoint, answer: tuple[int, bytes], kind: type[MdstoreError], code: str
+) -> None:
+    """A proxy's answer in HTML is judged by its HTTP status."""
+    error = failure(client, endpoint, answer)
+    assert type(error) is kind
+    assert getattr(error, "code", None) == code
+
+
+def test_a_success_that_is_no_json_is_unavailable(client: DynamoClient, endpoint: Endpoint) -> None:
+    """Whether the call took effect is unknown, so it is the same again, later."""
+    assert isinstance(failure(client, endpoint, (200, b"<html>login please</html>")), Unavailable)
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        ["TransactionConflict"],
+        ["None", "TransactionConflict", "None"],
+        ["ThrottlingError", "ProvisionedThroughputExceeded", "TransactionConflict"],
+        ["None"],
+        [],
+    ],
+)
+def test_a_transaction_cancelled_by_contention_is_unavailable(
+    client: DynamoClient, endpoint: Endpoint, codes: list[str]
+) -> None:
+    """Reasons that say nothing about the operations are a matter of time."""
+    reasons = [{"Code": code} for code in codes]
+    error = failure(client, endpoint, (400, refused("TransactionCanceledException", CancellationReasons=reasons)))
+    assert isinstance(error, Unavailable)
+    assert len(endpoint.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        ["ConditionalCheckFailed"],
+        ["TransactionConflict", "ConditionalCheckFailed", "None"],
+        ["ValidationError", "None"],
+        ["ThrottlingError", "SomethingNew"],
+    ],
+)
+def test_a_transaction_cancelled_for_its_operations_says_why(
+    client: DynamoClient, endpoint: Endpoint, codes: list[str]
+) -> None:
+    """One reason about an operation is enough; each action's reason is there, in order, with its old item."""
+    reasons = [{"Code": code, "Message": "m", "Item": {"pk": {"S": "x"}}} for code in codes]
+    error = failure(client, endpoint, (400, refused("TransactionCanceledException", CancellationReasons=reasons)))
+    assert isinstance(error, TransactionCancelled)
+    assert error.reasons == reasons
+    assert len(endpoint.requests) == 1
+
+
+def test_every_try_sends_the_same_bytes_and_token(client: DynamoClient, endpoint: Endpoint, time: FakeTime) -> None:
+    """A transaction is retried as it was, so that DynamoDB recognises it."""
+    endpoint.says(
+        (500, refused("InternalServerError")),
+        (0, b""),
+        (400, refused("TransactionInProgressException")),
+        (200, {}),
+    )
+    client.transact([{"Put": {"TableName": "t", "Item": {"pk": {"S": "ü"}}}}], deadline=time.now + 60)
+    bodies = [body for _, body in endpoint.requests]
+    assert len(bodies) == 4
+    assert len(set(bodies)) == 1
+    sent = json.loads(bodies[0])
+    assert sent["TransactItems"] == [{"Put": {"TableName": "t", "Item": {"pk": {"S": "ü"}}}}]
+    assert 1 <= len(sent["ClientRequestToken"]) <= 36
+    assert time.slept == [1, 2, 4]
+
+
+def test_other_actions_have_another_token(client: DynamoClient, endpoint: Endpoint) -> None:
+    """The token is that of the actions: the same for the same, another for others."""
+    endpoint.says((200, {}))
+    for name in ("a", "b", "a"):
+        client.transact([{"Delete": {"TableName": name}}])
+    first, second, third = (json.loads(body)["ClientRequestToken"] for _, body in endpoint.requests)
+    assert first == third != second
+
+
+def test_a_damaged_answer_is_unavailable(client: DynamoClient, endpoint: Endpoint) -> None:
+    """An answer whose checksum does not fit is not believed, success or not; one whose does is."""
+    good = b'{"Item":{}}'
+    for status, content in ((200, good), (400, json.dumps(refused("ValidationException")).encode())):
+        error = failure(client, endpoint, (status, content, {"x-amz-crc32": str(zlib.crc32(content) ^ 1)}))
+        assert isinstance(error, Unavailable)
+        assert error.code == "ChecksumMismatch"
+    endpoint.says((200, b"{}", {"x-amz-crc32": "1"}), (200, good, {"x-amz-crc32": str(zlib.crc32(good))}))
+    assert client.call("GetItem", {}) == {"Item": {}}
+
+
+def test_a_connection_that_is_cut_is_unavailable(client: DynamoClient, endpoint: Endpoint) -> None:
+    """No answer at all, or half of one, may come after the effect: the same again, later."""
+    assert isinstance(failure(client, endpoint, (0, b"")), Unavailable)
+    assert isinstance(
+        failure(client, endpoint, (200, b"{", {"Content-Length": "10", "Connection": "close"})), Unavailable
+    )
+
+
+def test_an_endpoint_that_is_not_there_is_unavailable(time: FakeTime) -> None:
+    """A refused connection is tried again like a throttle, and reported as the same error."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    client = DynamoClient(credentials=Keys(), endpoint=f"http://127.0.0.1:{port}", region="x", retry=time.retry(base=1))
+    with pytest.raises(Unavailable):
+        client.call("GetItem", {})
+    assert time.slept
+    client.close()

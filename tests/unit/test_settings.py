@@ -1,0 +1,295 @@
+"""Settings: where each value comes from, and what is told of a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mdstore.errors import ConfigurationError
+from mdstore.settings import SECRETS, LoadedSettings, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory has no `config/mdstore.toml` but what a test writes."""
+    monkeypatch.chdir(tmp_path)
+
+
+def file_with(text: str, name: str = "my.toml") -> dict[str, str]:
+    path = Path(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, "utf-8")
+    return {"MDSTORE_CONFIG": name}
+
+
+def refused(environ: Mapping[str, str] | None = None, **arguments: Any) -> ConfigurationError:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(environ or {}, **arguments)
+    return caught.value
+
+
+def test_an_argument_goes_before_the_environment_before_a_file_before_a_profile_before_a_default() -> None:
+    """The first place that has a value decides, and is named as its origin."""
+    file = file_with('region = "from-file"')
+    places: list[tuple[dict[str, str], dict[str, Any], str, str]] = [
+        ({}, {}, "us-east-1", "profile local"),
+        (file, {}, "from-file", "my.toml"),
+        ({**file, "AWS_REGION": "from-env"}, {}, "from-env", "AWS_REGION"),
+        ({**file, "AWS_REGION": "from-env"}, {"region": "from-argument"}, "from-argument", "argument"),
+    ]
+    for environ, arguments, value, origin in places:
+        loaded = load_settings(environ, **arguments)
+        assert (loaded.settings.region, loaded.origins["region"]) == (value, origin)
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments", "value", "origin"),
+    [
+        ({}, {}, 1_000, "default"),
+        ({"MDSTORE_LANE_OPERATIONS": "5"}, {}, 5, "MDSTORE_LANE_OPERATIONS"),
+        ({"MDSTORE_LANE_OPERATIONS": ""}, {}, 1_000, "default"),
+        ({"MDSTORE_LANE_OPERATIONS": "5"}, {"lane_operations": 7}, 7, "argument"),
+    ],
+)
+def test_rows_show_value_and_origin(
+    environ: dict[str, str], arguments: dict[str, Any], value: int, origin: str
+) -> None:
+    """Every setting has one row; an empty variable is none."""
+    rows = load_settings(environ, **arguments).rows()
+    assert ("lane_operations", value, origin) in rows
+    assert [name for name, _, _ in rows] == list(Settings.model_fields)
+
+
+def test_the_default_file_is_read_where_it_is() -> None:
+    """`config/mdstore.toml` needs no variable to name it, and a named file replaces it."""
+    file_with("lane_operations = 7", "config/mdstore.toml")
+    loaded = load_settings({})
+    assert (loaded.settings.lane_operations, loaded.origins["lane_operations"]) == (7, "config/mdstore.toml")
+    assert load_settings(file_with("")).settings.lane_operations == 1_000
+
+
+def test_aws_s_own_names_are_used_for_what_is_aws_s() -> None:
+    """The first of AWS's names decides; an endpoint of a service goes before that of all."""
+    settings = load_settings({
+        "AWS_DEFAULT_REGION": "second",
+        "AWS_REGION": "first",
+        "AWS_ENDPOINT_URL": "http://all",
+        "AWS_ENDPOINT_URL_SQS": "http://sqs",
+    }).settings  # fmt: skip
+    assert settings.region == "first"
+    assert (settings.endpoint("sqs"), settings.endpoint("s3")) == ("http://sqs", "http://all")
+
+
+@pytest.mark.parametrize("name", ["MDSTORE_LANE_OPERATION", "MDSTORE_REGION", "MDSTORE_", "MDSTORE_lane_operations"])
+def test_an_unknown_variable_is_an_error_that_names_it(name: str) -> None:
+    """A typing error is not silently the default, and AWS's settings have no second name."""
+    error = refused({name: "5"})
+    assert (error.key, error.expected) == (name, "the name of a setting")
+    assert str(error) == f"setting {name}='...': expected the name of a setting"
+
+
+def test_other_programs_variables_are_none_of_ours() -> None:
+    """Only names that begin with MDSTORE_ are ours."""
+    assert load_settings({"MDSTOREX": "1", "PATH": "/bin"}).settings == load_settings({}).settings
+
+
+def test_an_unknown_variable_does_not_show_a_secret() -> None:
+    """A secret under a name that is nearly right is a likely mistake, and must not end in a log."""
+    assert "hunter2" not in str(refused({"MDSTORE_AWS_SECRET_ACCESS_KEY": "hunter2"}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "value", "expected"),
+    [
+        ({"lane_operations": 0}, "lane_operations", 0, "Input should be greater than or equal to 1"),
+        ({"api_port": "http"}, "api_port", "http", "Input should be a valid integer"),
+        ({"receipt_days": 14}, "receipt_days", 14, "Input should be greater than or equal to 15"),
+        ({"profile": "production"}, "profile", "production", "Input should be 'local' or 'aws'"),
+        ({"namespace": "My_Store"}, "namespace", "My_Store", "String should match pattern"),
+        ({"payload_prefix": "a/b/"}, "payload_prefix", "a/b/", "String should match pattern"),
+        ({"colour": "red"}, "colour", "red", "Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_it(
+    arguments: dict[str, Any], key: str, value: Any, expected: str
+) -> None:
+    """Key, value and what was expected are fields of the error and words of its message."""
+    error = refused(**arguments)
+    assert (error.key, error.value) == (key, value)
+    assert error.expected.startswith(expected)
+    assert str(error).startswith(f"setting {key}={value!r}: expected {expected}")
+
+
+MISFITS: list[tuple[dict[str, Any], str, Any, str]] = [
+    ({"visibility_timeout": 120}, "visibility_timeout", 120, "more than prefetch x task_time_limit = 120"),
+    ({"prefetch": 3}, "visibility_timeout", 300, "more than prefetch x task_time_limit = 360"),
+    ({"lane_budget": 120}, "lane_budget", 120, "less than task_time_limit=120"),
+    ({"task_time_limit": 60}, "lane_budget", 90, "less than task_time_limit=60"),
+    ({"max_record_bytes": 2**27}, "max_record_bytes", 2**27, "at most max_lane_bytes=67108864"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "key", "value", "expected"), MISFITS)
+def test_values_that_do_not_fit_together_are_named(
+    arguments: dict[str, Any], key: str, value: Any, expected: str
+) -> None:
+    """The message says which setting to mend, its value, and what the others would allow."""
+    text = str(refused(**arguments))
+    assert f"{key}={value}: expected {expected}" in text
+
+
+@pytest.mark.parametrize(("arguments", "key", "value", "expected"), MISFITS)
+def test_an_error_of_values_that_do_not_fit_has_fields(
+    arguments: dict[str, Any], key: str, value: Any, expected: str
+) -> None:
+    """A misfit names its setting in the error's fields like any other wrong value does."""
+    error = refused(**arguments)
+    assert (error.key, error.value, error.expected) == (key, value, expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"visibility_timeout": 121, "task_time_limit": 120},
+        {"lane_budget": 119},
+        {"max_record_bytes": 2**26},
+        {"prefetch": 2, "visibility_timeout": 241},
+    ],
+)
+def test_values_that_just_fit_are_accepted(arguments: dict[str, Any]) -> None:
+    """The bounds are exact."""
+    load_settings({}, **arguments)
+
+
+def test_a_lane_s_target_is_within_its_limit() -> None:
+    """Where lanes were meant to be larger than they may be, requests of an allowed size would be refused."""
+    assert "lane_bytes" in str(refused(lane_bytes=2**23, max_lane_bytes=2**20, max_record_bytes=2**20))
+
+
+@pytest.mark.parametrize(
+    ("environ", "missing"),
+    [
+        ({}, "region"),
+        ({"AWS_REGION": "eu-central-1"}, "bucket"),
+        ({"MDSTORE_BUCKET": "b"}, "region"),
+    ],
+)
+def test_the_profile_aws_needs_region_and_bucket(environ: dict[str, str], missing: str) -> None:
+    """Names are global in S3, and a region is nothing to guess."""
+    error = refused({"MDSTORE_PROFILE": "aws", **environ})
+    assert (error.key, error.expected) == (missing, "a value in the profile aws")
+
+
+def test_the_profile_aws_brings_no_endpoint_and_no_keys() -> None:
+    """On AWS, keys come from roles and endpoints from AWS."""
+    loaded = load_settings({"MDSTORE_PROFILE": "aws", "AWS_REGION": "eu-central-1", "MDSTORE_BUCKET": "b"})
+    settings = loaded.settings
+    assert (settings.endpoint("s3"), settings.aws_access_key_id, settings.aws_secret_access_key) == (None, None, None)
+    assert loaded.origins["profile"] == "MDSTORE_PROFILE"
+
+
+def test_the_profile_local_needs_nothing() -> None:
+    """A developer's machine works without any setting."""
+    loaded = load_settings({})
+    settings = loaded.settings
+    assert settings.endpoint("dynamodb") == "http://127.0.0.1:4566"
+    assert settings.bucket == "mdstore-payloads"
+    assert loaded.origins["endpoint_url"] == "profile local"
+
+
+def test_names_begin_with_the_namespace() -> None:
+    """Tables, queues and bucket follow the namespace, and each can be named apart."""
+    settings = load_settings({"MDSTORE_NAMESPACE": "team-a", "MDSTORE_QUEUE": "other"}).settings
+    assert (settings.records_table, settings.ledger_table, settings.results_table) == (
+        "team-a-records",
+        "team-a-ledger",
+        "team-a-results",
+    )
+    assert (settings.bucket, settings.queue, settings.dead_letter_queue) == (
+        "team-a-payloads",
+        "other",
+        "team-a-dead-letters",
+    )
+
+
+SECRET = {"AWS_SECRET_ACCESS_KEY": "hunter2", "AWS_SESSION_TOKEN": "hunter3"}
+
+
+def test_secrets_are_masked() -> None:
+    """Rows show that a secret is set and from where; no repr shows it."""
+    loaded = load_settings(SECRET)
+    rows = {name: (value, origin) for name, value, origin in loaded.rows()}
+    assert {rows[name][0] for name in SECRETS} == {"********"}
+    assert rows["aws_session_token"][1] == "AWS_SESSION_TOKEN"
+    for shown in (repr(loaded), str(loaded), repr(loaded.settings), str(loaded.settings), repr(loaded.rows())):
+        assert "hunter" not in shown
+    assert loaded.settings.aws_secret_access_key == "hunter2"
+
+
+def test_a_secret_that_is_not_set_is_shown_as_such() -> None:
+    """A mask over nothing would tell that there is something."""
+    rows = {name: value for name, value, _ in load_settings({}).rows()}
+    assert rows["aws_session_token"] is None
+
+
+def test_a_wrong_secret_is_masked_in_its_error() -> None:
+    """The value of a secret is no part of an error, nor of what the error was raised from."""
+    error = refused(aws_secret_access_key=["hunter2"])
+    assert error.value == "********"
+    assert "hunter2" not in str(error)
+
+
+def test_an_error_s_cause_shows_no_secret() -> None:
+    """A traceback prints the cause too."""
+    for changes in ({"lane_budget": 120}, {"aws_session_token": ["hunter2"]}):
+        error = refused(SECRET, **changes)
+        assert "hunter" not in str(error.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("config.entities, more.entities", ("config.entities", "more.entities")),
+        ("one", ("one",)),
+        (" , one ,, ", ("one",)),
+        (["a", "b"], ("a", "b")),
+        ([], ()),
+    ],
+)
+def test_entities_are_a_list_or_text_with_commas(given: object, expected: tuple[str, ...]) -> None:
+    """The environment has text, a file has a list."""
+    assert load_settings({}, entities=given).settings.entities == expected
+
+
+def test_entities_from_environment_and_file() -> None:
+    """Both places reach the same setting."""
+    file = file_with('entities = ["a", "b"]')
+    assert load_settings(file).settings.entities == ("a", "b")
+    assert load_settings({**file, "MDSTORE_ENTITIES": "c,d"}).settings.entities == ("c", "d")
+
+
+@pytest.mark.parametrize("text", ["lane_operations = ", "\udcff"])
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(text: str) -> None:
+    """Broken TOML and broken UTF-8 are the deployer's to mend."""
+    Path("my.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    error = refused({"MDSTORE_CONFIG": "my.toml"})
+    assert (error.key, error.value) == ("MDSTORE_CONFIG", "my.toml")
+    assert error.expected.startswith("TOML (")
+
+
+def test_a_file_that_is_named_must_be_there() -> None:
+    """Only the default file may be missing."""
+    error = refused({"MDSTORE_CONFIG": "none.toml"})
+    assert (error.key, error.value, error.expected) == ("MDSTORE_CONFIG", "none.toml", "a file")
+
+
+def test_settings_are_frozen() -> None:
+    """What has been read does not change."""
+    loaded = load_settings({})
+    with pytest.raises(ValidationError):
+        loaded.settings.region = "x"  # type: ignore[misc]
+    assert isinstance(loaded, LoadedSettings)

@@ -1,0 +1,437 @@
+"""The writer's steps against tables in memory: refusals, receipts of former deliveries, lost answers, malformed calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdstore.blobs import Blobs
+from mdstore.draft import Draft
+from mdstore.dynamo.marshal import from_item
+from mdstore.entities import Entities
+from mdstore.errors import RequestRejected, TransactionCancelled, Unavailable
+from mdstore.ledger import Ledger, Receipt
+from mdstore.model import Counts, Indexed, Operation, OpName, Reason, Reference, Refusal, State
+from mdstore.payload import Payloads
+from mdstore.plan import Transaction
+from mdstore.records import Records
+from mdstore.settings import Settings
+from mdstore.validation import Validator
+from mdstore.writer import Writer, count, take_out
+from tests.unit.fakes import Actions, MemoryDynamo, MemoryObjects
+
+
+def item(index: int, group: str | None = None, op: OpName = "upsert") -> Indexed:
+    return Indexed(index=index, operation=Operation(op=op, entity="e", key=f"k{index}", group=group))
+
+
+def refusal(index: int, reason: Reason = Reason.MISSING) -> Refusal:
+    return Refusal(index=index, reason=reason)
+
+
+def test_nothing_found_takes_nothing_out() -> None:
+    """Without refusals all goes on."""
+    pending = [item(0), item(1, "g")]
+    assert take_out(pending, []) == (pending, [])
+
+
+def test_a_refusal_takes_its_operation_out_and_no_other() -> None:
+    """An operation without group is alone, also among others without group."""
+    pending = [item(0), item(1), item(2, "g")]
+    assert take_out(pending, [refusal(1)]) == ([pending[0], pending[2]], [refusal(1)])
+
+
+def test_a_refusal_takes_its_group_out() -> None:
+    """The others of the group are refused with it, each with the reason; the first reason of each stays."""
+    pending = [item(0, "g"), item(1, "h"), item(2, "g"), item(3, "g"), item(4)]
+    found = [refusal(2), refusal(3, Reason.EXISTS)]
+    rest, out = take_out(pending, found)
+    assert [one.index for one in rest] == [1, 4]
+    assert {one.index: one.reason for one in out} == {
+        0: Reason.GROUP_REFUSED,
+        2: Reason.MISSING,
+        3: Reason.EXISTS,
+    }
+    (other,) = [one for one in out if one.index == 0]
+    assert (other.op, other.entity, other.key) == ("upsert", "e", "k0")
+    assert other.detail == "another operation of the group was refused"
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.sampled_from([None, "g", "h"]), max_size=12), st.sets(st.integers(0, 11)))
+def test_take_out_splits(groups: list[str | None], indexes: set[int]) -> None:
+    """Every operation goes on or is refused, once, and no group is on both sides."""
+    pending = [item(index, group) for index, group in enumerate(groups)]
+    rest, out = take_out(pending, [refusal(index) for index in sorted(indexes) if index < len(pending)])
+    assert sorted([one.index for one in rest] + [one.index for one in out]) == list(range(len(pending)))
+    refused = {one.index for one in out}
+    sides = {(one.operation.group, one.index in refused) for one in pending if one.operation.group}
+    assert len({group for group, _ in sides}) == len(sides)
+
+
+def test_counts_come_from_receipts() -> None:
+    """What a receipt does not refuse was applied; what the plan refused is in the receipt and in no operations."""
+    transactions = [
+        Transaction(number=0, operations=(item(0), item(1, op="insert"), item(2))),
+        Transaction(number=1, operations=(), refused=(refusal(3, Reason.INVALID),)),
+    ]
+    receipts = [Receipt(number=0, refused=(refusal(2),)), Receipt(number=1, refused=(refusal(3, Reason.INVALID),))]
+    counts = count(transactions, receipts)
+    assert counts == Counts(applied={"insert": 1, "upsert": 1}, refused={"invalid": 1, "missing": 1})
+    assert counts.total == 4
+
+
+def test_each_transaction_has_its_receipt() -> None:
+    """A receipt too few is an error and not a smaller count."""
+    with pytest.raises(ValueError, match="shorter"):
+        count([Transaction(number=0, operations=(item(0),))], [])
+
+
+# -- the writer as a whole
+
+
+class Bench:
+    """A writer over tables and objects in memory, and a lane to apply."""
+
+    def __init__(self) -> None:
+        self.dynamo = MemoryDynamo()
+        self.objects = MemoryObjects()
+        self.now = 1_000.0
+        self.settings = Settings(lane_operations=100_000)
+        self.validator = Validator(entities=Entities(), max_record_bytes=2**20)
+        self.payloads = Payloads(objects=self.objects, prefix="payloads/", max_lane_bytes=2**26)
+        self.blobs = Blobs(objects=self.objects, prefix="blobs/", max_bytes=2**26)
+        self.records = Records(dynamo=self.dynamo, table="records", blobs=self.blobs)
+        self.ledger = Ledger(dynamo=self.dynamo, table="ledger", retention_days=15, clock=lambda: self.now)
+        self.writers: list[Writer] = []
+
+    def writer(self) -> Writer:
+        """Another worker."""
+        writer = Writer(
+            payloads=self.payloads,
+            records=self.records,
+            blobs=self.blobs,
+            ledger=self.ledger,
+            dynamo=self.dynamo,
+            validator=self.validator,
+            table="records",
+            tombstone_seconds=60,
+            in_flight=1,
+            budget=30,
+            monotonic=lambda: self.now,
+            clock=lambda: self.now,
+        )
+        self.writers.append(writer)
+        return writer
+
+    def request(self, operations: Sequence[Operation], request_id: str = "r1") -> Reference:
+        draft = Draft(validator=self.validator, settings=self.settings)
+        for operation in operations:
+            assert draft.add(operation) is None
+        encoded = draft.encode(request_id, "shop")
+        draft.close()
+        with encoded.body:
+            return self.payloads.put(encoded)[0]
+
+    def apply(self, operations: Sequence[Operation], request_id: str = "r1") -> Counts:
+        return self.writer().apply_lane(self.request(operations, request_id), 0).counts
+
+    def refused(self, request_id: str = "r1") -> dict[int, tuple[Reason, str]]:
+        receipts = self.ledger.receipts(request_id, 0).values()
+        return {one.index: (one.reason, one.detail) for receipt in receipts for one in receipt.refused}
+
+    def data(self, key: str) -> Any:
+        return self.records.get("e", key).data
+
+    def snapshot(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """All records and receipts; lane summaries, which have times, are left out."""
+        return {
+            place: {name: value for name, value in from_item(found).items() if name != "expires_at"}
+            for place, found in self.dynamo.items.items()
+            if not place[2].startswith("lane#")
+        }
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    found = Bench()
+    yield found
+    for writer in found.writers:
+        writer.close()
+
+
+def op(
+    name: OpName, key: str, *, n: int | None = None, group: str | None = None, version: int | None = None
+) -> Operation:
+    data = {"n": n} if n is not None else None
+    return Operation(op=name, entity="e", key=key, data=data, group=group, expect_version=version)
+
+
+def test_a_lane_applies_in_order_and_refuses_what_it_must(bench: Bench) -> None:
+    """Each operation has its effect or its reason, groups as one, and the summary counts them."""
+    counts = bench.apply([
+        op("insert", "a", n=1),
+        op("insert", "a", n=2),
+        op("patch", "a", n=3),
+        op("update", "missing", n=1),
+        op("insert", "b", n=1, group="g"),
+        op("check", "c", group="g"),
+        op("insert", "d", n=1),
+        op("delete", "d"),
+        op("insert", "d", n=2),
+        op("update", "a", n=9, version=7),
+    ])  # fmt: skip
+    assert counts == Counts(
+        applied={"delete": 1, "insert": 3, "patch": 1},
+        refused={"exists": 1, "group_refused": 1, "missing": 2, "version_mismatch": 1},
+    )
+    assert bench.data("a") == {"n": 3}
+    assert bench.data("d") == {"n": 2}
+    assert bench.records.get("e", "d").version == 3
+    assert ("e", "b") not in bench.records.look_up([("e", "b")])
+    assert bench.refused() == {
+        1: (Reason.EXISTS, "the record has version 1"),
+        3: (Reason.MISSING, "there is no record"),
+        4: (Reason.GROUP_REFUSED, "another operation of the group was refused"),
+        5: (Reason.MISSING, "there is no record"),
+        9: (Reason.VERSION_MISMATCH, "the record has version 2"),
+    }
+
+
+def test_a_second_delivery_changes_nothing_and_counts_the_same(bench: Bench) -> None:
+    """What has a receipt is not done again: no record changes, and outcomes are those of the first delivery."""
+    operations = [op("insert", f"k{number}", n=number) for number in range(250)] + [op("insert", "k0", n=0)]
+    first = bench.apply(operations)
+    before, calls = bench.snapshot(), len(bench.dynamo.attempts)
+    assert bench.apply(operations) == first
+    assert bench.snapshot() == before
+    assert len(bench.dynamo.attempts) == calls + 1  # the first that is cancelled tells of the former delivery
+    assert bench.dynamo.calls.count("Query") == 1
+
+
+def test_a_former_delivery_s_refusals_are_used(bench: Bench) -> None:
+    """The receipt decides, even where the record has become what the operation needed."""
+    operations = [op("update", "a", n=1)]
+    assert bench.apply(operations).refused == {"missing": 1}
+    bench.apply([op("insert", "a", n=5)], "r2")
+    assert bench.apply(operations).refused == {"missing": 1}
+    assert bench.data("a") == {"n": 5}
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_worker_that_dies_is_carried_on(bench: Bench, moment: str, cut: int) -> None:
+    """Whichever transaction a worker dies at, before or after it took effect, the next delivery completes the lane once."""
+    operations = [op("upsert", f"k{number % 150}", n=number) for number in range(300)]
+    seen = 0
+
+    def die(_: Actions) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == cut:
+            raise Unavailable("gone", code="x")
+
+    setattr(bench.dynamo, moment, die)
+    with pytest.raises(Unavailable):
+        bench.apply(operations)
+    assert bench.apply(operations) == Counts(applied={"upsert": 300})
+    records = bench.records.look_up(("e", f"k{number}") for number in range(150))
+    assert {record.version for record in records.values()} == {2}
+    assert [records["e", f"k{number}"].data for number in range(150)] == [{"n": 150 + number} for number in range(150)]
+
+
+def test_contention_is_handed_back(bench: Bench) -> None:
+    """What AWS says "not now" to gets no outcome, no receipt and no summary."""
+
+    def busy(_: Actions) -> None:
+        raise Unavailable("busy", code="TransactionConflict")
+
+    bench.dynamo.before = busy
+    with pytest.raises(Unavailable) as caught:
+        bench.apply([op("insert", "a", n=1)])
+    assert caught.value.code == "TransactionConflict"
+    assert bench.dynamo.items == {}
+
+
+def test_contention_beside_a_refusal_refuses_only_the_refused(bench: Bench) -> None:
+    """An action that was only in conflict is sent again without the one that was refused."""
+    sent = 0
+
+    def conflict(actions: Actions) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 1:
+            codes = ["TransactionConflict", "ConditionalCheckFailed", "None"]
+            assert len(actions) == len(codes)
+            raise TransactionCancelled([{"Code": code} for code in codes])
+
+    bench.dynamo.before = conflict
+    counts = bench.apply([op("upsert", "a", n=1), op("update", "b", n=1)])
+    assert counts == Counts(applied={"upsert": 1}, refused={"missing": 1})
+
+
+def malformed(*keys: str) -> Callable[[Actions], None]:
+    """DynamoDB's answer to any transaction with one of `keys`."""
+
+    def judge(actions: Actions) -> None:
+        for action in actions:
+            body = next(iter(action.values()))
+            if (body.get("Key") or body["Item"])["pk"]["S"] in {f"e#{key}" for key in keys}:
+                raise RequestRejected("one or more parameter values were invalid", code="ValidationException")
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    "bad", [["k0"], ["k6"], ["k3"], ["k2", "k5"], ["k0", "k1"], [f"k{number}" for number in range(7)]]
+)
+def test_a_malformed_operation_is_found_by_bisection(bench: Bench, bad: list[str]) -> None:
+    """The operations that DynamoDB cannot take are refused, the others apply, and the probes write nothing."""
+    bench.dynamo.before = malformed(*bad)
+    operations = [op("insert", f"k{number}", n=number) for number in range(7)]
+    counts = bench.apply(operations)
+    refused = {operations[index].key: found for index, found in bench.refused().items()}
+    assert refused.keys() == set(bad)
+    assert set(refused.values()) == {
+        (Reason.INVALID, "DynamoDB: ValidationException: one or more parameter values were invalid")
+    }
+    applied = {"insert": 7 - len(bad)} if len(bad) < 7 else {}
+    assert counts == Counts(applied=applied, refused={"invalid": len(bad)})
+    assert len(bench.dynamo.written) == 1
+    records = bench.records.look_up(("e", f"k{number}") for number in range(7))
+    assert {key for _, key in records} == {f"k{number}" for number in range(7)} - set(bad)
+    assert {record.version for record in records.values()} <= {1}
+
+
+def test_a_malformed_operation_takes_its_group_out(bench: Bench) -> None:
+    """A group with a malformed operation does not apply at all."""
+    bench.dynamo.before = malformed("b")
+    counts = bench.apply([op("insert", "a", n=1, group="g"), op("insert", "b", n=1, group="g"), op("insert", "c", n=1)])
+    assert counts == Counts(applied={"insert": 1}, refused={"group_refused": 1, "invalid": 1})
+    assert {key for _, key in bench.records.look_up([("e", "a"), ("e", "b"), ("e", "c")])} == {"c"}
+
+
+def test_a_rejection_that_no_operation_explains_is_loud(bench: Bench) -> None:
+    """Where only the whole is rejected, nothing is refused at random: the lane fails."""
+
+    def too_many(actions: Actions) -> None:
+        if len(actions) > 3:
+            raise RequestRejected("too many", code="ValidationException")
+
+    bench.dynamo.before = too_many
+    with pytest.raises(RequestRejected):
+        bench.apply([op("insert", f"k{number}", n=number) for number in range(3)])
+    assert bench.dynamo.written == []
+
+
+def test_a_patch_is_based_anew_where_its_record_moved_on(bench: Bench) -> None:
+    """A write between reading and writing is not overwritten: the patch is merged into what is there then."""
+    bench.apply([op("insert", "a", n=1)])
+    once = iter([True])
+
+    def interfere(_: Actions) -> None:
+        if next(once, False):
+            bench.apply([op("update", "a", n=7)], "r3")
+
+    bench.dynamo.before = interfere
+    patch = Operation(op="patch", entity="e", key="a", data={"m": 2})
+    assert bench.apply([patch], "r2") == Counts(applied={"patch": 1})
+    assert bench.data("a") == {"n": 7, "m": 2}
+    assert bench.records.get("e", "a").version == 3
+
+
+def test_a_record_over_the_item_limit_is_kept_apart(bench: Bench) -> None:
+    """Data of more than 400 KB comes back exactly, and its item holds a pointer only."""
+    data = {"a": "ü" * 300_000}
+    bench.apply([Operation(op="insert", entity="e", key="a", data=data)])
+    assert bench.data("a") == data
+    assert "data" not in bench.dynamo.items["records", "e#a", ""]
+
+
+def test_a_lane_over_its_budget_is_handed_back(bench: Bench) -> None:
+    """Between waves the time is looked at; what was done keeps its receipts, and the next delivery does the rest."""
+
+    def slow(_: Actions) -> None:
+        bench.now += 31
+
+    bench.dynamo.after = slow
+    operations = [op("upsert", "a", n=1), op("upsert", "a", n=2)]
+    with pytest.raises(Unavailable) as caught:
+        bench.apply(operations)
+    assert caught.value.code == "LaneBudget"
+    assert bench.data("a") == {"n": 1}
+    bench.dynamo.after = lambda _: None
+    assert bench.apply(operations) == Counts(applied={"upsert": 2})
+    assert bench.records.get("e", "a").version == 2
+
+
+def test_a_lane_that_gives_up_counts_what_is_done(bench: Bench) -> None:
+    """Receipts decide what was applied and refused; the rest is failed, and the state says so."""
+    operations = [op("upsert", "a", n=1), op("upsert", "a", n=2), op("upsert", "a", n=3)]
+    reference = bench.request(operations)
+    done = iter([True])
+
+    def die(_: Actions) -> None:
+        if not next(done, False):
+            raise Unavailable("gone", code="x")
+
+    bench.dynamo.before = die
+    with pytest.raises(Unavailable):
+        bench.writer().apply_lane(reference, 0)
+    summary = bench.writer().give_up(reference, 0, "table missing")
+    assert summary.state is State.FAILED
+    assert summary.counts == Counts(applied={"upsert": 1}, failed=2)
+    assert summary.error == "table missing"
+
+
+random_operations = st.lists(
+    st.builds(
+        op,
+        st.sampled_from(["insert", "update", "patch", "upsert"]),
+        st.sampled_from("abc"),
+        n=st.integers(0, 9),
+        group=st.sampled_from([None, None, "g", "h"]),
+    )
+    | st.builds(op, st.sampled_from(["delete", "check"]), st.sampled_from("abc")),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(random_operations, st.integers(1, 8), st.booleans())
+def test_every_effect_happens_once_whenever_a_worker_dies(operations: list[Operation], cut: int, late: bool) -> None:
+    """A lane that is cut at any call and delivered again leaves the same records and receipts as one that never was."""
+    taken: set[tuple[str | None, str]] = set()
+    lane = []
+    for operation in operations:
+        place = operation.group, operation.key
+        if operation.group is None or place not in taken:
+            lane.append(operation)
+        taken.add(place)
+    if not lane:
+        return
+    calm, rough = Bench(), Bench()
+    expected = calm.apply(lane)
+    seen = 0
+
+    def die(_: Actions) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == cut:
+            raise Unavailable("gone", code="x")
+
+    setattr(rough.dynamo, "after" if late else "before", die)
+    for _ in range(3):
+        try:
+            found = rough.apply(lane)
+        except Unavailable:
+            continue
+    assert found == expected
+    assert found.total == len(lane)
+    assert rough.snapshot() == calm.snapshot()
+    for writer in (*calm.writers, *rough.writers):
+        writer.close()

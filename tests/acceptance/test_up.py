@@ -133,6 +133,17 @@ def test_the_readmes_curl_lines_run(up: Up) -> None:
     assert '"data":{"name":"Berlin"}' in ran.stdout
 
 
+def test_keys_are_made_and_ended_from_the_command_line(up: Up) -> None:
+    """A key that `mdstore key create` prints opens the front door with its scope only, until it is revoked."""
+    made = up.sh("mdstore key create --source erp --scope read").stdout.strip()
+    other = Up(up.process, {**up.environ, "KEY": made}, up.api, made)
+
+    assert other.curl(f"{up.api}/v1/records/thing/nothing")[0] == 404
+    assert other.curl(f"-X POST {up.api}/v1/requests -H 'Content-Type: application/json' -d '{{}}'")[0] == 403
+    assert up.sh(f"mdstore key revoke <<< {made}").returncode == 0
+    assert up.sh(f"mdstore key revoke <<< {made}").returncode == 4
+
+
 def test_ctrl_c_stops_every_part(tmp_path: Path) -> None:
     """After Ctrl-C the command ends with 0, none of its processes is left, and its ports are free."""
     port, api_port = free_port(), free_port()

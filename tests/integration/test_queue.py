@@ -255,3 +255,29 @@ def test_messages_are_small_json(client: Client) -> None:
     assert json.loads(body)["headers"]["task"] == "mdstore.ingest"
     assert len(body) < 2_000
     assert "SENTINEL" not in body
+
+
+def test_a_worker_hears_again_after_sqs_was_away(environ: Environ, tmp_path: Path) -> None:
+    """A worker whose SQS refuses connections for a while, and then answers errors, works on when SQS is back."""
+    own = EmbeddedAws(port=free_port())
+    own.start()
+    mine = {**environ, "AWS_ENDPOINT_URL": own.url}
+    settings = load_settings(mine).settings
+    log = tmp_path / "worker.log"
+    try:
+        for _ in provision(settings):
+            pass
+        with worker(mine, log) as process:
+            Client(settings).submit(operations(3), request_id="before").wait()
+            own.stop()
+            until(lambda: "failed, again in" in log.read_text())
+            own.start()  # its state is gone: receiving from a queue that is not there is an error, too
+            count = log.read_text().count("failed, again in")
+            until(lambda: log.read_text().count("failed, again in") > count)
+            for _ in provision(settings):
+                pass
+            request = Client(settings).submit(operations(3), request_id="after").wait().status()
+            assert process.poll() is None
+        assert request.counts.applied == {"upsert": 3}
+    finally:
+        own.stop()

@@ -10,6 +10,7 @@ A lane's receipts have a partition of their own, because one partition takes 1,0
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -20,6 +21,7 @@ import msgspec
 from mdstore.dynamo.client import DynamoClient
 from mdstore.dynamo.marshal import Item, from_item, to_item
 from mdstore.errors import ConditionFailed, NotFound
+from mdstore.log import event
 from mdstore.model import FINAL_STATES, Counts, Reference, Refusal, State
 from mdstore.settings import DAY
 
@@ -99,7 +101,10 @@ class Ledger:
             "accepted_at": _milliseconds(self._clock()),
             "expires_at": self.expires_at(),
         }
-        return self._put_unless(values, "attribute_exists(pk)")
+        is_new = self._put_unless(values, "attribute_exists(pk)")
+        if is_new:
+            event("request.accepted", request_id=reference.request_id, operations=operations, lanes=reference.lanes)
+        return is_new
 
     def start(self, reference: Reference, *, operations: int, refused: Mapping[str, int]) -> Request:
         """Accepted or failed -> running; also from nothing, when the producer's own note is late or lost."""
@@ -116,6 +121,8 @@ class Ledger:
             condition="attribute_not_exists(pk) OR #state IN (:accepted, :failed)",
             arguments={":accepted": State.ACCEPTED, ":failed": State.FAILED},
         )
+        if changed:
+            event("request.started", request_id=reference.request_id, operations=operations, lanes=reference.lanes)
         return changed or self.get(reference.request_id)
 
     def finish(self, request_id: str) -> Request:
@@ -133,6 +140,8 @@ class Ledger:
         changed = self._update(
             request_id, always=values, condition="#state <> :completed", arguments={":completed": State.COMPLETED}
         )
+        if changed:
+            _finished(changed)
         return changed or self.get(request_id)
 
     def fail(self, request_id: str, error: str) -> None:
@@ -145,7 +154,11 @@ class Ledger:
             "error": error[:1000],
         }
         arguments = {":accepted": State.ACCEPTED, ":running": State.RUNNING}
-        self._update(request_id, always=values, condition="#state IN (:accepted, :running)", arguments=arguments)
+        changed = self._update(
+            request_id, always=values, condition="#state IN (:accepted, :running)", arguments=arguments
+        )
+        if changed:
+            _finished(changed)
 
     def get(self, request_id: str) -> Request:
         """One request, strongly consistent. Raises `NotFound`."""
@@ -182,7 +195,20 @@ class Ledger:
             "error": summary.error or None,
             "expires_at": self.expires_at(),
         }
-        self._put_unless(values, "attribute_exists(pk) AND #state = :completed", {":completed": State.COMPLETED})
+        is_new = self._put_unless(
+            values, "attribute_exists(pk) AND #state = :completed", {":completed": State.COMPLETED}
+        )
+        if is_new:
+            level = logging.INFO if summary.state is State.COMPLETED else logging.ERROR
+            milliseconds = _milliseconds(summary.finished_at - summary.started_at)
+            event(
+                f"lane.{summary.state}",
+                level=level,
+                request_id=request_id,
+                lane=summary.lane,
+                operations=summary.counts.total,
+                ms=milliseconds,
+            )
 
     def lanes(self, request_id: str) -> list[LaneSummary]:
         """The summaries written so far, by lane."""
@@ -308,6 +334,15 @@ def receipt_of(item: Mapping[str, Any]) -> Receipt:
     """A receipt from its item."""
     number = int(item["sk"].removeprefix("tx#"))
     return Receipt(number=number, refused=tuple(msgspec.convert(item.get("refused", []), list[Refusal])))
+
+
+def _finished(request: Request) -> None:
+    summary = request.summary()
+    event(
+        f"request.{request.state}",
+        level=logging.INFO if request.state is State.COMPLETED else logging.ERROR,
+        **{name: summary[name] for name in ("request_id", "applied", "refused", "failed")},
+    )
 
 
 def _request_values(reference: Reference, operations: int, refused: Mapping[str, int]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Makes what the store needs in AWS: bucket, queues, tables. Safe to repeat; nothing that exists is emptied or replaced.
 
-On AWS, `config/aws/` has the same as CloudFormation; this is for the embedded AWS and for a first try.
+Names, times and limits are the settings'; where a team has its infrastructure as code, this shows what it must hold.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ finish       the request's final state, from the lane summaries in the ledger
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from mdstore.aws import translated
 from mdstore.errors import DeploymentBroken, InvalidRequest, MdstoreError, Unavailable, Untrusted
 from mdstore.ingestor import Accepted, OnInvalid
 from mdstore.ledger import LaneSummary, Request
+from mdstore.log import event
 from mdstore.model import FINAL_STATES, Reference, State
 from mdstore.queue.app import MdstoreApp
 from mdstore.queue.deadletters import dead_letter
@@ -54,18 +56,21 @@ class StoreTask(Task):
         try:
             yield
         except Unavailable as error:
-            logger.warning("%s: postponed: %s", self.name, error)
+            self._event("message.postponed", error, logging.WARNING)
             raise self.retry(exc=error, countdown=random.uniform(0.5, 5.0), max_retries=None) from error  # noqa: S311
         except Untrusted as error:
-            logger.error("%s: dead-lettered: %s", self.name, error)  # noqa: TRY400  its text says all
+            self._event("message.dead_lettered", error, logging.ERROR)
             dead_letter(self.store, task=self.name, message=message, reason=str(error), receives=self.receives)
             raise Ignore from error
         except DeploymentBroken as error:
-            logger.critical("%s: the deployment is broken: %s", self.name, error)
+            self._event("message.kept", error, logging.CRITICAL)
             raise self._kept(message, lane, error) from error
         except MdstoreError as error:
-            logger.exception("%s: failed", self.name)
+            self._event("message.kept", error, logging.ERROR)
             raise self._kept(message, lane, error) from error
+
+    def _event(self, name: str, error: MdstoreError, level: int) -> None:
+        event(name, level=level, task=self.name, task_id=str(self.request.id), receives=self.receives, error=str(error))
 
     @property
     def receives(self) -> int:

@@ -21,7 +21,7 @@ from celery.utils.log import get_task_logger
 from kombu.exceptions import OperationalError
 
 from mdstore.aws import translated
-from mdstore.errors import DeploymentBroken, InvalidRequest, MdstoreError, Unavailable, Untrusted
+from mdstore.errors import DeploymentBroken, InvalidRequest, MdstoreError, NotFound, Unavailable, Untrusted
 from mdstore.ingestor import Accepted, OnInvalid
 from mdstore.ledger import LaneSummary, Request
 from mdstore.log import event
@@ -61,6 +61,9 @@ class StoreTask(Task):
         except Untrusted as error:
             self._event("message.dead_lettered", error, logging.ERROR)
             dead_letter(self.store, task=self.name, message=message, reason=str(error), receives=self.receives)
+            self._fail_own_request(message, error)
+            # The letter is safe, so the message may go: a rejected one would come again.
+            self.backend.mark_as_failure(self.request.id, error, request=self.request)
             raise Ignore from error
         except DeploymentBroken as error:
             self._event("message.kept", error, logging.CRITICAL)
@@ -76,6 +79,15 @@ class StoreTask(Task):
     def receives(self) -> int:
         """How often SQS has delivered the message, this time included."""
         return int((self.request.headers or {}).get("receives") or self.request.get("receives") or 1)
+
+    def _fail_own_request(self, message: Any, error: Untrusted) -> None:
+        """Note the failure of a request whose payload is damaged; a forged message must not touch the one it names."""
+        try:
+            reference = read_reference(message)
+            if self.store.ledger.get(reference.request_id).reference == reference:
+                self.store.ledger.fail(reference.request_id, str(error))
+        except (Untrusted, NotFound):
+            return
 
     def _kept(self, message: Any, lane: int | None, error: MdstoreError) -> Reject:
         """The exception that leaves the message in the queue; the last time also a FAILURE in ledger and results."""

@@ -146,6 +146,24 @@ def test_hostile_messages_are_dead_lettered_with_their_reason(client: Client, en
     assert client.store.records.get("thing", "k0").version == 2
 
 
+def test_a_damaged_payload_fails_its_request(client: Client, environ: Environ, tmp_path: Path) -> None:
+    """A payload that was changed in S3 is not executed: its lane is dead-lettered, its request and result say why."""
+    submission = client.submit(operations(250), request_id="damaged")
+    s3, bucket = client.store.aws.s3, client.settings.bucket
+    body = bytearray(s3.get_object(Bucket=bucket, Key="payloads/damaged")["Body"].read())
+    body[-200] ^= 1
+    s3.put_object(Bucket=bucket, Key="payloads/damaged", Body=bytes(body))
+
+    with worker(environ, tmp_path / "worker.log"):
+        request = submission.wait().status()
+        with pytest.raises(ChordError):
+            client.ingest.AsyncResult("damaged").get(timeout=60)
+
+    assert request.state is State.FAILED
+    assert "does not have the digest that its header says" in request.error
+    assert len(list(client.export("thing"))) == 250 - client.store.payloads.header(request.reference).lanes[-1].count
+
+
 def test_a_broken_deployment_fails_loudly_and_keeps_the_messages(
     client: Client, environ: Environ, tmp_path: Path
 ) -> None:

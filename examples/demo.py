@@ -46,6 +46,14 @@ def digest(export: Path) -> tuple[int, str]:
     return len(records), hashlib.sha256(text.encode()).hexdigest()
 
 
+def applied(stack: Stack, request: str) -> dict[str, int]:
+    """What a request applied, by op."""
+    command = [sys.executable, "-m", "mdstore", "status", request, "--json"]
+    done = subprocess.run(command, env=stack.environ, check=True, capture_output=True)  # noqa: S603
+    counts: dict[str, int] = json.loads(done.stdout)["applied_by_op"]
+    return counts
+
+
 def main() -> int:
     """Run the demo; returns the exit code."""
     began = time.monotonic()
@@ -67,12 +75,15 @@ def main() -> int:
                 mdstore("verify", CHANGE)
                 mdstore("get", "airport", "EDDB")
                 mdstore("export", "--entity", "airport", "--out", os.fspath(export))
+                loaded, changed = (applied(stack, request) for request in (LOAD, CHANGE))
             except subprocess.CalledProcessError as error:
                 print(f"{error}\n{(work / 'worker.log').read_text(errors='replace')[-5000:]}", file=sys.stderr)
                 return 1
         records, found = digest(export)
-        print(f"\n{records:,} records, SHA-256 {found}")
-        print(f"expected        SHA-256 {EXPECTED}: {'equal' if found == EXPECTED else 'DIFFERENT'}")
+        print(f"\nloaded     {loaded['insert']:,}")
+        print(f"changed    {changed['insert']} inserted / {changed['update']} updated / {changed['delete']} deleted")
+        print(f"now there  {records:,} records, SHA-256 {found}")
+        print(f"expected   28,298 records, SHA-256 {EXPECTED}: {'equal' if found == EXPECTED else 'DIFFERENT'}")
         print(f"{time.monotonic() - began:.0f} s in all; the stack is stopped")
         return 0 if found == EXPECTED else 1
 

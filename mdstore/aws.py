@@ -13,6 +13,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from mdstore.dynamo.client import DynamoClient
+from mdstore.dynamo.retry import Retry
 from mdstore.errors import ConfigurationError, DeploymentBroken, MdstoreError, Unavailable
 from mdstore.settings import Settings
 
@@ -31,7 +32,7 @@ _NOT_NOW = frozenset({
 class Aws:
     """One set of clients, which connect when they are used. Threads may share it; a forked child makes its own."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, retry: Retry | None = None) -> None:
         self.owner_pid = os.getpid()
         session = _session(settings)
         self.s3: S3Client = make_client(settings, "s3", session)
@@ -46,6 +47,7 @@ class Aws:
             credentials=credentials,
             endpoint=self.dynamodb.meta.endpoint_url,
             region=settings.region,
+            retry=retry,
             connections=settings.transactions_in_flight + 8,
         )
 
@@ -61,9 +63,10 @@ def make_client(settings: Settings, service: Literal["s3", "sqs", "dynamodb"], s
         service,
         endpoint_url=endpoint,
         config=Config(
-            retries={"mode": "standard", "total_max_attempts": 6},
+            # S3 is called under the one policy of `dynamo.retry`; two policies, one in the other, would outlive any deadline.
+            retries={"mode": "standard", "total_max_attempts": 1 if service == "s3" else 6},
             connect_timeout=5,
-            read_timeout=30,
+            read_timeout=15,
             max_pool_connections=settings.transactions_in_flight + 8,
             **config,
         ),

@@ -1,7 +1,7 @@
 """The command line. Results go to standard output (with `--json` as one JSON value), progress and messages to standard error.
 
 Exit codes: 0 done; 1 an error, or an operation failed; 2 wrong usage; 3 some operations were refused; 4 no such record
-or request; 5 verification found a fault.
+or request; 5 verification found a fault; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import wraps
@@ -25,14 +26,14 @@ from rich.table import Table
 from mdstore import exactjson
 from mdstore.apikeys import Scope
 from mdstore.client import Client
-from mdstore.errors import InvalidRequest, MdstoreError, NotFound
+from mdstore.errors import InvalidRequest, MdstoreError, NotFound, Unavailable
 from mdstore.files import read_operations
 from mdstore.ledger import Request
 from mdstore.model import FINAL_STATES, Outcome, State
 from mdstore.settings import LOCAL_PORT, load_settings
 
 P = ParamSpec("P")
-REFUSED, ABSENT, UNVERIFIED = 3, 4, 5
+REFUSED, ABSENT, UNVERIFIED, INTERRUPTED = 3, 4, 5, 130
 
 messages = Console(stderr=True, highlight=False)
 results = Console(highlight=False, soft_wrap=True)
@@ -50,11 +51,13 @@ def json_option(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except MdstoreError as error:
+        except (MdstoreError, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             if kwargs.get("as_json"):
                 emit({"error": type(error).__name__, "message": str(error)})
             else:
                 messages.print(f"[bold red]error:[/] {_escaped(error)}")
+                if isinstance(error, Unavailable) and error.code == "EndpointConnectionError":
+                    messages.print("Nothing answers there. In the profile local: is `mdstore up` (make up) running?")
             sys.exit(ABSENT if isinstance(error, NotFound) else 1)
 
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(run)
@@ -122,15 +125,16 @@ def provision(as_json: bool) -> None:
 @main.command()
 @click.option("--concurrency", "-c", type=click.IntRange(1), help="Worker processes.")
 @click.option("--log-level", "-l", default="INFO", show_default=True)
+@click.option("--quiet", is_flag=True, help="No banner.")
 @json_option
-def worker(concurrency: int | None, log_level: str, as_json: bool) -> None:
+def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) -> None:
     """A Celery worker; the same as `celery -A workers.celery_app worker`."""
     from mdstore.queue import create_app  # noqa: PLC0415
 
     _ = as_json  # a worker has no result
     settings = load_settings().settings
     arguments = ["worker", "--loglevel", log_level, "--concurrency", str(concurrency or settings.concurrency)]
-    create_app(settings).worker_main(arguments)
+    create_app(settings).worker_main(["--quiet", *arguments] if quiet else arguments)
 
 
 @main.command()
@@ -180,12 +184,13 @@ def load(
     as_json: bool,
 ) -> None:
     """Load files of operations, one request a file. An invalid line is refused and the others go on."""
-    if request_id and len(files) > 1:
-        raise InvalidRequest(field="--request-id", value=request_id, expected="one file")
+    if request_id is not None and (len(files) > 1 or not request_id):
+        raise InvalidRequest(field="--request-id", value=request_id, expected="an id, with one file")
     client = Client()
     summaries: list[dict[str, Any]] = []
-    for file in files:
-        operations = read_operations(file, entity=entity, key=key_column, op=op)
+    # All files are looked at before anything of the first is sent.
+    sources = [read_operations(file, entity=entity, key=key_column, op=op) for file in files]
+    for file, operations in zip(files, sources, strict=True):
         name = request_id or f"load-{uuid.uuid4()}"
         with _progress(hidden=as_json) as bar:
             summaries.append(_load_one(client, bar, operations, name, source, timeout if wait else None))
@@ -193,7 +198,8 @@ def load(
             _print_load(client, file, summaries[-1])
     if as_json:
         emit(summaries[0] if len(summaries) == 1 else summaries)
-    sys.exit(max(_exit_code(summary) for summary in summaries))
+    codes = {_exit_code(summary) for summary in summaries}
+    sys.exit(1 if 1 in codes else max(codes))
 
 
 def _load_one(
@@ -204,12 +210,18 @@ def _load_one(
         _counted(operations, bar, task), request_id=request_id, source=source, on_invalid="refuse"
     )
     bar.update(task, description="applying", total=submission.operations, completed=0)
+    bar.console.print(f"request {request_id} is accepted")
 
     def show(request: Request) -> None:
         bar.update(task, completed=request.counts.total)
 
-    request = submission.status() if timeout is None else client.wait(request_id, timeout=timeout, progress=show)
-    return {**request.summary(), "new": submission.new}
+    try:
+        request = submission.status() if timeout is None else client.wait(request_id, timeout=timeout, progress=show)
+    except KeyboardInterrupt:
+        bar.stop()
+        messages.print(f"the request goes on without this command: mdstore status {request_id}")
+        sys.exit(INTERRUPTED)
+    return {**request.summary(), "new": submission.new, "sent": submission.sent}
 
 
 def _counted(operations: Iterable[Any], bar: Progress, task: Any) -> Iterator[Any]:
@@ -228,9 +240,8 @@ def _progress(*, hidden: bool) -> Progress:
 
 def _print_load(client: Client, file: str, summary: dict[str, Any]) -> None:
     if not summary["new"]:
-        results.print(
-            f"request {summary['request_id']} was accepted before with the same content: nothing was sent, nothing changed"
-        )
+        what = "sent again, what is done is not done again" if summary["sent"] else "nothing was sent, nothing changed"
+        results.print(f"request {summary['request_id']} was accepted before with the same content: {what}")
     results.print(f"{file}: {_line(summary)}")
     if summary["refused"]:
         for outcome in _first(client.outcomes(summary["request_id"], only="refused"), 5):
@@ -423,13 +434,12 @@ def create_key(source: str, scopes: tuple[str, ...], as_json: bool) -> None:
 @json_option
 def revoke_key(as_json: bool) -> None:
     """End the key that standard input holds; it never stands in a command line. Front doors notice within a minute."""
-    found = Client().store.api_keys.revoke(sys.stdin.readline().strip())
+    if not Client().store.api_keys.revoke(sys.stdin.readline().strip()):
+        raise NotFound("key", "of standard input")
     if as_json:
-        emit({"revoked": found})
-    elif found:
+        emit({"revoked": True})
+    else:
         messages.print("revoked")
-    if not found:
-        raise NotFound("key", "on standard input")
 
 
 @main.command()

@@ -21,13 +21,17 @@ from mdstore.store import Store
 
 
 class Submission:
-    """A request that is durable. `new` is False where the same request was accepted before."""
+    """A durable request. `new` is False where it was accepted before, `sent` where it needed not be sent again."""
 
     def __init__(self, client: Client, accepted: Accepted) -> None:
         self._client = client
         self.request_id = accepted.reference.request_id
         self.operations = accepted.operations
         self.new = accepted.new
+        self.sent = accepted.published is not None
+
+    def __repr__(self) -> str:
+        return f"<Submission {self.request_id!r}, {self.operations} operations>"
 
     def status(self) -> Request:
         """State and counts so far."""

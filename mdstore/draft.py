@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
+import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import IO, Any
 
 import msgspec
@@ -46,9 +49,9 @@ class _Group:
         else:
             self._keys.add(key)
 
-    def spoil(self) -> None:
-        """An operation of the group is invalid."""
-        self.flaw = self.flaw or (Reason.GROUP_REFUSED, "another operation of the group is invalid")
+    def spoil(self, why: str) -> None:
+        """Not all operations of the group can apply."""
+        self.flaw = self.flaw or (Reason.GROUP_REFUSED, why)
 
 
 class Draft:
@@ -58,7 +61,8 @@ class Draft:
     file once they exceed 4 MB.
     """
 
-    def __init__(self, *, validator: Validator, settings: Settings) -> None:
+    def __init__(self, *, validator: Validator, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._validator = validator
         self._settings = settings
         self._spool = _spool()
@@ -69,6 +73,7 @@ class Draft:
         self._refused = _Compressor()
         self._refused_counts: Counter[str] = Counter()
         self._content = hashlib.sha256()
+        self._unreadable = False
         self.count = 0
 
     def add(self, source: Source) -> Refusal | None:
@@ -93,6 +98,9 @@ class Draft:
 
     def refused_groups(self) -> Iterator[Refusal]:
         """Refusals of operations whose group cannot apply; known only when all operations are in."""
+        if self._unreadable:
+            for group in self._groups.values():
+                group.spoil("a line that cannot be read may belong to the group")
         if any(group.flaw for group in self._groups.values()):
             for position in range(len(self._indexes)):
                 found = self._refused_with_group(self._item(position))
@@ -121,6 +129,7 @@ class Draft:
             request_id=request_id,
             source=source,
             content=self._content.hexdigest(),
+            created_at=int(self._clock()),
             operations=self.count,
             lanes=tuple(lanes),
             refused=self._refused.write_to(body),
@@ -149,15 +158,18 @@ class Draft:
         return lane
 
     def _refuse(self, index: int, source: Source, flaw: Flaw) -> Refusal:
-        words = _readable_words(source)
+        words = _words(source)
         found = Refusal(
             index=index,
             reason=flaw.reason,
             detail=str(flaw)[:500],
-            **{name: words.get(name, "") for name in ("op", "entity", "key")},
+            op=words.op,
+            entity=words.entity,
+            key=words.key,
         )
-        if words.get("group"):
-            self._groups.setdefault(words["group"], _Group()).spoil()
+        for name in words.groups:
+            self._groups.setdefault(name, _Group()).spoil("another operation of the group is invalid")
+        self._unreadable = self._unreadable or not words.is_readable
         self._content.update(b"%d\t!%b\n" % (index, hashlib.sha256(_text(source)).digest()))
         self._note_refusal(found)
         return found
@@ -226,7 +238,7 @@ def _assembled(header: Header, sections: IO[bytes]) -> Encoded:
     return Encoded(header=header, digest=hashlib.sha256(text).hexdigest(), body=body)
 
 
-class _Words(msgspec.Struct, frozen=True):
+class _Fields(msgspec.Struct, frozen=True):
     """The words of an operation, whatever they are; its data is not even looked at."""
 
     op: Any = None
@@ -235,19 +247,53 @@ class _Words(msgspec.Struct, frozen=True):
     group: Any = None
 
 
-def _readable_words(source: Source) -> dict[str, str]:
-    """Whatever can be read of an operation that is invalid, so that its refusal names it and its group."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Words:
+    """What can be read of an operation that is invalid, so that its refusal names it and its group goes with it.
+
+    `groups` are those that it may belong to; `is_readable` is False where that cannot be told.
+    """
+
+    op: str = ""
+    entity: str = ""
+    key: str = ""
+    groups: tuple[str, ...] = ()
+    is_readable: bool = True
+
+
+_GROUP = re.compile(rb'"group"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+def _words(source: Source) -> _Words:
     try:
         if isinstance(source, bytes):
-            words = msgspec.json.decode(source, type=_Words)
+            fields = msgspec.json.decode(source, type=_Fields)
         elif isinstance(source, Operation):
-            words = _Words(source.op, source.entity, source.key, source.group)
+            fields = _Fields(source.op, source.entity, source.key, source.group)
         else:
-            words = _Words(*map(source.get, _Words.__struct_fields__))
+            fields = _Fields(*map(source.get, _Fields.__struct_fields__))
     except (*exactjson.DecodeFailure, AttributeError):
-        return {}
-    found = msgspec.structs.asdict(words)
-    return {name: word[:200] for name, word in found.items() if isinstance(word, str) and _is_utf8(word)}
+        groups = _groups_in(source) if isinstance(source, bytes) else ()
+        return _Words(groups=groups, is_readable=bool(groups))
+    group = _word(fields.group)
+    return _Words(
+        op=_word(fields.op), entity=_word(fields.entity), key=_word(fields.key), groups=(group,) if group else ()
+    )
+
+
+def _groups_in(line: bytes) -> tuple[str, ...]:
+    """Whatever looks like a group in a line that is not JSON. Refusing a group too many is safe, one too few is not."""
+    found: list[str] = []
+    for text in _GROUP.findall(line):
+        try:
+            found.append(msgspec.json.decode(text, type=str))
+        except ValueError:
+            return ()
+    return tuple(found)
+
+
+def _word(value: Any) -> str:
+    return value[:200] if isinstance(value, str) and _is_utf8(value) else ""
 
 
 def _text(source: Source) -> bytes:

@@ -42,6 +42,8 @@ class Entities:
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
             return ".".join(["data", *map(str, first["loc"])]), first["msg"]
+        except Exception as error:
+            return "data", f"the model of {operation.entity!r} raised {type(error).__name__}: {error}"
         return None
 
 

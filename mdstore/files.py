@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import sys
@@ -14,6 +15,7 @@ from mdstore.draft import Source
 from mdstore.errors import InvalidRequest
 from mdstore.model import OpName
 
+_ABSENT: Any = object()
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
@@ -33,7 +35,7 @@ def read_operations(
     if name.endswith((".csv", ".parquet")):
         if not entity or not key:
             raise InvalidRequest(field="file", value=path, expected="--entity and --key with a table")
-        rows = _csv_rows(path) if name.endswith(".csv") else _parquet_rows(path)
+        rows = _csv_rows(path, key) if name.endswith(".csv") else _parquet_rows(path)
         return _row_operations(rows, entity=entity, key=key, op=op)
     raise InvalidRequest(
         field="file", value=path, expected="a name that ends in .jsonl, .jsonl.gz, .csv or .parquet, or -"
@@ -49,15 +51,26 @@ def _lines(path: str) -> Iterator[bytes]:
             stream = stack.enter_context(gzip.open(path, "rb"))
         else:
             stream = stack.enter_context(Path(path).open("rb"))
-        for line in stream:
-            stripped = line.strip()
+        for number, line in enumerate(stream):
+            stripped = line.removeprefix(codecs.BOM_UTF8).strip() if number == 0 else line.strip()
             if stripped:
                 yield stripped
 
 
-def _csv_rows(path: str) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: str, key: str) -> Iterator[dict[str, Any]]:
     with Path(path).open(encoding="utf-8-sig", newline="") as stream:
-        yield from csv.DictReader(stream)
+        reader = csv.DictReader(stream, restval=_ABSENT)
+        columns = reader.fieldnames or []
+        if key not in columns:
+            raise InvalidRequest(field="--key", value=key, expected=f"a column: {', '.join(columns)}")
+        for row in reader:
+            surplus = len(row.pop(None, []))  # where csv puts what has no column
+            absent = sum(value is _ABSENT for value in row.values())
+            if surplus or absent:
+                # Not an operation: it is refused as invalid, and the reason tells why.
+                yield {f"row of {len(columns) + surplus - absent} values for {len(columns)} columns": None}
+            else:
+                yield row
 
 
 def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
@@ -74,7 +87,10 @@ def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
 
 def _row_operations(rows: Iterator[dict[str, Any]], *, entity: str, key: str, op: OpName) -> Iterator[Source]:
     for row in rows:
-        data = {name: value for name, value in row.items() if name is not None}
+        data = dict(row)
         found = data.pop(key, None)
+        if key not in row:
+            yield {"op": op, "entity": entity, **row}
+            continue
         operation: dict[str, Any] = {"op": op, "entity": entity, "key": found if found is None else str(found)}
         yield operation if op in ("delete", "check") else operation | {"data": data}

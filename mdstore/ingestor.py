@@ -13,6 +13,8 @@ makes it up, and until then `status` finds the payload.
 
 from __future__ import annotations
 
+import logging
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -21,9 +23,10 @@ from typing import Any, Literal
 import msgspec
 
 from mdstore.draft import Draft, Source
-from mdstore.errors import InvalidOperations, NotFound, Problem
+from mdstore.errors import DeploymentBroken, InvalidOperations, NotFound, Problem, Unavailable
 from mdstore.ledger import Ledger, Request
-from mdstore.model import Counts, Reference, Refusal, State, check_request_id, check_source
+from mdstore.log import event
+from mdstore.model import FINAL_STATES, MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
 from mdstore.payload import Encoded, Header, Payloads
 from mdstore.settings import Settings
 from mdstore.validation import Validator
@@ -45,7 +48,16 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 class Ingestor:
     """Accepts requests. Safe to share between threads."""
 
-    def __init__(self, *, payloads: Payloads, ledger: Ledger, validator: Validator, settings: Settings) -> None:
+    def __init__(
+        self,
+        *,
+        payloads: Payloads,
+        ledger: Ledger,
+        validator: Validator,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
         self._payloads = payloads
         self._ledger = ledger
         self._validator = validator
@@ -65,7 +77,8 @@ class Ingestor:
 
         An invalid operation raises `InvalidOperations` before anything is stored; with `on_invalid="refuse"` it gets
         the outcome refused, and the others go on. Raises `RequestConflict` where `request_id` has other content. A
-        request that is known already is not sent again unless `republish`; sending it again is harmless.
+        request that is known already is not sent again unless `republish`; sending it again is harmless for 14 days, and
+        it is never sent after that.
         """
         request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
         check_source(source)
@@ -73,10 +86,10 @@ class Ingestor:
         with closing(encoded.body):
             reference, new = self._payloads.put(encoded)
         header = encoded.header
-        if not new and not republish and self._known(request_id):
+        if not new and (self._is_too_old(reference) or (not republish and self._is_under_way(request_id))):
             return _accepted(reference, header, new=False)
         published = publish(reference)
-        self._ledger.accept(reference, operations=header.operations, refused=header.refused_counts)
+        self._note(reference, header)
         return _accepted(reference, header, new=new, published=published)
 
     def status(self, request_id: str) -> Request:
@@ -100,11 +113,11 @@ class Ingestor:
                 reference=reference,
                 early=early,
                 counts=early,
-                accepted_at=0.0,
+                accepted_at=float(header.created_at),
             )
 
     def _encode(self, operations: Iterable[Source], request_id: str, source: str, on_invalid: OnInvalid) -> Encoded:
-        with closing(Draft(validator=self._validator, settings=self._settings)) as draft:
+        with closing(Draft(validator=self._validator, settings=self._settings, clock=self._clock)) as draft:
             problems = _Problems()
             for operation in operations:
                 problems.note(draft.add(operation))
@@ -114,12 +127,29 @@ class Ingestor:
                 problems.raise_any()
             return draft.encode(request_id, source)
 
-    def _known(self, request_id: str) -> bool:
+    def _note(self, reference: Reference, header: Header) -> None:
         try:
-            self._ledger.get(request_id)
+            self._ledger.accept(reference, operations=header.operations, refused=header.refused_counts)
+        except (Unavailable, DeploymentBroken) as error:
+            # The request is durable: to say otherwise now would have it sent a second time under another id.
+            event("request.unnoted", level=logging.WARNING, request_id=reference.request_id, error=str(error))
+
+    def _is_too_old(self, reference: Reference) -> bool:
+        """Whether its receipts may be gone, so that sending it again could apply it again."""
+        return self._clock() - self._payloads.header(reference).created_at > MAX_AGE
+
+    def _is_under_way(self, request_id: str) -> bool:
+        """Whether the request is completed, or was sent so lately that its message must still be on its way.
+
+        A request that is neither is sent again: whatever it was that held it up, its receipts make that harmless.
+        """
+        try:
+            request = self._ledger.get(request_id)
         except NotFound:
             return False
-        return True
+        if request.state in FINAL_STATES:
+            return request.state is State.COMPLETED
+        return self._clock() - (request.started_at or request.accepted_at) < self._settings.visibility_timeout
 
 
 class _Problems:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +22,7 @@ from mdstore.dynamo.client import DynamoClient
 from mdstore.dynamo.marshal import Item, from_item, to_item
 from mdstore.errors import ConditionFailed, NotFound
 from mdstore.log import event
-from mdstore.model import FINAL_STATES, Counts, Reference, Refusal, State
+from mdstore.model import Counts, Reference, Refusal, State
 from mdstore.settings import DAY
 
 
@@ -118,6 +118,7 @@ class Ledger:
             reference.request_id,
             always={"state": State.RUNNING, "started_at": now},
             defaults=defaults,
+            removed=("error", "finished_at"),
             condition="attribute_not_exists(pk) OR #state IN (:accepted, :failed)",
             arguments={":accepted": State.ACCEPTED, ":failed": State.FAILED},
         )
@@ -145,7 +146,7 @@ class Ledger:
         return changed or self.get(request_id)
 
     def fail(self, request_id: str, error: str) -> None:
-        """Accepted or running -> failed: a lane gave up. Lanes that are not done may still finish it."""
+        """Anything but completed -> failed, with the latest error. Lanes that are delivered again may still finish it."""
         request, lanes = self._request_and_lanes(request_id)
         values = {
             "state": State.FAILED,
@@ -153,9 +154,8 @@ class Ledger:
             "counts": _counts_value(sum((lane.counts for lane in lanes), start=request.early)),
             "error": error[:1000],
         }
-        arguments = {":accepted": State.ACCEPTED, ":running": State.RUNNING}
         changed = self._update(
-            request_id, always=values, condition="#state IN (:accepted, :running)", arguments=arguments
+            request_id, always=values, condition="#state <> :completed", arguments={":completed": State.COMPLETED}
         )
         if changed:
             _finished(changed)
@@ -170,7 +170,7 @@ class Ledger:
     def progress(self, request_id: str) -> Request:
         """Like `get`, with the counts of the lanes that are done so far. Raises `NotFound`."""
         request, lanes = self._request_and_lanes(request_id)
-        if request.state in FINAL_STATES:
+        if request.state is State.COMPLETED:
             return request
         return msgspec.structs.replace(request, counts=sum((lane.counts for lane in lanes), start=request.early))
 
@@ -249,12 +249,6 @@ class Ledger:
         found = (receipt_of(item) for item in self._query(f"{request_id}#{lane:05d}"))
         return {receipt.number: receipt for receipt in found}
 
-    def receipt(self, request_id: str, lane: int, number: int) -> Receipt | None:
-        """One receipt, or None."""
-        key = receipt_key(request_id, lane, number)
-        item = self._get(key["pk"], key["sk"])
-        return receipt_of(item) if item else None
-
     def expires_at(self) -> int:
         """When an item written now may go, in Unix seconds."""
         return int(self._clock() + self._retention)
@@ -269,18 +263,22 @@ class Ledger:
         condition: str,
         arguments: Mapping[str, Any],
         defaults: Mapping[str, Any] = MappingProxyType({}),
+        removed: Collection[str] = (),
     ) -> Request | None:
         """Change a request's item where `condition` holds. None: superseded, which is a normal outcome."""
         changes = [f"#{name} = :{name}" for name in always]
         changes += [f"#{name} = if_not_exists(#{name}, :{name})" for name in defaults]
         values = {**always, **defaults}
+        expression = "SET " + ", ".join(changes)
+        if removed:
+            expression += " REMOVE " + ", ".join(f"#{name}" for name in removed)
         try:
             answer = self._dynamo.call("UpdateItem", {
                 "TableName": self._table,
                 "Key": to_item({"pk": request_id, "sk": "request"}),
-                "UpdateExpression": "SET " + ", ".join(changes),
+                "UpdateExpression": expression,
                 "ConditionExpression": condition,
-                "ExpressionAttributeNames": {f"#{name}": name for name in values},
+                "ExpressionAttributeNames": {f"#{name}": name for name in (*values, *removed)},
                 "ExpressionAttributeValues": to_item({**{f":{name}": value for name, value in values.items()}, **arguments}),
                 "ReturnValues": "ALL_NEW",
             })  # fmt: skip

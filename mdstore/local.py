@@ -61,7 +61,7 @@ class EmbeddedAws:
             raise ConfigurationError(
                 key="profile", value="local", expected='the extra "local": pip install "mdstore[local]"'
             )
-        self._check_port()
+        check_port(self.port, option="--port")
         environ = {
             **os.environ,
             "BIND_HOST": "127.0.0.1",
@@ -111,19 +111,6 @@ class EmbeddedAws:
     ) -> None:
         self.stop()
 
-    def _check_port(self) -> None:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", self.port))
-            except OSError as error:
-                raise ConfigurationError(
-                    key="port",
-                    value=self.port,
-                    expected=f"a free port on 127.0.0.1 ({error.strerror}): stop what listens there, perhaps another"
-                    " `mdstore up`, or choose another with --port",
-                ) from error
-
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _STARTS_WITHIN
         while time.monotonic() < deadline:
@@ -138,6 +125,21 @@ class EmbeddedAws:
                 self._sleep(0.05)
         self.stop()
         raise MdstoreError(f"the embedded AWS did not answer within {_STARTS_WITHIN:.0f} s; its log: {self._log}")
+
+
+def check_port(port: int, *, option: str) -> None:
+    """Raise `ConfigurationError` where `port` of 127.0.0.1 is taken; `option` is what chooses another."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigurationError(
+                key="port",
+                value=port,
+                expected=f"a free port on 127.0.0.1 ({error.strerror}): stop what listens there, perhaps another"
+                f" `mdstore up`, or choose another with {option}",
+            ) from error
 
 
 def free_port() -> int:

@@ -18,6 +18,9 @@ SCHEMA_VERSION = 1
 #: A message or payload of the version before this one is accepted too, so that producers and workers may be upgraded apart.
 ACCEPTED_VERSIONS = frozenset({SCHEMA_VERSION - 1, SCHEMA_VERSION}) - {0}
 
+#: Seconds for which a request may be sent and delivered: SQS keeps a message for 14 days, receipts live for 15.
+MAX_AGE = 14 * 86_400
+
 OpName = Literal["insert", "update", "patch", "upsert", "delete", "check"]
 
 
@@ -39,7 +42,7 @@ class State(StrEnum):
     ACCEPTED = "accepted"  # payload in S3, message in SQS
     RUNNING = "running"  # a worker has begun
     COMPLETED = "completed"  # every operation has its outcome
-    FAILED = "failed"  # a lane gave up; `retry` resumes it
+    FAILED = "failed"  # a lane gave up; its messages, sent again, resume it
 
 
 FINAL_STATES = frozenset({State.COMPLETED, State.FAILED})

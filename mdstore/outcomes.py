@@ -59,12 +59,13 @@ class Outcomes:
             return [_refused(refusal) for refusal in self._payloads.refused(request.reference)]
         lane = part - 1
         receipts = self._ledger.receipts(request.request_id, lane)
+        gave_up = request.state is State.FAILED and self._gave_up(request.request_id, lane)
         outcomes: list[Outcome] = []
         for wave in pack(self._payloads.lane(request.reference, lane)):
             for transaction in wave:
                 receipt = receipts.get(transaction.number)
                 if receipt is None:
-                    if request.state is State.FAILED:
+                    if gave_up:
                         outcomes += [_outcome(item, "failed") for item in transaction.operations]
                         outcomes += [_failed(one) for one in transaction.refused]
                     continue
@@ -75,6 +76,9 @@ class Outcomes:
                 ]
                 outcomes += [_refused(one) for one in transaction.refused]
         return sorted(outcomes, key=lambda one: one.index)
+
+    def _gave_up(self, request_id: str, lane: int) -> bool:
+        return any(one.lane == lane and one.state is State.FAILED for one in self._ledger.lanes(request_id))
 
 
 @dataclass(kw_only=True)
@@ -113,7 +117,10 @@ class Verifier:
         """Check that each operation has one outcome, that the counts agree, and that each effect is there."""
         found = Verification(request_id=request.request_id)
         if request.state is not State.COMPLETED:
-            found.fault(f"the request is {request.state}, not completed")
+            found.fault(
+                f"the request is {request.state}: {request.counts.total} of {request.operations} operations have an outcome"
+            )
+            return found
         seen: set[int] = set()
         try:
             for part in range(request.lanes + 1):

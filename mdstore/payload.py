@@ -45,13 +45,17 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a payload holds. `content` is the SHA-256 of its operations: the same for the same content, however cut."""
+    """What a payload holds; `created_at` in Unix seconds.
+
+    `content` is the SHA-256 of its operations: the same for the same content, whenever and however it was cut.
+    """
 
     v: int
     codec: str
     request_id: str
     source: str
     content: str
+    created_at: int
     operations: int
     lanes: tuple[Section, ...]
     refused: Section

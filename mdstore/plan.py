@@ -10,7 +10,7 @@ import hashlib
 import heapq
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -145,29 +145,22 @@ def _units(operations: Sequence[Indexed]) -> list[Unit]:
 def _schedule(units: list[Unit]) -> tuple[list[list[Unit]], list[Indexed]]:
     """The waves, and the operations of groups that had to be refused.
 
-    Groups that wait for each other form a circle: its last group is left out, and the rest is scheduled anew.
+    Each unit's wave is one after the last wave of the units before it on any of its keys. Where units wait for each other
+    in a circle, the first group of each knot of circles stays and its others are refused: a circle needs two groups.
     """
-    refused: list[Indexed] = []
-    while True:
-        waves, circles = _waves(units)
-        if not circles:
-            return waves, refused
-        # Of a circle, single operations are never the reason.
-        last = {max(number for number in one if units[number][0].operation.group is not None) for one in circles}
-        refused += [item for number in sorted(last) for item in units[number]]
-        units = [unit for number, unit in enumerate(units) if number not in last]
-
-
-def _waves(units: list[Unit]) -> tuple[list[list[Unit]], list[list[int]]]:
-    """Each unit's wave is one after the last wave of the units before it on any of its keys; or circles of units."""
     before, after = _order(units)
+    refused: set[int] = set()
+    for knot in _knots(before, after):
+        groups = [number for number in knot if units[number][0].operation.group is not None]
+        refused.update(groups[1:])
+    if refused:
+        kept = [unit for number, unit in enumerate(units) if number not in refused]
+        return _schedule(kept)[0], [item for number in sorted(refused) for item in units[number]]
     waiting = [len(numbers) for numbers in before]
     ready = [number for number, count in enumerate(waiting) if not count]
     wave_of = [0] * len(units)
     waves: list[list[Unit]] = []
-    for _ in units:
-        if not ready:
-            return [], _circles(before, waiting)
+    while ready:
         number = heapq.heappop(ready)  # the first in the request first
         if wave_of[number] == len(waves):
             waves.append([])
@@ -191,26 +184,65 @@ def _order(units: list[Unit]) -> tuple[list[set[int]], list[set[int]]]:
     for queue in queues.values():
         queue.sort()
         for (_, first), (_, second) in pairwise(queue):
-            before[second].add(first)
-            after[first].add(second)
+            if first != second:
+                before[second].add(first)
+                after[first].add(second)
     return before, after
 
 
-def _circles(before: list[set[int]], waiting: list[int]) -> list[list[int]]:
-    """Circles of units that wait for each other, no two with a unit in common; one at least."""
-    circles: list[list[int]] = []
+def _knots(before: list[set[int]], after: list[set[int]]) -> list[list[int]]:
+    """Strongly connected components of more than one unit, each in order: what waits for itself, over whatever way.
+
+    Units that are not on any circle are peeled off first, from both ends, so the usual lane ends there. Then Kosaraju's
+    two walks, without recursion.
+    """
+    left = _peeled(range(len(before)), before, after)
+    left = _peeled(left, after, before)
+    finished: list[int] = []
     seen: set[int] = set()
-    for start in (number for number, count in enumerate(waiting) if count):
-        path: dict[int, None] = {}
-        number = start
-        while number not in seen and number not in path:
-            path[number] = None
-            number = min(one for one in before[number] if waiting[one])
-        if number in path:
-            units = list(path)
-            circles.append(units[units.index(number) :])
-        seen |= path.keys()
-    return circles
+    for start in sorted(left):
+        finished += _walk(start, after, left, seen)
+    knots: list[list[int]] = []
+    seen = set()
+    for start in reversed(finished):
+        knot = _walk(start, before, left, seen)
+        if len(knot) > 1:
+            knots.append(sorted(knot))
+    return knots
+
+
+def _peeled(units: Iterable[int], before: list[set[int]], after: list[set[int]]) -> set[int]:
+    """`units` without those that wait for none of them, and without those that then wait for none, and so on."""
+    left = set(units)
+    waiting = {number: len(before[number] & left) for number in left}
+    ready = [number for number, count in waiting.items() if not count]
+    while ready:
+        number = ready.pop()
+        left.discard(number)
+        for follower in after[number] & left:
+            waiting[follower] -= 1
+            if not waiting[follower]:
+                ready.append(follower)
+    return left
+
+
+def _walk(start: int, edges: list[set[int]], within: set[int], seen: set[int]) -> list[int]:
+    """What can be reached from `start` and was not seen before, in the order in which it is left again."""
+    if start in seen:
+        return []
+    seen.add(start)
+    left: list[int] = []
+    path = [(start, iter(sorted(edges[start] & within)))]
+    while path:
+        number, following = path[-1]
+        step = next((one for one in following if one not in seen), None)
+        if step is None:
+            left.append(number)
+            path.pop()
+        else:
+            seen.add(step)
+            path.append((step, iter(sorted(edges[step] & within))))
+    return left
 
 
 def _fill(wave: list[Unit]) -> Iterator[tuple[Indexed, ...]]:

@@ -11,15 +11,19 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from mdstore.aws import Aws
+from mdstore.aws import Aws, translated
 from mdstore.settings import DAY, Settings
 
 _RETENTION = str(14 * DAY)
 
 
 def provision(settings: Settings) -> Iterator[tuple[str, str, bool]]:
-    """Create what is missing; yields `(kind, name, created)` as it goes."""
-    aws = Aws(settings)
+    """Create what is missing; yields `(kind, name, created)` as it goes. Raises `Unavailable` or `DeploymentBroken`."""
+    with translated("provision"):
+        yield from _steps(Aws(settings), settings)
+
+
+def _steps(aws: Aws, settings: Settings) -> Iterator[tuple[str, str, bool]]:
     yield "bucket", settings.bucket, _bucket(aws, settings)
     for queue, created in _queues(aws, settings):
         yield "queue", queue, created

@@ -19,7 +19,6 @@ from mdstore.dynamo.marshal import Item, from_item, to_item
 from mdstore.errors import NotFound
 
 Key = tuple[str, str]  # entity, key
-_BATCH = 100  # keys of one BatchGetItem
 _PAGE = 1_000  # items that one call of a listing reads
 _PAGES = 20  # calls of one page of a listing, however few items are the entity's
 
@@ -59,17 +58,8 @@ class Records:
 
     def items(self, keys: Iterable[Key]) -> dict[Key, Item]:
         """The raw items of `keys` that exist, in DynamoDB JSON."""
-        wanted = list(dict.fromkeys(keys))
-        found: dict[Key, Item] = {}
-        for start in range(0, len(wanted), _BATCH):
-            asked = [to_item({"pk": primary_key(*key)}) for key in wanted[start : start + _BATCH]]
-            while asked:
-                answer = self._dynamo.call(
-                    "BatchGetItem", {"RequestItems": {self._table: {"Keys": asked, "ConsistentRead": True}}}
-                )
-                found |= {_key_of(item): item for item in answer["Responses"].get(self._table, [])}
-                asked = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
-        return found
+        asked = [to_item({"pk": primary_key(*key)}) for key in dict.fromkeys(keys)]
+        return {_key_of(item): item for item in self._dynamo.batch_get(self._table, asked)}
 
     def export(self, entity: str | None = None, *, segments: int = 4) -> Iterator[Record]:
         """All records (of `entity`), tombstones left out, in no order; a scan in parallel segments."""

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from mdstore.errors import MdstoreError
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.local import EmbeddedAws, check_port, free_port
 from mdstore.provision import provision
 from mdstore.settings import Settings, load_settings
 from mdstore.store import Store
@@ -65,6 +65,8 @@ class Stack:
 
     def start(self) -> Self:
         """Start everything; returns when the front door is ready."""
+        if self._with_api:
+            check_port(self.settings.api_port, option="--api-port")
         try:
             self.aws.start()
             self._report(f"embedded AWS   {self.aws.url}")
@@ -81,7 +83,8 @@ class Stack:
 
     def start_worker(self, name: str = "worker") -> subprocess.Popen[bytes]:
         """Start one more worker."""
-        process = self._spawn(name, ["worker"])
+        # With a log of its own it may talk; on a shared terminal, warnings are enough.
+        process = self._spawn(name, ["worker"] if self._log_dir else ["worker", "--quiet", "--log-level", "WARNING"])
         self._report(f"worker         pid {process.pid}, {self.settings.concurrency} processes")
         return process
 

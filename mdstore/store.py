@@ -5,6 +5,7 @@ from __future__ import annotations
 from mdstore.apikeys import ApiKeys
 from mdstore.aws import Aws
 from mdstore.blobs import Blobs
+from mdstore.dynamo.retry import Retry
 from mdstore.entities import load_entities
 from mdstore.ingestor import Ingestor
 from mdstore.ledger import Ledger
@@ -22,9 +23,11 @@ class Store:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.aws = Aws(settings)
+        # On one machine what does not answer is not there; a network deserves more patience.
+        retry = Retry(patience=3.0 if settings.profile == "local" else 20.0)
+        self.aws = Aws(settings, retry=retry)
         dynamo = self.aws.dynamo
-        self.objects = Objects(client=self.aws.s3, bucket=settings.bucket)
+        self.objects = Objects(client=self.aws.s3, bucket=settings.bucket, retry=retry)
         self.payloads = Payloads(
             objects=self.objects, prefix=settings.payload_prefix, max_lane_bytes=settings.max_lane_bytes
         )

@@ -7,6 +7,7 @@ What passes here is what DynamoDB accepts: the limits are those of DynamoDB's da
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -52,6 +53,8 @@ class Validator:
 
     def read(self, source: bytes | str | Mapping[str, Any] | Operation) -> tuple[Operation, bytes]:
         """Return the operation and its JSON in one line. Raises `Flaw`."""
+        if isinstance(source, bytes | str):
+            self._check_size(len(source))  # before decoding, which takes many times as much memory
         operation = self.decode(source)
         self._check_words(operation)
         if operation.data is not None:
@@ -63,7 +66,8 @@ class Validator:
     def check_merged(self, operation: Operation, data: dict[str, Any]) -> None:
         """Check what a patch made of a record, as if it were an update. Raises `Flaw`."""
         check_value(data)
-        merged = msgspec.structs.replace(operation, op="update", data=data)
+        # A copy: a model's validator must not change what is stored.
+        merged = msgspec.structs.replace(operation, op="update", data=copy.deepcopy(data))
         self._check_data(merged, len(exactjson.dumps(data)))
 
     @staticmethod
@@ -81,6 +85,11 @@ class Validator:
             raise Flaw(field or _named_field(why) or "operation", why) from error
         except (*exactjson.DecodeFailure, TypeError) as error:
             raise Flaw("line", f"not a JSON object of an operation: {error}") from error
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_record_bytes:
+            why = f"{size} bytes as JSON, at most {self._max_record_bytes} are allowed"
+            raise Flaw("data", why, reason=Reason.TOO_LARGE)
 
     def _check_words(self, operation: Operation) -> None:
         check_entity(operation.entity)
@@ -101,9 +110,7 @@ class Validator:
                 raise Flaw("group", f"must have 1-{MAX_GROUP_CHARACTERS} characters")
 
     def _check_data(self, operation: Operation, size: int) -> None:
-        if size > self._max_record_bytes:
-            why = f"{size} bytes as JSON, at most {self._max_record_bytes} are allowed"
-            raise Flaw("data", why, reason=Reason.TOO_LARGE)
+        self._check_size(size)
         problem = self._entities.problem(operation)
         if problem:
             raise Flaw(*problem)

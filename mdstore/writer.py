@@ -28,12 +28,13 @@ from mdstore.actions import Stamp, action, judge, merged
 from mdstore.blobs import Blobs
 from mdstore.dynamo.client import DynamoClient
 from mdstore.dynamo.marshal import attribute_size, from_attribute, from_item, to_attribute
-from mdstore.errors import RequestRejected, TransactionCancelled, Unavailable
+from mdstore.errors import RequestRejected, TransactionCancelled, Unavailable, Untrusted
 from mdstore.ledger import LaneSummary, Ledger, Receipt, receipt_of
-from mdstore.model import Counts, Indexed, Reason, Reference, Refusal, State
+from mdstore.model import MAX_AGE, Counts, Indexed, Reason, Reference, Refusal, State
 from mdstore.payload import Payloads
 from mdstore.plan import MAX_TRANSACTION_BYTES, Transaction, pack, refusal
 from mdstore.records import Records
+from mdstore.settings import DAY
 from mdstore.validation import Flaw, Validator
 
 #: JSON text of this length cannot become an item over DynamoDB's 400 KB; only longer data is measured.
@@ -50,7 +51,6 @@ class _Job:
     lane: int
     deadline: float
     receipts: dict[int, Receipt] = field(default_factory=dict)
-    redelivered: bool = False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -106,6 +106,8 @@ class Writer:
         `DeploymentBroken` (leave it in the queue).
         """
         started = self._clock()
+        if started - self._payloads.header(reference).created_at > MAX_AGE + DAY / 2:
+            raise Untrusted("the request is too old: its receipts may be gone, so it could be applied twice")
         job = _Job(reference=reference, lane=lane, deadline=self._monotonic() + self._budget)
         transactions: list[Transaction] = []
         receipts: list[Receipt] = []
@@ -201,13 +203,15 @@ class Writer:
             if verdict is not None or old is None:
                 refused.append(refusal(draft.item, *(verdict or (Reason.MISSING, "there is no record"))))
                 continue
-            record = self._records.read(old)
-            draft.data = merged(record.data, operation.data)
-            draft.based_on = record.version
             try:
+                record = self._records.read(old)
+                draft.data = merged(record.data, operation.data)
+                draft.based_on = record.version
                 self._validator.check_merged(operation, draft.data)
             except Flaw as flaw:
                 refused.append(refusal(draft.item, flaw.reason, str(flaw)))
+            except Untrusted as error:  # of this one record; the others of the lane are not to blame
+                refused.append(refusal(draft.item, Reason.INVALID, f"the record cannot be read: {error}"))
         return refused
 
     def _spill(self, drafts: Sequence[_Draft]) -> None:
@@ -257,8 +261,7 @@ class Writer:
 
     def _noticed_redelivery(self, job: _Job, former: Receipt) -> Receipt:
         """A former delivery was here: read all that it left at once, and not one cancelled transaction after the other."""
-        if not job.redelivered:
-            job.redelivered = True
+        if not job.receipts:
             job.receipts = self._ledger.receipts(job.reference.request_id, job.lane)
         return former
 
@@ -291,18 +294,21 @@ class Writer:
         rejected: RequestRejected,
     ) -> list[Refusal]:
         """Find the operations that DynamoDB calls malformed, where it names none: bisect with transactions that cannot pass."""
-        if len(drafts) == 1:
-            return [_invalid(drafts[0].item, str(rejected))]
         found: list[Refusal] = []
         impossible = self._ledger.impossible(job.reference.request_id, job.lane, number)
-        middle = len(drafts) // 2
-        for half in (slice(0, middle), slice(middle, None)):
+        parts = [slice(0, len(drafts))]
+        while parts:
+            part = parts.pop()
             try:
-                self._dynamo.transact([*actions[half], impossible], deadline=job.deadline)
+                self._dynamo.transact([*actions[part], impossible], deadline=job.deadline)
             except TransactionCancelled:
                 continue
             except RequestRejected as error:
-                found += self._isolate(job, drafts[half], actions[half], number, error)
+                if part.stop - part.start == 1:
+                    found.append(_invalid(drafts[part.start].item, str(error)))
+                else:
+                    middle = (part.start + part.stop) // 2
+                    parts += [slice(middle, part.stop), slice(part.start, middle)]
         if not found:
             raise rejected
         return found

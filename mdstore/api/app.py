@@ -43,6 +43,7 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
 
 @asynccontextmanager
 async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
+    api.state.submit_threads = anyio.CapacityLimiter(requests.SUBMIT_THREADS)
     api.state.look_threads = anyio.CapacityLimiter(health.THREADS)
     await run_in_threadpool(lambda: api.state.client.store)  # made now, and not while the first request waits
     yield

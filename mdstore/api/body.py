@@ -16,6 +16,8 @@ from mdstore import exactjson
 from mdstore.errors import InvalidRequest, PayloadTooLarge
 
 _IN_MEMORY = 2**20
+#: A JSON body is decoded in one piece, at up to 40 times its size in memory; one operation a line is not.
+JSON_LIMIT = 8 * 2**20
 
 
 class Form(StrEnum):
@@ -30,6 +32,11 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _envelope_decoder = msgspec.json.Decoder(_Envelope)
+
+
+def limit_of(form: Form, limit: int) -> int:
+    """The most bytes that a body of `form` may have, where the front door takes `limit`."""
+    return min(limit, JSON_LIMIT) if form is Form.JSON else limit
 
 
 def form_of(request: Request) -> Form:
@@ -74,4 +81,8 @@ def operations(spool: IO[bytes], form: Form) -> Iterable[bytes]:
 
 
 def _too_large(size: int, limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(field="body", value=f"{size} bytes or more", expected=f"at most {limit} bytes")
+    return PayloadTooLarge(
+        field="body",
+        value=f"{size} bytes or more",
+        expected=f"at most {limit} bytes; {Form.NDJSON} may be larger than {Form.JSON}",
+    )

@@ -122,7 +122,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 async def _on_error(request: Request, error: Exception) -> Response:
     kind = next(_KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in _KINDS)
     if kind.status >= 500:
-        logger.error("%s %s: %s", request.method, request.scope["path"], kind.name, exc_info=error)
+        logger.error("%s %r: %s", request.method, request.scope["path"], kind.name, exc_info=error)
     headers = {"Retry-After": str(kind.retry_after)} if kind.retry_after else {}
     more = _flaws(error) if kind.status == 422 else {}
     detail = kind.detail or _words(error)

@@ -6,12 +6,12 @@ A request's id is `{source}:{idempotency key}`, so no source can take or guess i
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import IO, Annotated
 from urllib.parse import quote
 
 import anyio
 from fastapi import APIRouter, Header, Path, Query, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from mdstore import ledger
@@ -24,6 +24,8 @@ from mdstore.model import FINAL_STATES, check_request_id
 from mdstore.outcomes import Only
 
 router = APIRouter(tags=["requests"])
+#: Requests that are encoded at a time: each takes memory for its largest operation, or its JSON body.
+SUBMIT_THREADS = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds between looks at a request that is waited for
 
 _EXAMPLE = {"op": "upsert", "entity": "airport", "key": "KJFK", "data": {"name": "John F. Kennedy"}}
@@ -70,8 +72,9 @@ async def submit(
     form = body.form_of(request)
     if wait > settings.api_max_wait:
         raise InvalidRequest(field="wait", value=wait, expected=f"at most {settings.api_max_wait} seconds")
-    async with body.received(request, limit=settings.api_max_body_bytes) as spool:
-        await run_in_threadpool(_submit, client, spool, form, request_id, key.source)
+    async with body.received(request, limit=body.limit_of(form, settings.api_max_body_bytes)) as spool:
+        submit_one = partial(_submit, client, spool, form, request_id, key.source)
+        await anyio.to_thread.run_sync(submit_one, limiter=request.app.state.submit_threads)
     place = request.scope.get("root_path", "") + status_path(request_id)
     headers = {"Location": place}
     final = await _final(request, client, request_id, wait) if wait else None

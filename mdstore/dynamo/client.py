@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -28,6 +28,7 @@ from mdstore.errors import (
     Unavailable,
 )
 
+_BATCH = 100  # keys of one BatchGetItem
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -90,6 +91,23 @@ class DynamoClient:
         token = hashlib.sha256(encoded).hexdigest()[:36]
         body = b'{"TransactItems":' + encoded + b',"ClientRequestToken":"' + token.encode() + b'"}'
         self.call("TransactWriteItems", body, deadline=deadline)
+
+    def batch_get(self, table: str, keys: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The items of `keys` that exist, strongly consistent, in no order; 100 keys a call. `keys` must be distinct."""
+        for start in range(0, len(keys), _BATCH):
+            asked = list(keys[start : start + _BATCH])
+            while asked:
+                # What is not processed was throttled: the next call waits as after any "not now".
+                answer = self.retry.run(lambda asked=asked: self._batch(table, asked))  # type: ignore[misc]
+                yield from answer["Responses"].get(table, [])
+                asked = answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
+
+    def _batch(self, table: str, keys: list[Mapping[str, Any]]) -> Any:
+        body = _encode({"RequestItems": {table: {"Keys": keys, "ConsistentRead": True}}})
+        answer = self._attempt("BatchGetItem", body)
+        if not answer["Responses"].get(table) and answer.get("UnprocessedKeys"):
+            raise Unavailable("BatchGetItem: none of the keys was processed", code="UnprocessedKeys")
+        return answer
 
     def close(self) -> None:
         """Close the pooled connections."""

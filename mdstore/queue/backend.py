@@ -17,6 +17,7 @@ from typing import Any
 
 from celery import states
 from celery.backends.base import KeyValueStoreBackend
+from celery.canvas import group as CeleryGroup  # noqa: N812  celery's class of groups has a function's name
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, allow_join_result
@@ -25,9 +26,9 @@ from kombu.utils.encoding import bytes_to_str
 
 from mdstore.dynamo.client import DynamoClient
 from mdstore.dynamo.marshal import from_item, to_item
+from mdstore.settings import DAY
 
 logger = get_logger(__name__)
-_BATCH = 100  # keys of one BatchGetItem
 
 
 class DynamoBackend(KeyValueStoreBackend):
@@ -49,6 +50,10 @@ class DynamoBackend(KeyValueStoreBackend):
     def _expires(self) -> int:
         return int(time.time() + (self.expires or 86_400))
 
+    def _join_expires(self) -> int:
+        # A part may be delivered as long as its message lives, and its join must be there then.
+        return int(time.time() + self.app.settings.receipt_days * DAY)
+
     # -- key and value
 
     def get(self, key: Any) -> str | None:
@@ -58,15 +63,8 @@ class DynamoBackend(KeyValueStoreBackend):
     def mget(self, keys: Iterable[Any]) -> list[str | None]:
         """Values of `keys`, None where there is none, 100 a call."""
         wanted = [bytes_to_str(key) for key in keys]
-        found: dict[str, str] = {}
-        unique = list(dict.fromkeys(wanted))
-        for start in range(0, len(unique), _BATCH):
-            asked = [to_item({"id": key}) for key in unique[start : start + _BATCH]]
-            while asked:
-                request = {"RequestItems": {self._table: {"Keys": asked, "ConsistentRead": True}}}
-                answer = self._dynamo.call("BatchGetItem", request)
-                found |= {item["id"]["S"]: item["result"]["S"] for item in answer["Responses"].get(self._table, [])}
-                asked = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
+        asked = [to_item({"id": key}) for key in dict.fromkeys(wanted)]
+        found = {item["id"]["S"]: item["result"]["S"] for item in self._dynamo.batch_get(self._table, asked)}
         return [found.get(key) for key in wanted]
 
     def set(self, key: Any, value: Any) -> None:
@@ -85,9 +83,10 @@ class DynamoBackend(KeyValueStoreBackend):
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
         """Remember a chord's parts before any of them is published."""
-        self._apply_chord_incr(header_result_args, body, **kwargs)
+        if _wants_results(body):
+            self._apply_chord_incr(header_result_args, body, **kwargs)
         header = self.app.GroupResult(*header_result_args)
-        item = to_item({"id": _join_key(header.id), "size": len(header.results), "ttl": self._expires()})
+        item = to_item({"id": _join_key(header.id), "size": len(header.results), "ttl": self._join_expires()})
         self._dynamo.call("PutItem", {"TableName": self._table, "Item": item})
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:  # noqa: ARG002
@@ -97,7 +96,7 @@ class DynamoBackend(KeyValueStoreBackend):
             return
         join = self._note_part(group, index, failed=state != states.SUCCESS)
         if "size" not in join:
-            logger.warning("chord %s: part %s returned after the chord's record had expired", group, index)
+            logger.error("chord %s: part %s returned after the chord's record had expired", group, index)
             return
         outcome = "failure" if join.get("failed") else "success"
         if len(join["parts"]) >= join["size"] and join.get("fired") not in ("success", outcome):
@@ -112,7 +111,7 @@ class DynamoBackend(KeyValueStoreBackend):
             "Key": to_item({"id": _join_key(group)}),
             "UpdateExpression": f"SET #ttl = if_not_exists(#ttl, :ttl) {expression}",
             "ExpressionAttributeNames": {"#ttl": "ttl"},
-            "ExpressionAttributeValues": {":part": {"NS": [str(index)]}, ":ttl": {"N": str(self._expires())}},
+            "ExpressionAttributeValues": {":part": {"NS": [str(index)]}, ":ttl": {"N": str(self._join_expires())}},
             "ReturnValues": "ALL_NEW",
         })  # fmt: skip
         return from_item(answer["Attributes"])
@@ -120,7 +119,7 @@ class DynamoBackend(KeyValueStoreBackend):
     def _fire(self, group: str, callback: Any, outcome: str) -> None:
         """Publish the callback, then note it: in this order a crash repeats the callback and never loses it."""
         try:
-            results = self._results(group, needed=outcome == "failure" or not callback.immutable)
+            results = self._results(group, callback, outcome)
         except Exception as error:
             self.chord_error_from_stack(callback, ChordError(f"a part of the chord failed: {error!r}"))
         else:
@@ -132,14 +131,24 @@ class DynamoBackend(KeyValueStoreBackend):
             "ExpressionAttributeValues": to_item({":outcome": outcome}),
         })  # fmt: skip
 
-    def _results(self, group: str, *, needed: bool) -> list[Any]:
+    def _results(self, group: str, callback: Any, outcome: str) -> list[Any]:
         """The parts' results in their order; raises a failed part's exception."""
-        if not needed:
+        if not _wants_results(callback):
+            if outcome == "failure":
+                raise ChordError(f"see the results of the parts of group {group}")
             return []
         header = GroupResult.restore(group, backend=self, app=self.app)
         with allow_join_result():
             results: list[Any] = header.join_native(timeout=self.app.conf.result_chord_join_timeout, propagate=True)
         return results
+
+
+def _wants_results(callback: Any) -> bool:
+    """Whether the callback takes the parts' results; of a chain its first task decides, of a group any."""
+    tasks = getattr(callback, "tasks", None)
+    if not tasks:
+        return not callback.immutable
+    return any(_wants_results(task) for task in (tasks if isinstance(callback, CeleryGroup) else tasks[:1]))
 
 
 def _join_key(group: str) -> str:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 from celery import Task, chord, shared_task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.result import AsyncResult
 from celery.utils.log import get_task_logger
 from kombu.exceptions import OperationalError
@@ -23,7 +23,7 @@ from kombu.exceptions import OperationalError
 from mdstore.aws import translated
 from mdstore.errors import DeploymentBroken, InvalidRequest, MdstoreError, NotFound, Unavailable, Untrusted
 from mdstore.ingestor import Accepted, OnInvalid
-from mdstore.ledger import LaneSummary, Request
+from mdstore.ledger import Request
 from mdstore.log import event
 from mdstore.model import FINAL_STATES, Reference, State
 from mdstore.queue.app import MdstoreApp
@@ -53,6 +53,9 @@ class StoreTask(Task):
         Anything else: left in the queue and delivered again after a while; after the last time SQS moves it to the dead
         letters, from where it can be sent again.
         """
+        if self.receives >= self.store.settings.max_receives:
+            # Should this last delivery end the process, nobody else will say so; when it succeeds, it says that instead.
+            self._note_failure(message, lane, f"delivered {self.receives} times without an end")
         try:
             yield
         except Unavailable as error:
@@ -61,18 +64,24 @@ class StoreTask(Task):
         except Untrusted as error:
             self._event("message.dead_lettered", error, logging.ERROR)
             dead_letter(self.store, task=self.name, message=message, reason=str(error), receives=self.receives)
-            self._fail_own_request(message, error)
+            if self._is_own(message):
+                self._note_failure(message, None, str(error))
+                self.backend.mark_as_failure(self.request.id, error, request=self.request)
             # The letter is safe, so the message may go: a rejected one would come again.
-            self.backend.mark_as_failure(self.request.id, error, request=self.request)
             raise Ignore from error
-        except DeploymentBroken as error:
-            self._event("message.kept", error, logging.CRITICAL)
-            raise self._kept(message, lane, error) from error
-        except MdstoreError as error:
-            self._event("message.kept", error, logging.ERROR)
-            raise self._kept(message, lane, error) from error
+        except TaskPredicate:  # celery's own words for what becomes of a message
+            raise
+        except Exception as error:
+            level = logging.CRITICAL if isinstance(error, DeploymentBroken) else logging.ERROR
+            self._event("message.kept", error, level)
+            if not isinstance(error, DeploymentBroken):
+                logger.exception("%s failed", self.name)
+            is_last = self.receives >= self.store.settings.max_receives
+            if is_last:
+                self._note_failure(message, lane, str(error) or repr(error))
+            raise Reject(str(error), requeue=not is_last) from error
 
-    def _event(self, name: str, error: MdstoreError, level: int) -> None:
+    def _event(self, name: str, error: Exception, level: int) -> None:
         event(name, level=level, task=self.name, task_id=str(self.request.id), receives=self.receives, error=str(error))
 
     @property
@@ -80,30 +89,27 @@ class StoreTask(Task):
         """How often SQS has delivered the message, this time included."""
         return int((self.request.headers or {}).get("receives") or self.request.get("receives") or 1)
 
-    def _fail_own_request(self, message: Any, error: Untrusted) -> None:
-        """Note the failure of a request whose payload is damaged; a forged message must not touch the one it names."""
+    def _is_own(self, message: Any) -> bool:
+        """Whether a message is one of ours whose payload is damaged; a forged one must not touch what it names."""
         try:
             reference = read_reference(message)
-            if self.store.ledger.get(reference.request_id).reference == reference:
-                self.store.ledger.fail(reference.request_id, str(error))
+            return self.store.ledger.get(reference.request_id).reference == reference
         except (Untrusted, NotFound):
-            return
+            return False
 
-    def _kept(self, message: Any, lane: int | None, error: MdstoreError) -> Reject:
-        """The exception that leaves the message in the queue; the last time also a FAILURE in ledger and results."""
-        is_last = self.receives >= self.store.settings.max_receives
-        if is_last:
-            self._note_failure(message, lane, error)
-        return Reject(str(error), requeue=not is_last)
-
-    def _note_failure(self, message: Any, lane: int | None, error: MdstoreError) -> None:
+    def _note_failure(self, message: Any, lane: int | None, error: str) -> None:
+        """Say in the ledger that a lane, or all that are not done, gave up. A later delivery that succeeds replaces it."""
         try:
             reference = read_reference(message)
-            if lane is not None:
-                self.store.writer.give_up(reference, lane, str(error))
-            self.store.ledger.fail(reference.request_id, str(error))
+            request = self.store.ledger.progress(reference.request_id)
+            if request.state is State.COMPLETED:
+                return
+            for number in _missing(self.store, request) if lane is None else [lane]:
+                with suppress(Untrusted):  # what cannot be read cannot be counted either
+                    self.store.writer.give_up(reference, number, error)
+            self.store.ledger.fail(reference.request_id, error)
         except MdstoreError:
-            logger.exception("%s: the ledger could not be told either; the message is kept", self.name)
+            logger.exception("%s: the ledger could not be told; the message is kept", self.name)
 
 
 def read_reference(message: Any) -> Reference:
@@ -183,6 +189,8 @@ class IngestTask(StoreTask):
 @shared_task(base=IngestTask, bind=True, name="mdstore.ingest", typing=False)  # type: ignore[untyped-decorator]
 def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
     """Apply a request, or spread its lanes over the workers. Its result is the request's summary."""
+    if self.request.called_directly or self.request.is_eager:
+        raise InvalidRequest(field="ingest", value="called in place", expected="ingest.delay(operations), or a worker")
     with self.deciding(message):
         reference = read_reference(message)
         request, missing = _start(self.store, reference)
@@ -218,8 +226,12 @@ def _start(store: Store, reference: Reference) -> tuple[Request, list[int]]:
     """Note that the request runs; returns it with the lanes that are not completed."""
     header = store.payloads.header(reference)
     request = store.ledger.start(reference, operations=header.operations, refused=header.refused_counts)
-    summaries: list[LaneSummary] = []
+    return request, _missing(store, request)
+
+
+def _missing(store: Store, request: Request) -> list[int]:
+    done: set[int] = set()
     if request.lanes > 1 and request.state is not State.COMPLETED:
-        summaries = store.ledger.lanes(reference.request_id)
-    done = {summary.lane for summary in summaries if summary.state is State.COMPLETED}
-    return request, [lane for lane in range(request.lanes) if lane not in done]
+        summaries = store.ledger.lanes(request.request_id)
+        done = {summary.lane for summary in summaries if summary.state is State.COMPLETED}
+    return [lane for lane in range(request.lanes) if lane not in done]

@@ -102,7 +102,19 @@ class Channel(SQS.Channel):
     def _on_messages_ready(self, queue: str, qname: str, messages: Any) -> Any:
         if not isinstance(messages, dict):  # kombu's word for a timeout and a 5xx is an empty list
             raise ConnectionError("no answer from SQS")
-        return super()._on_messages_ready(queue, qname, messages)
+        return sum(self._taken(queue, qname, message) for message in messages.get("Messages", ()))
+
+    def _taken(self, queue: str, qname: str, message: dict[str, Any]) -> int:
+        """Hand one message to the worker. One that breaks on its way must not take the others of its batch with it."""
+        try:
+            taken: int = super()._on_messages_ready(queue, qname, {"Messages": [message]})
+        except Exception:
+            logger.exception("a message of %s cannot be taken; it is left to the dead letters", qname)
+            # Else its prefetch slot would be held for good, and with the last slot the worker would fall silent.
+            if message["ReceiptHandle"] in self.qos._delivered:
+                self.qos.reject(message["ReceiptHandle"])
+            return 0
+        return taken
 
     def _envelope_payload(self, payload: Any, raw_text: str, message: Any, q_url: str) -> Any:
         envelope = super()._envelope_payload(payload, raw_text, message, q_url)

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import msgspec
 import pytest
-from celery import chord, group
+from celery import chain, chord, group
 from celery.exceptions import ChordError
 
 from mdstore.client import Client
@@ -146,6 +146,46 @@ def test_hostile_messages_are_dead_lettered_with_their_reason(client: Client, en
     assert client.store.records.get("thing", "k0").version == 2
 
 
+RAW = {
+    "no JSON": "hello",
+    "no headers": json.dumps({"body": "{}", "properties": {}}),
+    "no arguments": json.dumps({
+        "body": "e30=", "content-type": "application/json", "content-encoding": "utf-8",
+        "headers": {"task": "mdstore.ingest", "id": "x"},
+        "properties": {"delivery_info": {}, "body_encoding": "base64", "delivery_tag": "t"},
+    }),
+    "numbers for objects": json.dumps({"properties": 5}),
+    "pickle": json.dumps({
+        "body": "gASVAAAA", "content-type": "application/x-python-serialize", "content-encoding": "binary",
+        "headers": {"task": "mdstore.ingest", "id": "x"},
+        "properties": {"delivery_info": {}, "body_encoding": "base64", "delivery_tag": "t"},
+    }),
+    "unknown task": json.dumps({
+        "body": "W1tdLHt9LHt9XQ==", "content-type": "application/json", "content-encoding": "utf-8",
+        "headers": {"task": "os.system", "id": "x"},
+        "properties": {"delivery_info": {}, "body_encoding": "base64", "delivery_tag": "t"},
+    }),
+}  # fmt: skip
+
+
+def test_raw_messages_never_silence_a_worker(client: Client, environ: Environ, tmp_path: Path) -> None:
+    """Whatever stands in the queue, the worker goes on with the messages before, between and after it."""
+    for number, text in enumerate(RAW.values()):
+        _send_again(client, text)
+        client.submit(operations(2), request_id=f"between-{number}")
+
+    with worker(environ, tmp_path / "worker.log") as process:
+        for number in range(len(RAW)):
+            client.submit(operations(2), request_id=f"after-{number}")
+            assert client.wait(f"between-{number}").state is State.COMPLETED
+            assert client.wait(f"after-{number}").state is State.COMPLETED
+        letters = dead_letters(client, count=len(RAW))
+        assert client.submit(operations(2), request_id="last").wait(20).status().state is State.COMPLETED
+        assert process.poll() is None
+
+    assert {letter["body"] for letter in letters} == set(RAW.values())
+
+
 def test_a_damaged_payload_fails_its_request(client: Client, environ: Environ, tmp_path: Path) -> None:
     """A payload that was changed in S3 is not executed: its lane is dead-lettered, its request and result say why."""
     submission = client.submit(operations(250), request_id="damaged")
@@ -174,8 +214,8 @@ def test_a_broken_deployment_fails_loudly_and_keeps_the_messages(
 
     with worker(environ, tmp_path / "worker.log"):
         for name in ("one-lane", "lanes"):
-            request = until(lambda name=name: _when(client, name, State.FAILED))  # type: ignore[misc]
-            assert "ResourceNotFoundException" in request.error
+            until(lambda name=name: _when(client, name, State.FAILED))  # type: ignore[misc]
+            until(lambda name=name: "ResourceNotFoundException" in client.status(name).error)  # type: ignore[misc]
         letters = dead_letters(client, count=1 + client.status("lanes").lanes)
         for _ in provision(client.settings):
             pass
@@ -213,7 +253,7 @@ def test_nothing_is_acknowledged_when_sqs_does_not_take_the_message(client: Clie
 
 
 def test_ingest_composes_like_any_task(client: Client, environ: Environ, tmp_path: Path) -> None:
-    """`ingest` in a group, in a chord's header, and with a link: each payload goes to S3 and only references to SQS."""
+    """`ingest` in a group, in a chord's header, in a chain and with a link, of one lane and of many."""
     task = client.ingest
     with worker(environ, tmp_path / "worker.log"):
         together = group([task.s(operations(2, "g1")), task.s(operations(2, "g2"))], app=client.app).apply_async()
@@ -227,6 +267,10 @@ def test_ingest_composes_like_any_task(client: Client, environ: Environ, tmp_pat
         linked = task.apply_async((operations(1, "first"),), link=task.si(operations(1, "linked")))
         assert linked.get(timeout=60)["state"] == "completed"
         until(lambda: len(list(client.export("linked"))) == 1)
+
+        many, few = operations(250, "ch1"), operations(1, "ch2")
+        assert chain(task.si(many), task.si(few), app=client.app).apply_async().get(timeout=60)["applied"] == 1
+        assert len(list(client.export("ch1"))) == 250
 
         same = task.delay(operations(2, "g1"), request_id="named")
         again = task.delay(operations(2, "g1"), request_id="named")
@@ -261,6 +305,19 @@ def test_a_failed_part_fails_its_chord_once(settings: Settings, environ: Environ
         result = chord(header, app.tasks["total"].s(), app=app)()
         with pytest.raises(ChordError, match="on purpose"):
             result.get(timeout=60)
+
+
+def test_a_chord_may_have_more_parts_than_an_item_holds(settings: Settings) -> None:
+    """A chord whose callback wants no results keeps no list of its parts, which would not fit into one item."""
+    app = plain(settings)
+    total = app.tasks["total"]
+    header = app.GroupResult("huge", [app.AsyncResult(str(uuid4())) for _ in range(12_000)])
+
+    app.backend.apply_chord((header.id, header.results), total.si([1]))
+
+    joined = app.backend._note_part("huge", 11_999, failed=False)
+    assert (joined["size"], joined["parts"]) == (12_000, {11_999})
+    assert joined["ttl"] > time.time() + 14 * 86_400
 
 
 def test_messages_are_small_json(client: Client) -> None:

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from mdstore.dynamo.client import DynamoClient
 from mdstore.dynamo.marshal import Item, from_attribute
+from mdstore.dynamo.retry import Retry
 from mdstore.errors import ConditionFailed, NotFound, TransactionCancelled
 from mdstore.objects import Objects
 
@@ -45,6 +46,7 @@ class MemoryDynamo(DynamoClient):
     """
 
     def __init__(self) -> None:
+        self.retry = Retry(patience=0)
         self.items: dict[tuple[str, str, str], Item] = {}
         self.before: Callable[[Actions], None] = lambda _: None
         self.after: Callable[[Actions], None] = lambda _: None
@@ -74,6 +76,9 @@ class MemoryDynamo(DynamoClient):
         self.calls.append(operation)
         answer: Callable[[Mapping[str, Any]], Any] = getattr(self, f"_{operation.lower()}")
         return answer(body)
+
+    def _batch(self, table: str, keys: list[Mapping[str, Any]]) -> Any:
+        return self.call("BatchGetItem", {"RequestItems": {table: {"Keys": keys, "ConsistentRead": True}}})
 
     def _reason(self, place: tuple[str, str, str], body: Mapping[str, Any]) -> dict[str, Any]:
         old = self.items.get(place)

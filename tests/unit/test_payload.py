@@ -293,6 +293,7 @@ def forge(objects: MemoryObjects, text: bytes, *, stored: bytes | None = None, *
         request_id="r1",
         source="shop",
         content="",
+        created_at=0,
         operations=section.count,
         lanes=(section,),
         refused=refused,

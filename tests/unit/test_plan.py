@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import subprocess
@@ -9,11 +10,13 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mdstore import plan as plan_module
 from mdstore.model import Indexed, Operation, OpName, Reason
 from mdstore.plan import MAX_ACTIONS, MAX_TRANSACTION_BYTES, Partition, Transaction, pack
 
@@ -315,3 +318,47 @@ def test_lanes_are_near_their_target(count: int, size: int) -> None:
 def test_nothing_has_no_lanes() -> None:
     """An empty request is dealt to no lane."""
     assert dealt([], count=10) == []
+
+
+def test_interleaved_groups_are_untangled_in_linear_work() -> None:
+    """Thousands of groups in one knot take one pass: each unit's neighbours are looked at a bounded number of times."""
+    half = 5_000
+    keys = [("a", n) for n in range(half)] + [("b", half - 1 - n) for n in range(half)]
+    lane = [
+        Indexed(index=i, size=10, operation=Operation(op="upsert", entity="e", key=key, data={}, group=f"g{n}"))
+        for i, (key, n) in enumerate(keys)
+    ]
+    looks = 0
+
+    class Counted(set[int]):
+        def __and__(self, other: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return set.__and__(self, other)
+
+    before, after = plan_module._order(plan_module._units(lane))
+    knots = plan_module._knots([Counted(one) for one in before], [Counted(one) for one in after])
+
+    assert [len(knot) for knot in knots] == [half]
+    assert looks <= 10 * half
+
+
+def test_the_plan_of_a_lane_never_changes() -> None:
+    """Receipts name transactions by number, so the packing is part of the stored format: this digest must not move."""
+    operations = [
+        Indexed(
+            index=i,
+            size=20 + i * 37 % 900,
+            operation=Operation(
+                op="upsert", entity="e", key=f"k{i * 7919 % 613}", data={}, group=f"g{i % 40}" if i % 11 == 0 else None
+            ),
+        )
+        for i in range(1_500)
+    ]
+    shape = [
+        [(t.number, [item.index for item in t.operations], [one.index for one in t.refused]) for t in wave]
+        for wave in pack(operations)
+    ]
+    assert hashlib.sha256(repr(shape).encode()).hexdigest() == (
+        "9d85eecc02745295f3ee39894226c967b47c691387635bd4c990e78856117601"
+    )

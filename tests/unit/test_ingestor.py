@@ -1,0 +1,146 @@
+"""The producer's half: when a request is sent, sent again, and never sent again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mdstore.entities import Entities
+from mdstore.errors import InvalidOperations, RequestConflict, Unavailable
+from mdstore.ingestor import Ingestor
+from mdstore.ledger import Ledger
+from mdstore.model import MAX_AGE, Counts, Reference, State
+from mdstore.payload import Payloads
+from mdstore.settings import Settings
+from mdstore.validation import Validator
+from tests.unit.fakes import MemoryObjects
+
+SETTINGS = Settings(visibility_timeout=300)
+OPERATION: dict[str, Any] = {"op": "upsert", "entity": "thing", "key": "k", "data": {"n": 1}}
+
+
+class FakeLedger(Ledger):
+    """Remembers states; `broken` makes every note fail."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, tuple[State, float]] = {}
+        self.broken = False
+        self.now = 0.0
+
+    def accept(self, reference: Reference, *, operations: int, refused: Any) -> bool:  # noqa: ARG002
+        if self.broken:
+            raise Unavailable("no ledger", code="Test")
+        return self.states.setdefault(reference.request_id, (State.ACCEPTED, self.now)) is not None
+
+    def get(self, request_id: str) -> Any:
+        from mdstore.errors import NotFound  # noqa: PLC0415
+        from mdstore.ledger import Request  # noqa: PLC0415
+
+        if request_id not in self.states:
+            raise NotFound("request", request_id)
+        state, at = self.states[request_id]
+        reference = Reference(v=1, request_id=request_id, payload="", digest="", lanes=1, source="default")
+        return Request(
+            request_id=request_id, state=state, source="default", operations=1, lanes=1, reference=reference,
+            early=Counts(), counts=Counts(), accepted_at=at,
+        )  # fmt: skip
+
+
+class Bench:
+    """An ingestor over fakes, with a clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.ledger = FakeLedger()
+        self.sent: list[Reference] = []
+        payloads = Payloads(objects=MemoryObjects(), prefix="payloads/", max_lane_bytes=2**20)
+        validator = Validator(entities=Entities(), max_record_bytes=2**20)
+        self.ingestor = Ingestor(
+            payloads=payloads, ledger=self.ledger, validator=validator, settings=SETTINGS, clock=lambda: self.ledger.now
+        )
+
+    def submit(self, *operations: Any, request_id: str = "r", **more: Any) -> bool:
+        """Submit; returns whether a message was sent."""
+        before = len(self.sent)
+        self.ingestor.submit(operations or (OPERATION,), publish=self.sent.append, request_id=request_id, **more)
+        return len(self.sent) > before
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_a_known_request_is_not_sent_again_while_it_is_under_way(bench: Bench) -> None:
+    """The same request again is not sent while its message must be on its way, and not when it is completed."""
+    assert bench.submit()
+    bench.ledger.now += SETTINGS.visibility_timeout - 1
+    assert not bench.submit()
+    bench.ledger.states["r"] = State.COMPLETED, 0.0
+    bench.ledger.now += MAX_AGE / 2
+    assert not bench.submit()
+
+
+def test_a_request_that_is_held_up_or_failed_is_sent_again(bench: Bench) -> None:
+    """Submitting a request that is not final after the visibility timeout, or failed, drives it on."""
+    assert bench.submit()
+    bench.ledger.now += SETTINGS.visibility_timeout + 1
+    assert bench.submit()
+    bench.ledger.states["r"] = State.FAILED, bench.ledger.now
+    assert bench.submit()
+
+
+def test_a_request_is_never_sent_once_its_receipts_may_be_gone(bench: Bench) -> None:
+    """After 14 days a stored request is not sent again, although nothing in the ledger tells of it any more."""
+    assert bench.submit()
+    bench.ledger.states.clear()
+    bench.ledger.now += MAX_AGE + 1
+    assert not bench.submit()
+    assert not bench.submit(republish=True)
+
+
+def test_a_message_that_is_sent_is_an_accepted_request(bench: Bench) -> None:
+    """Where the ledger cannot take its note, the request is acknowledged all the same: it is durable."""
+    bench.ledger.broken = True
+    assert bench.submit()
+
+
+def test_other_content_is_a_conflict_and_sends_nothing(bench: Bench) -> None:
+    """The same id with other operations is refused, and the first ones stand."""
+    assert bench.submit()
+    with pytest.raises(RequestConflict):
+        bench.submit({**OPERATION, "data": {"n": 2}})
+    assert len(bench.sent) == 1
+
+
+def test_an_invalid_operation_stores_and_sends_nothing(bench: Bench) -> None:
+    """An invalid operation raises with index, field and reason before anything is stored; the id stays free."""
+    with pytest.raises(InvalidOperations) as raised:
+        bench.submit(OPERATION, {**OPERATION, "op": "replace"})
+    (problem,) = raised.value.problems
+    assert (problem.index, problem.field, problem.reason) == (1, "op", "Invalid enum value 'replace'")
+    assert bench.submit()
+
+
+LINE = b'{"op":"upsert","entity":"account","key":"b","data":{"n":NaN},"group":"transfer"}'
+
+
+@pytest.mark.parametrize(
+    ("line", "detail"),
+    [
+        (LINE, "another operation of the group is invalid"),
+        (LINE[:40], "a line that cannot be read may belong to the group"),
+        (LINE.replace(b"transfer", b"other"), None),
+    ],
+)
+def test_a_line_that_is_not_json_takes_its_group_with_it(bench: Bench, line: bytes, detail: str | None) -> None:
+    """A group never applies in part: a broken line refuses the group it names, or any, where it names none."""
+    debit = {"op": "upsert", "entity": "account", "key": "a", "data": {"n": -5}, "group": "transfer"}
+    assert bench.submit(debit, OPERATION, line, on_invalid="refuse")
+
+    header = bench.ingestor._payloads.header(bench.sent[0])
+    refused = {one.index: one.detail for one in bench.ingestor._payloads.refused(bench.sent[0])}
+    assert header.operations == 3
+    assert refused.get(0) == detail
+    assert 1 not in refused
+    assert 2 in refused

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from mdstore.api import health, models, problems, records, requests
@@ -31,7 +32,10 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
     """
     client = client or Client(settings)
     _ = client.settings  # read now, so that a wrong one stops the start
-    api = FastAPI(title="mdstore", version=version("mdstore"), description=DESCRIPTION, lifespan=_lifespan)
+    # With the OpenAPI page's parts served from here: nothing is fetched from elsewhere.
+    api = FastAPIOffline(
+        title="mdstore", version=version("mdstore"), description=DESCRIPTION, lifespan=_lifespan, redoc_url=None
+    )
     api.state.client = client
     api.add_api_route("/", _root, include_in_schema=False)
     for part in (requests, records, health):

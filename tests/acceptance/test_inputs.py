@@ -72,11 +72,12 @@ def test_records_over_the_item_limit_come_back_whole(cli: Cli, client: Client, o
 
 def test_a_record_over_the_settings_limit_is_refused(cli: Cli, client: Client, operations_file: File) -> None:
     """A record over `max_record_bytes` (16 MB) is refused as too large, with its size, and its neighbour applies."""
-    path = operations_file(insert("huge", {"text": "x" * 17_000_000}), insert("beside-huge", {}))
+    huge = insert("huge", {"text": "x" * 17_000_000})
+    path = operations_file(huge, insert("beside-huge", {}))
 
     assert cli("load", path, "--request-id", "large/3").code == 3
     assert refusals(client, "large/3") == [
-        (0, "too_large", "data: 17000062 bytes as JSON, at most 16777216 are allowed")
+        (0, "too_large", f"data: {len(json.dumps(huge))} bytes as JSON, at most 16777216 are allowed")
     ]
     assert client.get("odd", "beside-huge").version == 1
 
@@ -206,6 +207,12 @@ def test_rows_of_a_table_become_operations(cli: Cli, client: Client, tmp_path: A
     assert client.get("country", "FR").data == {"name": ""}
     ran = cli("load", str(path))
     assert (ran.code, "expected --entity and --key with a table" in ran.err) == (1, True)
+    ran = cli("load", str(path), "--entity", "country", "--key", "iso")
+    assert (ran.code, "expected a column: code, name" in ran.err) == (1, True)
+    path.write_text("code,name\nIT,Italia,Roma\nES\nPT,Portugal\n", encoding="utf-8")
+    assert cli("load", str(path), "--entity", "country", "--key", "code", "--request-id", "rows/1").code == 3
+    assert [one[0] for one in refusals(client, "rows/1")] == [0, 1]
+    assert "row of 3 values for 2 columns" in refusals(client, "rows/1")[0][2]
 
 
 def test_standard_input_and_gzip_are_read(cli: Cli, client: Client, tmp_path: Any) -> None:

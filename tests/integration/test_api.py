@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -551,7 +552,11 @@ def test_the_root_leads_to_the_documentation(door: httpx.Client) -> None:
     """`/` redirects to the page that shows the OpenAPI document."""
     answer = door.get("/")
     assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
-    assert "/openapi.json" in door.get("/docs").text
+    page = door.get("/docs").text
+    assert "/openapi.json" in page
+    parts = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(parts) >= 3
+    assert all(part.startswith("/") and door.get(part).status_code == 200 for part in parts), "fetched from elsewhere"
 
 
 def test_the_openapi_document_is_whole(door: httpx.Client) -> None:

@@ -70,7 +70,7 @@ def main() -> int:
 
             try:
                 mdstore("load", os.fspath(airports), "--request-id", LOAD, "--source", "demo")
-                mdstore("load", os.fspath(CHANGES), "--request-id", CHANGE, "--source", "demo")
+                mdstore("load", os.path.relpath(CHANGES), "--request-id", CHANGE, "--source", "demo")
                 mdstore("verify", LOAD)
                 mdstore("verify", CHANGE)
                 mdstore("get", "airport", "EDDB")

@@ -83,7 +83,9 @@ def up(port: int, api_port: int | None, data_dir: Path | None, as_json: bool) ->
     from mdstore.stack import Stack  # noqa: PLC0415  the emulator and the front door are extras
 
     settings = load_settings().settings
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT too: a shell that starts a command in the background has it ignored, and that is inherited.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     stack = Stack(
         port=port,
         api_port=api_port or settings.api_port,

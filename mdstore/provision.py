@@ -12,9 +12,10 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from mdstore.aws import Aws, translated
-from mdstore.settings import DAY, Settings
+from mdstore.model import MAX_AGE
+from mdstore.settings import Settings
 
-_RETENTION = str(14 * DAY)
+_RETENTION = str(MAX_AGE)
 
 
 def provision(settings: Settings) -> Iterator[tuple[str, str, bool]]:

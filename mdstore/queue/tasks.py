@@ -53,7 +53,8 @@ class StoreTask(Task):
         Anything else: left in the queue and delivered again after a while; after the last time SQS moves it to the dead
         letters, from where it can be sent again.
         """
-        if self.receives >= self.store.settings.max_receives:
+        is_last = self.receives >= self.store.settings.max_receives
+        if is_last:
             # Should this last delivery end the process, nobody else will say so; when it succeeds, it says that instead.
             self._note_failure(message, lane, f"delivered {self.receives} times without an end")
         try:
@@ -76,7 +77,6 @@ class StoreTask(Task):
             self._event("message.kept", error, level)
             if not isinstance(error, DeploymentBroken):
                 logger.exception("%s failed", self.name)
-            is_last = self.receives >= self.store.settings.max_receives
             if is_last:
                 self._note_failure(message, lane, str(error) or repr(error))
             raise Reject(str(error), requeue=not is_last) from error
@@ -102,7 +102,7 @@ class StoreTask(Task):
         try:
             reference = read_reference(message)
             request = self.store.ledger.progress(reference.request_id)
-            if request.state is State.COMPLETED:
+            if request.state is State.COMPLETED or request.reference != reference:  # or a forged message names it
                 return
             for number in _missing(self.store, request) if lane is None else [lane]:
                 with suppress(Untrusted):  # what cannot be read cannot be counted either

@@ -5,84 +5,70 @@ The two are twins: `action` puts the rules into a condition, `judge` reads the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from functools import cache
 from typing import Any
 
 import msgspec
 
 from mdstore.blobs import Blob
-from mdstore.dynamo.marshal import Item, from_attribute, to_attribute, to_item
-from mdstore.model import Operation, Reason
+from mdstore.dynamo.marshal import AttributeValue, Item, from_attribute, to_attribute
+from mdstore.model import Indexed, OpName, Reason
 from mdstore.records import primary_key
 
 _EXISTS = "attribute_exists(pk) AND attribute_not_exists(#deleted)"
 _ABSENT = "(attribute_not_exists(pk) OR attribute_exists(#deleted))"
 _NEWER = "(attribute_not_exists(#sequence) OR #sequence < :sequence)"
-_NAMES = {
-    f"#{name}": name
-    for name in (
-        "entity",
-        "key",
-        "data",
-        "blob",
-        "version",
-        "sequence",
-        "updated_at",
-        "updated_by",
-        "deleted",
-        "expires_at",
-    )
-}
 _NEEDS_RECORD = frozenset({"update", "patch", "delete", "check"})
+_MAY_CREATE = frozenset({"insert", "upsert"})  # a tombstone may expire at any moment
+_NAME = re.compile("#([a-z_]+)")
+_ZERO, _ONE, _TRUE = {"N": "0"}, {"N": "1"}, {"BOOL": True}
+
+#: What a record's data becomes: DynamoDB JSON, as text or not, or a pointer.
+Data = msgspec.Raw | AttributeValue | Blob
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Stamp:
     """Who writes, and when: `updated_at` and the tombstones' `expires_at` in Unix milliseconds and seconds."""
 
-    table: str
-    updated_by: str
-    updated_at: int
-    tombstone_expires_at: int
+    def __init__(self, *, table: str, updated_by: str, updated_at: int, tombstone_expires_at: int) -> None:
+        self.table = table
+        self.updated_by = {"S": updated_by}
+        self.updated_at = {"N": str(updated_at)}
+        self.tombstone_expires_at = {"N": str(tombstone_expires_at)}
 
 
 def action(
-    operation: Operation,
-    data: Any | Blob,
-    stamp: Stamp,
-    *,
-    based_on: int | None = None,
-    over_tombstone: bool = False,
+    operation: Indexed, data: Data, stamp: Stamp, *, based_on: int | None = None, over_tombstone: bool = False
 ) -> dict[str, Any]:
     """The action of one operation, in DynamoDB JSON.
 
-    `data` is what the record becomes: marshalled data, or a pointer to it. `based_on` is the version that a patch was
-    computed from; the write is cancelled when the record has moved on since. An insert is a plain put, the cheapest
-    action there is, unless a former try has found a tombstone in its place, whose version it must go on counting.
+    `data` is what the record becomes. `based_on` is the version that a patch was computed from; the write is cancelled
+    when the record has moved on since. An insert is a plain put, the cheapest action there is, unless a former try has
+    found a tombstone in its place, whose version it must go on counting.
     """
     if operation.op == "insert" and not over_tombstone:
         return {"Put": _put(operation, data, stamp)}
-    conditions, values = _conditions(operation, based_on)
+    expected = operation.expect_version if based_on is None else based_on
+    shape = _shape(
+        operation.op,
+        has_expected=expected is not None,
+        has_sequence=operation.sequence is not None,
+        is_blob=isinstance(data, Blob),
+    )
     body: dict[str, Any] = {
         "TableName": stamp.table,
         "Key": {"pk": {"S": primary_key(operation.entity, operation.key)}},
         "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        **shape,
     }
-    if conditions:
-        body["ConditionExpression"] = " AND ".join(conditions)
-    expression = ""
-    if operation.op != "check":
-        expression, more = _change(operation, data, stamp)
-        body["UpdateExpression"] = expression
-        values |= more
-    used = expression + " " + body.get("ConditionExpression", "")
-    body["ExpressionAttributeNames"] = {name: real for name, real in _NAMES.items() if name in used}
+    values = _values(operation, data, stamp, expected)
     if values:
         body["ExpressionAttributeValues"] = values
     return {"ConditionCheck" if operation.op == "check" else "Update": body}
 
 
-def judge(operation: Operation, old: Item | None) -> tuple[Reason, str] | None:
+def judge(operation: Indexed, old: Item | None) -> tuple[Reason, str] | None:
     """Why the operation is refused, given the item as it is. None: nothing refuses it (any more)."""
     exists = old is not None and "deleted" not in old
     version = from_attribute(old["version"]) if old else None
@@ -111,20 +97,19 @@ def merged(target: Any, patch: Any) -> Any:
     return result
 
 
-def _put(operation: Operation, data: Any | Blob, stamp: Stamp) -> dict[str, Any]:
-    item = to_item(
-        {
-            "pk": primary_key(operation.entity, operation.key),
-            "entity": operation.entity,
-            "key": operation.key,
-            "version": 1,
-            "sequence": operation.sequence,
-            "updated_at": stamp.updated_at,
-            "updated_by": stamp.updated_by,
-        }
-    )
+def _put(operation: Indexed, data: Data, stamp: Stamp) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "pk": {"S": primary_key(operation.entity, operation.key)},
+        "entity": {"S": operation.entity},
+        "key": {"S": operation.key},
+        "version": _ONE,
+        "updated_at": stamp.updated_at,
+        "updated_by": stamp.updated_by,
+    }
+    if operation.sequence is not None:
+        item["sequence"] = {"N": str(operation.sequence)}
     if isinstance(data, Blob):
-        item["blob"] = to_attribute(msgspec.to_builtins(data))
+        item["blob"] = _pointer(data)
     else:
         item["data"] = data
     return {
@@ -135,45 +120,74 @@ def _put(operation: Operation, data: Any | Blob, stamp: Stamp) -> dict[str, Any]
     }
 
 
-def _conditions(operation: Operation, based_on: int | None) -> tuple[list[str], Item]:
+@cache
+def _shape(op: OpName, *, has_expected: bool, has_sequence: bool, is_blob: bool) -> dict[str, Any]:
+    """The expressions of an operation, which depend on its kind and not on its values; `_values` is their twin."""
+    shape: dict[str, Any] = {}
+    conditions = _conditions(op, has_expected=has_expected, has_sequence=has_sequence)
+    if conditions:
+        shape["ConditionExpression"] = " AND ".join(conditions)
+    if op != "check":
+        shape["UpdateExpression"] = _update(op, has_sequence=has_sequence, is_blob=is_blob)
+    names = sorted(set(_NAME.findall(" ".join(shape.values()))))
+    shape["ExpressionAttributeNames"] = {f"#{name}": name for name in names}
+    return shape
+
+
+def _conditions(op: OpName, *, has_expected: bool, has_sequence: bool) -> list[str]:
     conditions: list[str] = []
-    values: Item = {}
-    if operation.op == "insert":
+    if op == "insert":
         conditions.append(_ABSENT)
-    elif operation.op in _NEEDS_RECORD or operation.expect_version is not None:
+    elif op in _NEEDS_RECORD or has_expected:
         conditions.append(_EXISTS)
-    expected = operation.expect_version if based_on is None else based_on
-    if expected is not None:
+    if has_expected:
         conditions.append("#version = :expected")
-        values[":expected"] = to_attribute(expected)
-    if operation.sequence is not None:
+    if has_sequence:
         conditions.append(_NEWER)
-    return conditions, values
+    return conditions
 
 
-def _change(operation: Operation, data: Any | Blob, stamp: Stamp) -> tuple[str, Item]:
-    changes = [
-        "#version = if_not_exists(#version, :zero) + :one",
-        "#updated_at = :updated_at",
-        "#updated_by = :updated_by",
-    ]
-    values: dict[str, Any] = {":zero": 0, ":one": 1, ":updated_at": stamp.updated_at, ":updated_by": stamp.updated_by}
-    changes += ["#entity = :entity", "#key = :key"]
-    values |= {":entity": operation.entity, ":key": operation.key}
-    if operation.sequence is not None:
-        changes.append("#sequence = :sequence")
-        values[":sequence"] = operation.sequence
-    item = to_item(values)
-    if operation.op == "delete":
-        changes += ["#deleted = :deleted", "#expires_at = :expires_at"]
-        item |= to_item({":deleted": True, ":expires_at": stamp.tombstone_expires_at})
+def _update(op: OpName, *, has_sequence: bool, is_blob: bool) -> str:
+    changes = ["#version = if_not_exists(#version, :zero) + :one", *_set("updated_at", "updated_by")]
+    if op in _MAY_CREATE:
+        changes += _set("entity", "key")
+    if has_sequence:
+        changes += _set("sequence")
+    if op == "delete":
+        changes += _set("deleted", "expires_at")
         removed = "#data, #blob"
-    elif isinstance(data, Blob):
-        changes.append("#blob = :blob")
-        item[":blob"] = to_attribute(msgspec.to_builtins(data))
+    elif is_blob:
+        changes += _set("blob")
         removed = "#data, #deleted, #expires_at"
     else:
-        changes.append("#data = :data")
-        item[":data"] = data
+        changes += _set("data")
         removed = "#blob, #deleted, #expires_at"
-    return f"SET {', '.join(changes)} REMOVE {removed}", item
+    return f"SET {', '.join(changes)} REMOVE {removed}"
+
+
+def _set(*names: str) -> list[str]:
+    return [f"#{name} = :{name}" for name in names]
+
+
+def _values(operation: Indexed, data: Data, stamp: Stamp, expected: int | None) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if expected is not None:
+        values[":expected"] = {"N": str(expected)}
+    if operation.sequence is not None:
+        values[":sequence"] = {"N": str(operation.sequence)}
+    if operation.op == "check":
+        return values
+    values |= {":zero": _ZERO, ":one": _ONE, ":updated_at": stamp.updated_at, ":updated_by": stamp.updated_by}
+    if operation.op in _MAY_CREATE:
+        values |= {":entity": {"S": operation.entity}, ":key": {"S": operation.key}}
+    if operation.op == "delete":
+        values |= {":deleted": _TRUE, ":expires_at": stamp.tombstone_expires_at}
+    elif isinstance(data, Blob):
+        values[":blob"] = _pointer(data)
+    else:
+        values[":data"] = data
+    return values
+
+
+def _pointer(blob: Blob) -> AttributeValue:
+    return to_attribute(msgspec.to_builtins(blob))

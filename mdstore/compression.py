@@ -22,6 +22,8 @@ def decompress(data: bytes, size: int) -> bytes:
 
     The size that a frame states of itself is not believed.
     """
+    if size < 0:
+        raise ValueError(f"{size} bytes")
     try:
         with zstandard.ZstdDecompressor().stream_reader(data) as reader:
             text = reader.read(size + 1)

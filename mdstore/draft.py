@@ -17,14 +17,16 @@ import msgspec
 from mdstore import exactjson
 from mdstore.compression import compressor
 from mdstore.errors import PayloadTooLarge
-from mdstore.model import SCHEMA_VERSION, Indexed, Operation, Reason, Refusal
+from mdstore.model import NOTHING, SCHEMA_VERSION, Indexed, Operation, Reason, Refusal
 from mdstore.payload import MAGIC, Encoded, Header, Section
 from mdstore.plan import MAX_ACTIONS, Partition, refusal
 from mdstore.settings import Settings
+from mdstore.spool import Spool
 from mdstore.validation import Flaw, Validator
 
 _SPOOL_IN_MEMORY = 4 * 2**20
-_operation_decoder = msgspec.json.Decoder(Operation, float_hook=exactjson.fraction)
+_PIECE = 2**18  # bytes of lines that are compressed in one go
+_decoder = msgspec.json.Decoder(Indexed)
 
 #: What an operation may be given as: a line of JSON, a mapping, or the value itself.
 Source = bytes | Mapping[str, Any] | Operation
@@ -65,9 +67,8 @@ class Draft:
         self._clock = clock
         self._validator = validator
         self._settings = settings
-        self._spool = _spool()
+        self._spool = Spool(_SPOOL_IN_MEMORY)
         self._ends = array("Q", [0])
-        self._indexes = array("Q")
         self._partition = Partition()
         self._groups: dict[str, _Group] = {}
         self._refused = _Compressor()
@@ -84,13 +85,13 @@ class Draft:
         if index >= limit:
             raise PayloadTooLarge(field="operations", value=self.count, expected=f"at most {limit}")
         try:
-            operation, line = self._validator.read(source)
+            operation, attribute = self._validator.read(source)
         except Flaw as flaw:
             return self._refuse(index, source, flaw)
-        self._content.update(b"%d\t%b\n" % (index, line))
-        self._spool.write(line)
+        line = exactjson.dumps(_indexed(index, operation, attribute)) + b"\n"
+        self._content.update(line)
+        self._spool.append(line)
         self._ends.append(self._ends[-1] + len(line))
-        self._indexes.append(index)
         self._partition.add(operation, len(line))
         if operation.group is not None:
             self._groups.setdefault(operation.group, _Group()).note(operation)
@@ -102,7 +103,7 @@ class Draft:
             for group in self._groups.values():
                 group.spoil("a line that cannot be read may belong to the group")
         if any(group.flaw for group in self._groups.values()):
-            for position in range(len(self._indexes)):
+            for position in range(len(self._partition)):
                 found = self._refused_with_group(self._item(position))
                 if found:
                     yield found
@@ -148,11 +149,11 @@ class Draft:
         for position in positions:
             if some_refused and self._refused_with_group(self._item(position)):
                 continue
-            lane.add(b"%d\t%b\n" % (self._indexes[position], self._line(position)))
+            lane.add(self._line(position))
             if lane.raw > limit:
                 raise PayloadTooLarge(
                     field="operations",
-                    value=f"{lane.raw} bytes that share key {self._item(position).operation.key!r} or a group with it",
+                    value=f"{lane.raw} bytes that share key {self._item(position).key!r} or a group with it",
                     expected=f"at most {limit} bytes that share a key or a group: send several requests",
                 )
         return lane
@@ -185,17 +186,14 @@ class Draft:
             )
 
     def _refused_with_group(self, item: Indexed) -> Refusal | None:
-        group = self._groups.get(item.operation.group or "")
+        group = self._groups.get(item.group or "")
         return refusal(item, *group.flaw) if group and group.flaw else None
 
     def _line(self, position: int) -> bytes:
-        start, end = self._ends[position], self._ends[position + 1]
-        self._spool.seek(start)
-        return self._spool.read(end - start)
+        return self._spool.read(self._ends[position], self._ends[position + 1])
 
     def _item(self, position: int) -> Indexed:
-        line = self._line(position)
-        return Indexed(index=self._indexes[position], operation=_operation_decoder.decode(line), size=len(line))
+        return _decoder.decode(self._line(position))
 
 
 class _Compressor:
@@ -203,23 +201,49 @@ class _Compressor:
 
     def __init__(self) -> None:
         self._zstd = compressor()
+        self._waiting = bytearray()
         self._data = bytearray()
         self.raw = 0
         self.count = 0
 
     def add(self, line: bytes) -> None:
         """Take one line, its newline included."""
-        self._data += self._zstd.compress(line)
+        self._waiting += line
         self.raw += len(line)
         self.count += 1
+        if len(self._waiting) >= _PIECE:
+            self._compress()
 
     def write_to(self, body: IO[bytes]) -> Section:
         """Append the section to `body`."""
+        self._compress()
         self._data += self._zstd.flush()
         digest = hashlib.sha256(self._data).hexdigest()
         section = Section(offset=body.tell(), length=len(self._data), raw=self.raw, count=self.count, digest=digest)
         body.write(self._data)
         return section
+
+    def _compress(self) -> None:
+        self._data += self._zstd.compress(self._waiting)
+        self._waiting.clear()
+
+
+def _indexed(index: int, operation: Operation, attribute: bytes) -> Indexed:
+    """The line of an operation; `attribute` is its data in DynamoDB JSON, if an item can hold it."""
+    # A patch is merged before it is sent, so its data stays as given.
+    is_ready = bool(attribute) and operation.op != "patch"
+    has_text = operation.data is not None and not is_ready
+    return Indexed(
+        index=index,
+        op=operation.op,
+        entity=operation.entity,
+        key=operation.key,
+        attribute=msgspec.Raw(attribute) if is_ready else NOTHING,
+        data=msgspec.Raw(exactjson.dumps(operation.data)) if has_text else NOTHING,
+        expect_version=operation.expect_version,
+        sequence=operation.sequence,
+        group=operation.group,
+    )
 
 
 def _spool() -> IO[bytes]:

@@ -14,7 +14,8 @@
     ├── ConditionFailed        the condition of a single write was not met
     └── TransactionCancelled   DynamoDB cancelled a transaction for reasons named per action
 
-A leaf exists only where a caller acts differently on it. Driver errors are translated in `dynamo.client` and `objects`.
+A leaf exists only where a caller acts differently on it. Driver errors are translated where the driver is: in `signed`,
+`dynamo.client`, `sqs` and `objects`, and boto3's in `aws`.
 """
 
 from __future__ import annotations

@@ -126,6 +126,33 @@ class Ledger:
             event("request.started", request_id=reference.request_id, operations=operations, lanes=reference.lanes)
         return changed or self.get(reference.request_id)
 
+    def complete(
+        self, reference: Reference, *, operations: int, refused: Mapping[str, int], lane: LaneSummary | None
+    ) -> Request:
+        """(none), accepted, running or failed -> completed in one write: for a request whose only lane has been applied."""
+        early = Counts(refused=dict(refused))
+        started, finished = (lane.started_at, lane.finished_at) if lane else (self._clock(), self._clock())
+        changed = self._update(
+            reference.request_id,
+            always={
+                "state": State.COMPLETED,
+                "started_at": _milliseconds(started),
+                "finished_at": _milliseconds(finished),
+                "counts": _counts_value(lane.counts + early if lane else early),
+            },
+            defaults={
+                **_request_values(reference, operations, refused),
+                "accepted_at": _milliseconds(started),
+                "expires_at": self.expires_at(),
+            },
+            removed=("error",),
+            condition="attribute_not_exists(pk) OR #state <> :completed",
+            arguments={":completed": State.COMPLETED},
+        )
+        if changed:
+            _finished(changed)
+        return changed or self.get(reference.request_id)
+
     def finish(self, request_id: str) -> Request:
         """Running -> completed or failed, once every lane has its summary. Repeating it changes nothing."""
         request, summaries = self._request_and_lanes(request_id)

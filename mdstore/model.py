@@ -21,6 +21,13 @@ ACCEPTED_VERSIONS = frozenset({SCHEMA_VERSION - 1, SCHEMA_VERSION}) - {0}
 #: Seconds for which a request may be sent and delivered: SQS keeps a message for 14 days, receipts live for 15.
 MAX_AGE = 14 * 86_400
 
+#: Days after which a claim's object is deleted, by the lifecycle rule of its prefix. The shortest covers 14 days in the queue,
+#: 14 among the dead letters and 14 after it was sent again; the others are for messages that are due late. What was in use
+#: must not leave this list while its objects live.
+CLAIM_DAYS = (45, 400, 3_720)
+#: The results table's index of chords that were not fired: hash key `open`, range key `look_at`, keys only.
+OPEN_INDEX = "open"
+
 OpName = Literal["insert", "update", "patch", "upsert", "delete", "check"]
 
 
@@ -64,12 +71,31 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     group: str | None = None
 
 
-class Indexed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A line of a lane: an operation with its zero-based index in the request and the bytes of its JSON line."""
+#: No JSON at all: what a `Raw` field holds that was not given.
+NOTHING = msgspec.Raw(b"")
+
+
+class Indexed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """A line of a lane: a checked operation with its zero-based `index` in the request, as a worker reads it.
+
+    Its data is kept as text. `attribute` is data in DynamoDB JSON, small enough for an item, so a worker sends it as it
+    stands; `data` is data in plain JSON, which a worker has to look at first: a patch's, and what may not fit an item.
+    """
 
     index: int
-    operation: Operation
-    size: int = 0
+    op: OpName
+    entity: str
+    key: str
+    attribute: msgspec.Raw = NOTHING
+    data: msgspec.Raw = NOTHING
+    expect_version: int | None = None
+    sequence: int | None = None
+    group: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of JSON that the data adds to a transaction; what no item can hold goes to S3 and adds none."""
+        return len(self.data) if self.op == "patch" else len(self.attribute)
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

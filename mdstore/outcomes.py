@@ -10,9 +10,10 @@ import msgspec
 
 from mdstore import exactjson
 from mdstore.actions import merged
+from mdstore.dynamo.marshal import from_attribute
 from mdstore.errors import InvalidRequest, Untrusted
 from mdstore.ledger import Ledger, Request
-from mdstore.model import Indexed, Operation, Outcome, Refusal, State
+from mdstore.model import Indexed, Outcome, Refusal, State
 from mdstore.payload import Payloads
 from mdstore.plan import pack
 from mdstore.records import Record, Records
@@ -155,38 +156,37 @@ class Verifier:
             for transaction in wave:
                 writer = f"{request.request_id}/{lane}/{transaction.number}"
                 for item in transaction.operations:
-                    operation = item.operation
-                    if item.index in applied and operation.op != "check":
-                        last[operation.entity, operation.key] = writer, item
+                    if item.index in applied and item.op != "check":
+                        last[item.entity, item.key] = writer, item
         records = self._records.look_up(last)
         for key, (writer, item) in last.items():
             self._verify_effect(found, records.get(key), writer, item)
 
     def _verify_effect(self, found: Verification, record: Record | None, writer: str, item: Indexed) -> None:
-        name = f"operation {item.index} ({item.operation.op} {item.operation.entity}/{item.operation.key})"
+        name = f"operation {item.index} ({item.op} {item.entity}/{item.key})"
         if record is None:
             found.fault(f"{name}: the record has vanished")
         elif record.updated_by != writer:
             if record.updated_by.rsplit("/", 2)[0] == writer.rsplit("/", 2)[0]:
                 found.fault(f"{name}: the record was last written by {record.updated_by}, not {writer}")
             found.superseded += 1
-        elif not _is_effect(item.operation, record):
+        elif not _is_effect(item, record):
             found.fault(f"{name}: the record's data is not what the operation makes of it")
 
 
-def _is_effect(operation: Operation, record: Record) -> bool:
-    if operation.op == "delete":
+def _is_effect(item: Indexed, record: Record) -> bool:
+    if item.op == "delete":
         return record.deleted
-    if operation.sequence is not None and record.sequence != operation.sequence:
+    if item.sequence is not None and record.sequence != item.sequence:
         return False
-    if operation.op == "patch":
-        return exactjson.canonical(merged(record.data, operation.data)) == exactjson.canonical(record.data)
-    return exactjson.canonical(record.data) == exactjson.canonical(operation.data)
+    data = exactjson.loads(bytes(item.data)) if item.data else from_attribute(exactjson.loads(bytes(item.attribute)))
+    if item.op == "patch":
+        data = merged(record.data, data)
+    return exactjson.canonical(record.data) == exactjson.canonical(data)
 
 
 def _outcome(item: Indexed, outcome: Only) -> Outcome:
-    operation = item.operation
-    return Outcome(index=item.index, outcome=outcome, op=operation.op, entity=operation.entity, key=operation.key)
+    return Outcome(index=item.index, outcome=outcome, op=item.op, entity=item.entity, key=item.key)
 
 
 def _failed(refusal: Refusal) -> Outcome:

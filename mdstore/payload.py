@@ -4,8 +4,9 @@ Layout, all of it written once and never changed:
 
     "MDS1" | header length, 4 bytes, big-endian | header, JSON | lane 0 | lane 1 | ... | refused
 
-A lane is zstd over lines `index TAB operation`, in the order of the request. `refused` is zstd over lines of JSON: the
-operations that were refused before anything was sent. The header has place, count and SHA-256 of each part, and
+A lane is zstd over lines of JSON, each an `Indexed`, in the order of the request: operations whose data is DynamoDB JSON
+already, so that a worker sends it as it stands. `refused` is zstd over lines of JSON too: the operations that were refused
+before anything was sent. The header has place, count and SHA-256 of each part, and
 the message has the header's SHA-256, so a reader trusts no byte that the producer did not write.
 """
 
@@ -15,15 +16,14 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO
+from typing import IO, Annotated, Literal
 
 import msgspec
 
-from mdstore import exactjson
 from mdstore.compression import decompress
-from mdstore.errors import NotFound, RequestConflict, Untrusted
-from mdstore.model import ACCEPTED_VERSIONS, Indexed, Operation, Reference, Refusal
-from mdstore.objects import Objects
+from mdstore.errors import InvalidRequest, NotFound, RequestConflict, Untrusted
+from mdstore.model import ACCEPTED_VERSIONS, Indexed, Reference, Refusal, check_request_id
+from mdstore.objects import READS, Objects, read_again
 
 MAGIC = b"MDS1"
 _PREFIX = len(MAGIC) + 4
@@ -34,13 +34,16 @@ _SHORTEST_LINE = 16
 _MAX_HEADER = 64 * 2**20
 
 
+Whole = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the payload: `offset` from the header's end and `length` in bytes, `raw` bytes when decompressed."""
 
-    offset: int
-    length: int
-    raw: int
-    count: int
+    offset: Whole
+    length: Whole
+    raw: Whole
+    count: Whole
     digest: str
 
 
@@ -51,7 +54,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     v: int
-    codec: str
+    codec: Literal["zstd"]
     request_id: str
     source: str
     content: str
@@ -63,7 +66,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 _header_decoder = msgspec.json.Decoder(Header)
-_operation_decoder = msgspec.json.Decoder(Operation, float_hook=exactjson.fraction)
+_lane_decoder = msgspec.json.Decoder(Indexed)
 _refusal_decoder = msgspec.json.Decoder(Refusal)
 
 
@@ -120,31 +123,38 @@ class Payloads:
             raise Untrusted(f"lane {number}: the payload has {len(header.lanes)}")
         section = header.lanes[number]
         try:
-            return [_indexed(line) for line in self._lines(reference, section)]
+            operations = _lane_decoder.decode_lines(self._text(reference, section))
         except (ValueError, RecursionError) as error:
             raise Untrusted(f"lane {number} of {reference.payload!r} cannot be decoded: {error}") from error
+        if len(operations) != section.count:
+            raise Untrusted(f"lane {number} of {reference.payload!r} does not hold what its header says")
+        return operations
 
     def refused(self, reference: Reference) -> list[Refusal]:
         """The operations that were refused before anything was sent. Raises `Untrusted`."""
         section = self.header(reference).refused
-        return [_refusal_decoder.decode(line) for line in self._lines(reference, section)] if section.count else []
+        return _refusal_decoder.decode_lines(self._text(reference, section)) if section.count else []
 
     def confine(self, reference: Reference) -> None:
         """Raise `Untrusted` unless `reference` names the payload of its own request in its own place and version."""
         if reference.v not in ACCEPTED_VERSIONS:
             raise Untrusted(f"schema version {reference.v}: this worker accepts {sorted(ACCEPTED_VERSIONS)}")
+        try:
+            check_request_id(reference.request_id)
+        except InvalidRequest as error:
+            raise Untrusted(str(error)) from error
         if reference.payload != self.key(reference.request_id):
             raise Untrusted(f"payload {reference.payload!r} is not the place of request {reference.request_id!r}")
 
-    def _lines(self, reference: Reference, section: Section) -> Iterator[bytes]:
+    def _text(self, reference: Reference, section: Section) -> bytes:
         if section.raw > self._max_lane_bytes:
             raise Untrusted(
                 f"a part of {reference.payload!r} claims {section.raw} bytes, at most {self._max_lane_bytes}"
             )
-        _, body_start, first = self._cached(reference)
-        start, end = body_start + section.offset, body_start + section.offset + section.length
-        data = first[start:end] if end <= len(first) else self._objects.get(reference.payload, start, end)
-        if hashlib.sha256(data).hexdigest() != section.digest:
+        for data in self._tries(reference, section):
+            if hashlib.sha256(data).hexdigest() == section.digest:
+                break
+        else:
             raise Untrusted(f"a part of {reference.payload!r} does not have the digest that its header says")
         try:
             text = decompress(data, section.raw)
@@ -152,16 +162,30 @@ class Payloads:
             raise Untrusted(f"a part of {reference.payload!r} cannot be decompressed: {error}") from error
         if text.count(b"\n") != section.count or section.count * _SHORTEST_LINE > section.raw:
             raise Untrusted(f"a part of {reference.payload!r} does not hold what its header says")
-        return iter(text.split(b"\n")[:-1])
+        return text
+
+    def _tries(self, reference: Reference, section: Section) -> Iterator[bytes]:
+        """A part as it was read with the header, if it was, and as it is read now."""
+        _, body_start, first = self._cached(reference)
+        start, end = body_start + section.offset, body_start + section.offset + section.length
+        if end <= len(first):
+            yield first[start:end]
+        for _ in range(READS):
+            yield self._objects.get(reference.payload, start, end)
 
     def _read_header(self, reference: Reference) -> tuple[Header, int, bytes]:
         self.confine(reference)
+        return read_again(lambda: self._try_header(reference))
+
+    def _try_header(self, reference: Reference) -> tuple[Header, int, bytes]:
         try:
             header, digest, first = self._open(reference.payload)
         except NotFound as error:
             raise Untrusted(f"payload {reference.payload!r} does not exist") from error
         if digest != reference.digest:
             raise Untrusted(f"the header of {reference.payload!r} does not have the digest that the message says")
+        if header.v != reference.v:
+            raise Untrusted(f"{reference.payload!r} has schema version {header.v}, not {reference.v}")
         said = reference.request_id, reference.source, reference.lanes
         if (header.request_id, header.source, len(header.lanes)) != said:
             raise Untrusted(f"the header of {reference.payload!r} is of another request than the message")
@@ -192,8 +216,3 @@ def _reference(header: Header, key: str, digest: str) -> Reference:
         lanes=len(header.lanes),
         source=header.source,
     )
-
-
-def _indexed(line: bytes) -> Indexed:
-    index, _, text = line.partition(b"\t")
-    return Indexed(index=int(index), operation=_operation_decoder.decode(text), size=len(text))

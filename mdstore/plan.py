@@ -18,7 +18,7 @@ from mdstore.model import Indexed, Operation, Reason, Refusal
 
 #: Of DynamoDB's 100 actions a transaction, one is the receipt's.
 MAX_ACTIONS = 99
-#: Of a transaction's 4 MB; JSON text, which DynamoDB's own count exceeds by half at the most.
+#: Of a transaction's 4 MB, in JSON; more would take 2,000 write units at once, which a young table does not have.
 MAX_TRANSACTION_BYTES = 2**20
 
 
@@ -38,7 +38,7 @@ class Partition:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, operation: Operation, size: int) -> None:
+    def add(self, operation: Operation | Indexed, size: int) -> None:
         """Note the next operation; `size` is its JSON line's, in bytes."""
         key = _hash(f"{operation.entity}#{operation.key}")
         self._keys.append(key)
@@ -112,8 +112,7 @@ def pack(operations: Sequence[Indexed]) -> list[list[Transaction]]:
     per key is the order of the waves. Groups that interleave on their keys cannot all be atomic and in order: one of
     them is refused as invalid.
     """
-    units = _units(operations)
-    waves, interleaved = _schedule(units)
+    waves, interleaved = _waves(operations)
     packed: list[list[Transaction]] = []
     number = 0
     for wave in waves:
@@ -128,11 +127,28 @@ def pack(operations: Sequence[Indexed]) -> list[list[Transaction]]:
     return packed
 
 
+def _waves(operations: Sequence[Indexed]) -> tuple[list[list[Unit]], list[Indexed]]:
+    """The waves, and the operations of groups that had to be refused."""
+    if any(item.group is not None for item in operations):
+        return _schedule(_units(operations))
+    # Without groups an operation's wave is the number of operations before it on its key.
+    waves: list[list[Unit]] = []
+    seen: dict[tuple[str, str], int] = {}
+    for item in operations:
+        key = item.entity, item.key
+        number = seen.get(key, 0)
+        seen[key] = number + 1
+        if number == len(waves):
+            waves.append([])
+        waves[number].append([item])
+    return waves, []
+
+
 def _units(operations: Sequence[Indexed]) -> list[Unit]:
     units: list[Unit] = []
     groups: dict[str, Unit] = {}
     for item in operations:
-        group = item.operation.group
+        group = item.group
         if group is not None and group in groups:
             groups[group].append(item)
             continue
@@ -151,7 +167,7 @@ def _schedule(units: list[Unit]) -> tuple[list[list[Unit]], list[Indexed]]:
     before, after = _order(units)
     refused: set[int] = set()
     for knot in _knots(before, after):
-        groups = [number for number in knot if units[number][0].operation.group is not None]
+        groups = [number for number in knot if units[number][0].group is not None]
         refused.update(groups[1:])
     if refused:
         kept = [unit for number, unit in enumerate(units) if number not in refused]
@@ -178,7 +194,7 @@ def _order(units: list[Unit]) -> tuple[list[set[int]], list[set[int]]]:
     queues: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for number, unit in enumerate(units):
         for item in unit:
-            queues[item.operation.entity, item.operation.key].append((item.index, number))
+            queues[item.entity, item.key].append((item.index, number))
     before: list[set[int]] = [set() for _ in units]
     after: list[set[int]] = [set() for _ in units]
     for queue in queues.values():
@@ -249,7 +265,7 @@ def _fill(wave: list[Unit]) -> Iterator[tuple[Indexed, ...]]:
     chosen: list[Indexed] = []
     size = 0
     for unit in wave:
-        more = sum(item.size for item in unit)
+        more = unit[0].size if len(unit) == 1 else sum(item.size for item in unit)
         if chosen and (len(chosen) + len(unit) > MAX_ACTIONS or size + more > MAX_TRANSACTION_BYTES):
             yield tuple(chosen)
             chosen, size = [], 0
@@ -266,12 +282,4 @@ def _interleaved(item: Indexed) -> Refusal:
 
 def refusal(item: Indexed, reason: Reason, detail: str = "") -> Refusal:
     """The refusal of one operation."""
-    operation = item.operation
-    return Refusal(
-        index=item.index,
-        reason=reason,
-        detail=detail[:500],
-        op=operation.op,
-        entity=operation.entity,
-        key=operation.key,
-    )
+    return Refusal(index=item.index, reason=reason, detail=detail[:500], op=item.op, entity=item.entity, key=item.key)

@@ -16,6 +16,7 @@ import msgspec
 from mdstore.blobs import Blob, Blobs
 from mdstore.dynamo.client import DynamoClient
 from mdstore.dynamo.marshal import Item, from_item, to_item
+from mdstore.dynamo.run import Task
 from mdstore.errors import NotFound
 
 Key = tuple[str, str]  # entity, key
@@ -53,13 +54,14 @@ class Records:
 
     def look_up(self, keys: Iterable[Key]) -> dict[Key, Record]:
         """The records of `keys` that exist, tombstones included."""
-        items = self.items(keys)
+        (items,) = self._dynamo.run([self.items(keys)])
         return {key: self.read(item) for key, item in items.items()}
 
-    def items(self, keys: Iterable[Key]) -> dict[Key, Item]:
-        """The raw items of `keys` that exist, in DynamoDB JSON."""
+    def items(self, keys: Iterable[Key]) -> Task[dict[Key, Item]]:
+        """Task: the raw items of `keys` that exist, in DynamoDB JSON."""
         asked = [to_item({"pk": primary_key(*key)}) for key in dict.fromkeys(keys)]
-        return {_key_of(item): item for item in self._dynamo.batch_get(self._table, asked)}
+        items = yield from self._dynamo.batch_get(self._table, asked)
+        return {_key_of(item): item for item in items}
 
     def export(self, entity: str | None = None, *, segments: int = 4) -> Iterator[Record]:
         """All records (of `entity`), tombstones left out, in no order; a scan in parallel segments."""

@@ -27,7 +27,7 @@ class Store:
         retry = Retry(patience=3.0 if settings.profile == "local" else 20.0)
         self.aws = Aws(settings, retry=retry)
         dynamo = self.aws.dynamo
-        self.objects = Objects(client=self.aws.s3, bucket=settings.bucket, retry=retry)
+        self.objects = Objects(client=self.aws.s3, http=self.aws.s3_http, bucket=settings.bucket, retry=retry)
         self.payloads = Payloads(
             objects=self.objects, prefix=settings.payload_prefix, max_lane_bytes=settings.max_lane_bytes
         )

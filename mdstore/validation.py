@@ -1,35 +1,35 @@
 """Checks that one operation must pass before it becomes part of a payload.
 
-`Validator.read` takes a JSON line or a mapping and returns an `Operation`, or raises `Flaw` with the field and the reason.
-What passes here is what DynamoDB accepts: the limits are those of DynamoDB's data types
-(https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html).
+`Validator.read` takes a JSON line or a mapping and returns an `Operation` with its data marshalled, or raises `Flaw` with the
+field and the reason. What passes here is what DynamoDB accepts.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping
-from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from mdstore import exactjson
+from mdstore.dynamo.marshal import AttributeValue, Unstorable, stored_size, to_attribute
 from mdstore.entities import Entities
-from mdstore.model import Operation, Reason
+from mdstore.model import Indexed, Operation, Reason
 
 MAX_KEY_BYTES = 1024
 MAX_GROUP_CHARACTERS = 128
 MAX_SEQUENCE = 10**37
-#: DynamoDB nests 32 levels deep; `data` itself is one of them.
-MAX_NESTING = 31
-MAX_DIGITS = 38
+#: Bytes of data, as DynamoDB counts them, that an item holds: its 400 KB less key, version and the other attributes.
+MAX_INLINE = 390 * 2**10
+#: JSON of this length cannot become more than that; only longer data is measured.
+_SURELY_INLINE = 128 * 2**10
 
 _ENTITY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_INT_38 = 10**MAX_DIGITS
 _decoder = msgspec.json.Decoder(Operation, float_hook=exactjson.fraction)
+_encode = msgspec.json.Encoder().encode
 _NEEDS_DATA = frozenset({"insert", "update", "patch", "upsert"})
 
 
@@ -52,23 +52,27 @@ class Validator:
         self._max_record_bytes = max_record_bytes
 
     def read(self, source: bytes | str | Mapping[str, Any] | Operation) -> tuple[Operation, bytes]:
-        """Return the operation and its JSON in one line. Raises `Flaw`."""
-        if isinstance(source, bytes | str):
-            self._check_size(len(source))  # before decoding, which takes many times as much memory
+        """Return the operation, and its data in DynamoDB JSON where an item can hold it (else empty). Raises `Flaw`."""
+        size = len(source) if isinstance(source, bytes | str) else 0
+        self._check_size(size)  # before decoding, which takes many times as much memory
         operation = self.decode(source)
         self._check_words(operation)
+        text = b""
         if operation.data is not None:
-            check_value(operation.data)
-        line = exactjson.dumps(operation)
-        self._check_data(operation, len(line))
-        return operation, line
+            size = size or _json_size(operation)
+            self._check_size(size)
+            attribute = inline(operation.data, json_size=size)
+            text = b"" if attribute is None else _encode(attribute)
+        self._check_model(operation)
+        return operation, text
 
-    def check_merged(self, operation: Operation, data: dict[str, Any]) -> None:
-        """Check what a patch made of a record, as if it were an update. Raises `Flaw`."""
-        check_value(data)
-        # A copy: a model's validator must not change what is stored.
-        merged = msgspec.structs.replace(operation, op="update", data=copy.deepcopy(data))
-        self._check_data(merged, len(exactjson.dumps(data)))
+    def check_merged(self, operation: Indexed, data: dict[str, Any]) -> AttributeValue | None:
+        """Check what a patch made of a record, as if it were an update; returned as by `inline`. Raises `Flaw`."""
+        size = len(exactjson.dumps(data))
+        self._check_size(size)
+        attribute = inline(data, json_size=size)
+        self._check_model(Operation(op="update", entity=operation.entity, key=operation.key, data=data))
+        return attribute
 
     @staticmethod
     def decode(source: bytes | str | Mapping[str, Any] | Operation) -> Operation:
@@ -109,13 +113,13 @@ class Validator:
             if not 0 < len(operation.group) <= MAX_GROUP_CHARACTERS:
                 raise Flaw("group", f"must have 1-{MAX_GROUP_CHARACTERS} characters")
 
-    def _check_data(self, operation: Operation, size: int) -> None:
-        self._check_size(size)
+    def _check_model(self, operation: Operation) -> None:
         problem = self._entities.problem(operation)
         if problem:
             raise Flaw(*problem)
 
 
+@lru_cache(maxsize=1_024)  # a request names few entities, many times
 def check_entity(entity: str) -> None:
     """Raise `Flaw` unless `entity` can be part of a record's primary key."""
     if not _ENTITY.fullmatch(entity):
@@ -131,54 +135,21 @@ def check_key(key: str) -> None:
         raise Flaw("key", f"must not hold control characters: {key[:80]!r}")
 
 
-def check_value(value: Any, depth: int = 1) -> None:  # noqa: PLR0912  one branch a JSON type
-    """Raise `Flaw` unless `value` can be stored and read back exactly. `depth` is 1 for `data` itself."""
-    kind = type(value)
-    if kind is str:
-        if not value.isascii():
-            _utf8(value, "")
-    elif kind is bool or value is None:
-        pass
-    elif kind is int:
-        if not -_INT_38 < value < _INT_38:
-            _check_number(Decimal(value))
-    elif kind is Decimal:
-        _check_number(value)
-    elif kind is float:
-        _check_number(Decimal(repr(value)))
-    elif depth > MAX_NESTING:
-        raise Flaw("", f"nested deeper than {MAX_NESTING} levels")
-    elif kind is dict:
-        for name, item in value.items():
-            if type(name) is not str:
-                raise Flaw("data" if depth == 1 else "", f"name {name!r} is not text")
-            _utf8(name, "data" if depth == 1 else "")
-            _check_inside(item, depth, f".{name}")
-    elif kind is list or kind is tuple:
-        for index, item in enumerate(value):
-            _check_inside(item, depth, f"[{index}]")
-    else:
-        raise Flaw("", f"{kind.__name__} is not a JSON type")
-
-
-def _check_inside(item: Any, depth: int, step: str) -> None:
+def inline(data: dict[str, Any], *, json_size: int) -> AttributeValue | None:
+    """`data` marshalled, or None where an item cannot hold it. Raises `Flaw` where DynamoDB can not. `json_size` in bytes."""
     try:
-        check_value(item, depth + 1)
-    except Flaw as flaw:
-        flaw.field = step + flaw.field if depth > 1 else f"data{step}{flaw.field}"
-        raise
+        if json_size > _SURELY_INLINE and stored_size(data) > MAX_INLINE:
+            return None
+        return to_attribute(data)
+    except Unstorable as error:
+        raise Flaw(f"data{error.path}", error.why) from error
 
 
-def _check_number(value: Decimal) -> None:
-    if not value.is_finite():
-        raise Flaw("", f"{value} is not a JSON number")
-    if not value:
-        return
-    digits = "".join(map(str, value.as_tuple().digits)).rstrip("0")
-    if len(digits) > MAX_DIGITS:
-        raise Flaw("", f"{len(digits)} significant digits, at most {MAX_DIGITS} can be stored exactly")
-    if not -130 <= value.adjusted() <= 125:
-        raise Flaw("", f"magnitude 1E{value.adjusted():+d} is outside 1E-130 to 9.9E+125")
+def _json_size(operation: Operation) -> int:
+    try:
+        return len(exactjson.dumps(operation))
+    except (ValueError, TypeError, RecursionError):  # what it is that has no JSON, marshalling finds out
+        return 0
 
 
 def _utf8(text: str, field: str) -> bytes:

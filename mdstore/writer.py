@@ -3,8 +3,9 @@
     apply_lane
       fetch      ranged GET, digest, decode                                  payload
       pack       waves of transactions, the same for the same bytes          plan
+      keep       data that no item can hold goes to S3                         blobs
       settle     each transaction, the transactions of a wave in parallel:
-        propose    read what patches are based on, put large data in S3, build the actions
+        propose    read what patches are based on, and merge them
         send       TransactWriteItems(operations + receipt), the same bytes and token until AWS answers
         read       success | done by a former delivery | refused: take those out, propose the rest again
       count      outcomes from the receipts
@@ -17,54 +18,65 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from mdstore.actions import Stamp, action, judge, merged
-from mdstore.blobs import Blobs
-from mdstore.dynamo.client import DynamoClient
-from mdstore.dynamo.marshal import attribute_size, from_attribute, from_item, to_attribute
+from mdstore import exactjson
+from mdstore.actions import Data, Stamp, action, judge, merged
+from mdstore.blobs import Blob, Blobs
+from mdstore.dynamo.client import DynamoClient, transact
+from mdstore.dynamo.marshal import from_attribute, from_item
+from mdstore.dynamo.run import Task
 from mdstore.errors import RequestRejected, TransactionCancelled, Unavailable, Untrusted
-from mdstore.ledger import LaneSummary, Ledger, Receipt, receipt_of
+from mdstore.ledger import LaneSummary, Ledger, Receipt, Request, receipt_of
 from mdstore.model import MAX_AGE, Counts, Indexed, Reason, Reference, Refusal, State
 from mdstore.payload import Payloads
-from mdstore.plan import MAX_TRANSACTION_BYTES, Transaction, pack, refusal
+from mdstore.plan import Transaction, pack, refusal
 from mdstore.records import Records
 from mdstore.settings import DAY
 from mdstore.validation import Flaw, Validator
 
-#: JSON text of this length cannot become an item over DynamoDB's 400 KB; only longer data is measured.
-_SURELY_SMALL = 256 * 2**10
-_MAX_INLINE = 390 * 2**10  # 400 KB less key, version and the other attributes
-_MAX_TRANSACTION = 3_500_000  # of DynamoDB's 4 MB, counted in DynamoDB JSON, which is longer
+#: Of DynamoDB's 4 MB a transaction, in JSON, which is longer than what DynamoDB counts.
+_MAX_BODY = 3_500_000
+_UPLOADS = 8  # of large data to S3, at the same time
+_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(kw_only=True, slots=True)
 class _Job:
-    """One run over one lane. `receipts` is filled once a former delivery has been noticed."""
+    """One run over one lane.
+
+    `receipts` is filled once a former delivery has been noticed; `blobs` holds the data of this wave that is in S3.
+    """
 
     reference: Reference
     lane: int
     deadline: float
+    is_redelivery: bool = False
     receipts: dict[int, Receipt] = field(default_factory=dict)
+    blobs: dict[int, Blob] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True, slots=True)
-class _Draft:
-    """What one operation is about to do.
+class _Proposal:
+    """What the pending operations of a transaction are about to do, where that is not what their lines say, by index.
 
-    `data` is new data, marshalled or as pointer; `based_on` the version that a patch was merged into; `over_tombstone`
-    says that an insert has found one in its place.
+    `data` is data that was merged, or put in S3; `based_on` the versions that patches were merged into; `tombstones` the
+    inserts that have found a tombstone in their place.
     """
 
-    item: Indexed
-    data: Any = None
-    based_on: int | None = None
-    over_tombstone: bool = False
+    operations: list[Indexed]
+    tombstones: set[int]
+    data: dict[int, Data] = field(default_factory=dict)
+    based_on: dict[int, int] = field(default_factory=dict)
+
+    def data_of(self, item: Indexed) -> Data:
+        """What the record's data becomes."""
+        return self.data.get(item.index) or item.attribute
 
 
 class Writer:
@@ -97,7 +109,7 @@ class Writer:
         self._budget = budget
         self._monotonic = monotonic
         self._clock = clock
-        self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="transaction")
+        self._in_flight = in_flight
 
     def apply_lane(self, reference: Reference, lane: int) -> LaneSummary:
         """Apply a lane, whatever a former delivery left of it, and write its summary.
@@ -105,6 +117,21 @@ class Writer:
         Raises `Untrusted` (dead-letter it), `Unavailable` (hand it back: what has a receipt is not done again) and
         `DeploymentBroken` (leave it in the queue).
         """
+        summary = self._apply(reference, lane)
+        self._ledger.close_lane(reference.request_id, summary)
+        return summary
+
+    def apply_request(self, reference: Reference) -> Request:
+        """Apply a request of one lane, or none, and complete it; raises as `apply_lane` does."""
+        header = self._payloads.header(reference)
+        return self._ledger.complete(
+            reference,
+            operations=header.operations,
+            refused=header.refused_counts,
+            lane=self._apply(reference, 0) if reference.lanes else None,
+        )
+
+    def _apply(self, reference: Reference, lane: int) -> LaneSummary:
         started = self._clock()
         if started - self._payloads.header(reference).created_at > MAX_AGE + DAY / 2:
             raise Untrusted("the request is too old: its receipts may be gone, so it could be applied twice")
@@ -113,17 +140,20 @@ class Writer:
         receipts: list[Receipt] = []
         for wave in pack(self._payloads.lane(reference, lane)):
             self._check_budget(job)
+            job.blobs = self._put_large(wave)
             transactions += wave
-            receipts += self._settle_wave(job, wave)
-        summary = LaneSummary(
+            receipts += self._dynamo.run(
+                (self._settle(job, transaction) for transaction in wave),
+                in_flight=self._in_flight,
+                deadline=job.deadline,
+            )
+        return LaneSummary(
             lane=lane,
             state=State.COMPLETED,
             counts=count(transactions, receipts),
             started_at=started,
             finished_at=self._clock(),
         )
-        self._ledger.close_lane(reference.request_id, summary)
-        return summary
 
     def give_up(self, reference: Reference, lane: int, error: str) -> LaneSummary:
         """Write a failed summary: what has a receipt is counted by it, all else is `failed`."""
@@ -139,112 +169,105 @@ class Writer:
         self._ledger.close_lane(reference.request_id, summary)
         return summary
 
-    def close(self) -> None:
-        """Stop the threads; what runs is finished."""
-        self._pool.shutdown()
-
     def _check_budget(self, job: _Job) -> None:
         if self._monotonic() > job.deadline:
             raise Unavailable(f"lane {job.lane} is not done within {self._budget} s", code="LaneBudget")
 
-    def _settle_wave(self, job: _Job, wave: Sequence[Transaction]) -> list[Receipt]:
-        if len(wave) == 1:
-            return [self._settle(job, wave[0])]
-        futures = [self._pool.submit(self._settle, job, transaction) for transaction in wave]
-        errors = [error for future in futures if (error := future.exception())]
-        if errors:
-            raise errors[0]
-        return [future.result() for future in futures]
-
-    def _settle(self, job: _Job, transaction: Transaction) -> Receipt:
-        """Bring one transaction to its receipt."""
+    def _settle(self, job: _Job, transaction: Transaction) -> Task[Receipt]:
+        """Task: bring one transaction to its receipt."""
         pending, refused = list(transaction.operations), list(transaction.refused)
         tombstones: set[int] = set()
         while True:
             former = job.receipts.get(transaction.number)
             if former is not None:
                 return former
-            drafts, found = self._propose(pending, tombstones)
+            proposal = _Proposal(operations=pending, tombstones=tombstones)
+            found = yield from self._propose(job, proposal)
             if not found:
                 receipt = Receipt(number=transaction.number, refused=tuple(refused))
-                former, found = self._send(job, drafts, receipt)
+                former, found = yield from self._send(job, proposal, receipt)
                 if former is not None:
                     return former
-                tombstones |= {draft.item.index for draft in drafts if draft.over_tombstone}
             pending, out = take_out(pending, found)
             refused += out
 
     # -- propose
 
-    def _propose(self, pending: Sequence[Indexed], tombstones: Set[int]) -> tuple[list[_Draft], list[Refusal]]:
-        """What each operation will write, or the refusals that are certain before anything is sent."""
-        drafts = [_Draft(item=item, over_tombstone=item.index in tombstones) for item in pending]
-        refused = self._base_patches([draft for draft in drafts if draft.item.operation.op == "patch"])
-        if refused:
-            return drafts, refused
-        for draft in drafts:
-            data = draft.item.operation.data if draft.data is None else draft.data
-            if data is not None:
-                draft.data = to_attribute(data)
-        if _may_be_large(drafts):
-            self._spill([draft for draft in drafts if draft.data is not None])
-        return drafts, []
+    def _put_large(self, wave: Sequence[Transaction]) -> dict[int, Blob]:
+        """Put in S3 what no item can hold; returns the pointers by index."""
+        operations = (item for transaction in wave for item in transaction.operations)
+        large = [item for item in operations if item.data and item.op != "patch"]
+        if not large:
+            return {}
+        with ThreadPoolExecutor(_UPLOADS) as pool:
+            blobs = pool.map(lambda item: self._blobs.put(bytes(item.data)), large)
+            return {item.index: blob for item, blob in zip(large, blobs, strict=True)}
 
-    def _base_patches(self, patches: Sequence[_Draft]) -> list[Refusal]:
+    def _propose(self, job: _Job, proposal: _Proposal) -> Task[list[Refusal]]:
+        """Look at what cannot be sent as it stands; returns the refusals that are certain before anything is sent."""
+        unready = [item for item in proposal.operations if item.data]
+        if not unready:
+            return []
+        proposal.data = {item.index: job.blobs[item.index] for item in unready if item.op != "patch"}
+        return (yield from self._base_patches(proposal, [item for item in unready if item.op == "patch"]))
+
+    def _base_patches(self, proposal: _Proposal, patches: Sequence[Indexed]) -> Task[list[Refusal]]:
         """Merge each patch into its record as it is now; the write is conditional on the version read here."""
         refused: list[Refusal] = []
-        if not patches:
-            return refused
-        items = self._records.items((draft.item.operation.entity, draft.item.operation.key) for draft in patches)
-        for draft in patches:
-            operation = draft.item.operation
-            old = items.get((operation.entity, operation.key))
-            verdict = judge(operation, old)
+        items = yield from self._records.items((item.entity, item.key) for item in patches)
+        for item in patches:
+            old = items.get((item.entity, item.key))
+            verdict = judge(item, old)
             if verdict is not None or old is None:
-                refused.append(refusal(draft.item, *(verdict or (Reason.MISSING, "there is no record"))))
+                refused.append(refusal(item, *(verdict or (Reason.MISSING, "there is no record"))))
                 continue
             try:
                 record = self._records.read(old)
-                draft.data = merged(record.data, operation.data)
-                draft.based_on = record.version
-                self._validator.check_merged(operation, draft.data)
+                data = merged(record.data, exactjson.loads(bytes(item.data)))
+                attribute = self._validator.check_merged(item, data)
+                proposal.data[item.index] = attribute or self._blobs.put(exactjson.dumps(data))
+                proposal.based_on[item.index] = record.version
             except Flaw as flaw:
-                refused.append(refusal(draft.item, flaw.reason, str(flaw)))
+                refused.append(refusal(item, flaw.reason, str(flaw)))
             except Untrusted as error:  # of this one record; the others of the lane are not to blame
-                refused.append(refusal(draft.item, Reason.INVALID, f"the record cannot be read: {error}"))
+                refused.append(refusal(item, Reason.INVALID, f"the record cannot be read: {error}"))
         return refused
 
-    def _spill(self, drafts: Sequence[_Draft]) -> None:
-        """Keep in S3 what is over the item limit, and the largest of what is over the transaction's."""
-        sizes = [(len(msgspec.json.encode(draft.data)), draft) for draft in drafts]
-        total = sum(size for size, _ in sizes)
-        for size, draft in sorted(sizes, key=lambda pair: -pair[0]):
-            if total > _MAX_TRANSACTION or (size > _SURELY_SMALL and attribute_size(draft.data) > _MAX_INLINE):
-                draft.data = self._blobs.put(from_attribute(draft.data))
-                total -= size
+    def _spill(self, proposal: _Proposal, excess: int) -> None:
+        """Put the largest data of a transaction in S3, until it is `excess` bytes smaller."""
+        texts = [(_encode(proposal.data_of(item)), item.index) for item in proposal.operations if item.size]
+        for text, index in sorted(texts, key=lambda pair: -len(pair[0])):
+            if excess > 0 and not isinstance(proposal.data.get(index), Blob):
+                data = from_attribute(msgspec.json.decode(text))
+                proposal.data[index] = self._blobs.put(exactjson.dumps(data))
+                excess -= len(text)
 
     # -- send and read the answer
 
-    def _send(self, job: _Job, drafts: Sequence[_Draft], receipt: Receipt) -> tuple[Receipt | None, list[Refusal]]:
+    def _send(self, job: _Job, proposal: _Proposal, receipt: Receipt) -> Task[tuple[Receipt | None, list[Refusal]]]:
         """Send; returns a former delivery's or the new receipt, or the operations to take out.
 
         Neither, when the same must be tried on what the records have become meanwhile.
         """
-        reference = job.reference
-        actions = self._actions(job, drafts, receipt.number)
-        put = self._ledger.receipt_put(reference.request_id, job.lane, receipt)
+        put = self._ledger.receipt_put(job.reference.request_id, job.lane, receipt)
+        actions = self._actions(job, proposal, receipt.number)
+        body = _encode([*actions, put])
+        if len(body) > _MAX_BODY:
+            self._spill(proposal, len(body) - _MAX_BODY)
+            actions = self._actions(job, proposal, receipt.number)
+            body = _encode([*actions, put])
         try:
-            self._dynamo.transact([*actions, put], deadline=job.deadline)
+            yield transact(body)
         except TransactionCancelled as cancelled:
             former = cancelled.reasons[-1]
             if former.get("Code") == "ConditionalCheckFailed":
                 return self._noticed_redelivery(job, receipt_of(from_item(former["Item"]))), []
-            return None, self._read_reasons(job, drafts, cancelled)
+            return None, self._read_reasons(job, proposal, cancelled)
         except RequestRejected as rejected:
-            return None, self._isolate(job, drafts, actions, receipt.number, rejected)
+            return None, (yield from self._isolate(job, proposal, actions, receipt.number, rejected))
         return receipt, []
 
-    def _actions(self, job: _Job, drafts: Iterable[_Draft], number: int) -> list[dict[str, Any]]:
+    def _actions(self, job: _Job, proposal: _Proposal, number: int) -> list[dict[str, Any]]:
         now = self._clock()
         stamp = Stamp(
             table=self._table,
@@ -254,32 +277,38 @@ class Writer:
         )
         return [
             action(
-                draft.item.operation, draft.data, stamp, based_on=draft.based_on, over_tombstone=draft.over_tombstone
+                item,
+                proposal.data_of(item),
+                stamp,
+                based_on=proposal.based_on.get(item.index),
+                over_tombstone=item.index in proposal.tombstones,
             )
-            for draft in drafts
+            for item in proposal.operations
         ]
 
     def _noticed_redelivery(self, job: _Job, former: Receipt) -> Receipt:
         """A former delivery was here: read all that it left at once, and not one cancelled transaction after the other."""
-        if not job.receipts:
+        if not job.is_redelivery:
+            job.is_redelivery = True
             job.receipts = self._ledger.receipts(job.reference.request_id, job.lane)
         return former
 
-    def _read_reasons(self, job: _Job, drafts: Sequence[_Draft], cancelled: TransactionCancelled) -> list[Refusal]:
+    def _read_reasons(self, job: _Job, proposal: _Proposal, cancelled: TransactionCancelled) -> list[Refusal]:
         found: list[Refusal] = []
         moved = False
-        for draft, reason in zip(drafts, cancelled.reasons, strict=False):
+        for item, reason in zip(proposal.operations, cancelled.reasons, strict=False):
             code = reason.get("Code")
             if code == "ConditionalCheckFailed":
-                verdict = judge(draft.item.operation, reason.get("Item"))
+                verdict = judge(item, reason.get("Item"))
                 if verdict:
-                    found.append(refusal(draft.item, *verdict))
-                elif draft.based_on is not None:
+                    found.append(refusal(item, *verdict))
+                elif item.op == "patch":
                     moved = True
-                elif draft.item.operation.op == "insert" and not draft.over_tombstone:
-                    moved = draft.over_tombstone = True
+                elif item.op == "insert" and item.index not in proposal.tombstones:
+                    moved = True
+                    proposal.tombstones.add(item.index)
             elif code == "ValidationError":
-                found.append(_invalid(draft.item, str(reason.get("Message", code))))
+                found.append(_invalid(item, str(reason.get("Message", code))))
         if not found and not moved:
             raise RequestRejected(str(cancelled), code="TransactionCanceled")
         self._check_budget(job)
@@ -288,24 +317,24 @@ class Writer:
     def _isolate(
         self,
         job: _Job,
-        drafts: Sequence[_Draft],
+        proposal: _Proposal,
         actions: Sequence[dict[str, Any]],
         number: int,
         rejected: RequestRejected,
-    ) -> list[Refusal]:
+    ) -> Task[list[Refusal]]:
         """Find the operations that DynamoDB calls malformed, where it names none: bisect with transactions that cannot pass."""
         found: list[Refusal] = []
         impossible = self._ledger.impossible(job.reference.request_id, job.lane, number)
-        parts = [slice(0, len(drafts))]
+        parts = [slice(0, len(actions))]
         while parts:
             part = parts.pop()
             try:
-                self._dynamo.transact([*actions[part], impossible], deadline=job.deadline)
+                yield transact(_encode([*actions[part], impossible]))
             except TransactionCancelled:
                 continue
             except RequestRejected as error:
                 if part.stop - part.start == 1:
-                    found.append(_invalid(drafts[part.start].item, str(error)))
+                    found.append(_invalid(proposal.operations[part.start], str(error)))
                 else:
                     middle = (part.start + part.stop) // 2
                     parts += [slice(middle, part.stop), slice(part.start, middle)]
@@ -314,20 +343,12 @@ class Writer:
         return found
 
 
-def _may_be_large(drafts: Sequence[_Draft]) -> bool:
-    """Whether the limits of item or transaction can be reached at all; a patch says nothing of what it makes."""
-    sizes = [draft.item.size for draft in drafts]
-    return sum(sizes) > MAX_TRANSACTION_BYTES or any(
-        draft.item.size > _SURELY_SMALL or draft.based_on is not None for draft in drafts
-    )
-
-
 def take_out(pending: Sequence[Indexed], found: Sequence[Refusal]) -> tuple[list[Indexed], list[Refusal]]:
     """Split `pending` into what goes on and the refusals: those `found`, and their groups' other operations."""
     refused = {one.index: one for one in found}
-    groups = {item.operation.group for item in pending if item.index in refused} - {None}
+    groups = {item.group for item in pending if item.index in refused} - {None}
     for item in pending:
-        if item.operation.group in groups:
+        if item.group in groups:
             refused.setdefault(
                 item.index, refusal(item, Reason.GROUP_REFUSED, "another operation of the group was refused")
             )
@@ -341,7 +362,7 @@ def count(transactions: Sequence[Transaction], receipts: Sequence[Receipt]) -> C
     for transaction, receipt in zip(transactions, receipts, strict=True):
         refused = {one.index for one in receipt.refused}
         reasons.update(str(one.reason) for one in receipt.refused)
-        applied.update(item.operation.op for item in transaction.operations if item.index not in refused)
+        applied.update([item.op for item in transaction.operations if item.index not in refused])
     return Counts(applied=dict(sorted(applied.items())), refused=dict(sorted(reasons.items())))
 
 

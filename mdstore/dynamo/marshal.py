@@ -1,7 +1,8 @@
-"""Python values to and from DynamoDB JSON, exact to the 38 digits that DynamoDB keeps.
+"""Python values to and from DynamoDB JSON: exact, or refused.
 
 DynamoDB JSON names the type of each value: `{"S": "text"}`, `{"N": "1.5"}`, `{"M": {...}}`
-(https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.LowLevelAPI.html).
+(https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.LowLevelAPI.html). What DynamoDB cannot hold
+exactly (39 digits, half a surrogate pair, 32 levels) is refused here and not rounded there.
 """
 
 from __future__ import annotations
@@ -16,32 +17,158 @@ from mdstore import exactjson
 AttributeValue = dict[str, Any]
 Item = dict[str, AttributeValue]
 
+#: Limits of DynamoDB's data types (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html).
+MAX_DIGITS = 38
+MAX_NESTING = 31  # of 32: the item itself is one
+_MOST, _LEAST = 10**MAX_DIGITS, -(10**MAX_DIGITS)
+_NULL: AttributeValue = {"NULL": True}
+_TRUE: AttributeValue = {"BOOL": True}
+_FALSE: AttributeValue = {"BOOL": False}
 
-def to_attribute(value: Any) -> AttributeValue:  # noqa: PLR0911  one return a type
-    """Marshal a JSON value (or bytes). Raises `TypeError` for any other type, float included: it has no exact decimal."""
+
+class Unstorable(ValueError):
+    """DynamoDB cannot hold a value exactly. `path` leads to it (`.name[3]`, empty for the value itself), `why` in words."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.path, self.why = "", why
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}" if self.path else self.why
+
+
+def to_attribute(value: Any, depth: int = 1) -> AttributeValue:  # noqa: PLR0911  one return a type
+    """Marshal a JSON value; a float counts as the shortest decimal that means it. Raises `Unstorable`.
+
+    `depth` is the level that the value itself is on, when it is a map or list. The result may share parts: not to be changed.
+    """
     kind = type(value)
     if kind is str:
-        return {"S": value}
-    if kind is int or kind is Decimal:
-        return {"N": str(value)}
+        return {"S": value if value.isascii() else _utf8(value)}
+    if kind is int:
+        return {"N": str(value) if _LEAST < value < _MOST else _number(Decimal(value))}
     if kind is dict:
-        return {"M": {name: to_attribute(item) for name, item in value.items()}}
+        return {"M": _members(value, depth)}
+    if kind is Decimal:
+        return {"N": _number(value)}
     if value is None:
-        return {"NULL": True}
+        return _NULL
     if kind is bool:
-        return {"BOOL": value}
+        return _TRUE if value else _FALSE
     if kind is list or kind is tuple:
-        return {"L": [to_attribute(item) for item in value]}
-    if kind is bytes:
-        return {"B": base64.b64encode(value).decode("ascii")}
+        return {"L": _elements(value, depth)}
+    if kind is float:
+        return {"N": _number(Decimal(repr(value)))}
     if isinstance(value, str):  # a StrEnum
-        return {"S": str(value)}
-    raise TypeError(f"{kind.__name__} cannot be stored in DynamoDB")
+        return {"S": _utf8(str(value))}
+    raise Unstorable(f"{kind.__name__} is not a JSON type")
+
+
+def _members(value: dict[str, Any], depth: int) -> dict[str, AttributeValue]:
+    _check_depth(depth)
+    _check_names(value)
+    members: dict[str, AttributeValue] = {}
+    name = ""
+    try:
+        for name, item in value.items():
+            if type(item) is str and item.isascii():  # by far the most: a call saved
+                members[name] = {"S": item}
+            else:
+                members[name] = to_attribute(item, depth + 1)
+    except Unstorable as error:
+        error.path = f".{name}{error.path}"
+        raise
+    return members
+
+
+def _elements(value: list[Any] | tuple[Any, ...], depth: int) -> list[AttributeValue]:
+    _check_depth(depth)
+    elements: list[AttributeValue] = []
+    try:
+        for item in value:
+            elements.append(to_attribute(item, depth + 1))  # noqa: PERF401  their number tells where it stopped
+    except Unstorable as error:
+        error.path = f"[{len(elements)}]{error.path}"
+        raise
+    return elements
+
+
+def stored_size(value: Any, depth: int = 1) -> int:
+    """Bytes that DynamoDB counts for a JSON value, numbers at their most. Raises `Unstorable`, as `to_attribute` does.
+
+    It takes no memory, where marshalling takes a hundred bytes a number: large values are measured before they are marshalled.
+    Source: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
+    """
+    if isinstance(value, dict):
+        _check_depth(depth)
+        _check_names(value)
+        return 3 + sum(
+            1 + len(name.encode()) + _size_within(item, depth + 1, f".{name}") for name, item in value.items()
+        )
+    if isinstance(value, list | tuple):
+        _check_depth(depth)
+        return 3 + sum(1 + _size_within(item, depth + 1, f"[{index}]") for index, item in enumerate(value))
+    ((kind, raw),) = to_attribute(value).items()
+    if kind == "S":
+        return len(raw.encode())
+    return min(21, len(raw) // 2 + 3) if kind == "N" else 1
+
+
+def _size_within(item: Any, depth: int, step: str) -> int:
+    try:
+        return stored_size(item, depth)
+    except Unstorable as error:
+        error.path = step + error.path
+        raise
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_NESTING:
+        raise Unstorable(f"nested deeper than {MAX_NESTING} levels")
+
+
+def _check_names(value: dict[str, Any]) -> None:
+    try:
+        if "".join(value).isascii():
+            return
+    except TypeError:
+        pass
+    for name in value:
+        if type(name) is not str:
+            raise Unstorable(f"name {name!r} is not text")
+        _utf8(name)
+
+
+def _number(value: Decimal) -> str:
+    text = str(value)
+    if len(text) <= MAX_DIGITS and "E" not in text and text[-1].isdigit():
+        return text
+    if not value.is_finite():
+        raise Unstorable(f"{value} is not a JSON number")
+    if len(text) > MAX_DIGITS:  # perhaps too many digits, but it may be signs and zeros
+        digits = "".join(map(str, value.as_tuple().digits)).rstrip("0")
+        if len(digits) > MAX_DIGITS:
+            raise Unstorable(f"{len(digits)} significant digits, at most {MAX_DIGITS} can be stored exactly")
+    if value and not -130 <= value.adjusted() <= 125:
+        raise Unstorable(f"magnitude 1E{value.adjusted():+d} is outside 1E-130 to 9.9E+125")
+    return text
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Unstorable(f"not valid Unicode at character {error.start}") from error
+    return text
 
 
 def to_item(values: Mapping[str, Any]) -> Item:
     """Marshal a mapping of attribute names to values; a value of None is left out."""
-    return {name: to_attribute(value) for name, value in values.items() if value is not None}
+    return {
+        name: {"S": value} if type(value) is str and value.isascii() else to_attribute(value)
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 _READ: Mapping[str, Callable[[Any], Any]] = {
@@ -52,6 +179,7 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "BOOL": lambda raw: raw,
     "NULL": lambda _: None,
     "B": base64.b64decode,
+    "BS": lambda raw: set(map(base64.b64decode, raw)),
     "SS": set,
     "NS": lambda raw: {exactjson.number(item) for item in raw},
 }
@@ -66,27 +194,3 @@ def from_attribute(attribute: AttributeValue) -> Any:
 def from_item(item: Item) -> dict[str, Any]:
     """Unmarshal an item."""
     return {name: from_attribute(value) for name, value in item.items()}
-
-
-def item_size(item: Item) -> int:
-    """Bytes that DynamoDB counts for an item.
-
-    Source: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
-    """
-    return sum(len(name.encode()) + attribute_size(value) for name, value in item.items())
-
-
-def attribute_size(attribute: AttributeValue) -> int:
-    """Bytes that DynamoDB counts for a value; numbers at their most (a digit pair a byte, and sign and exponent)."""
-    ((kind, raw),) = attribute.items()
-    if kind == "S":
-        return len(raw.encode())
-    if kind == "N":
-        return min(21, len(raw) // 2 + 3)
-    if kind == "M":
-        return 3 + sum(1 + len(name.encode()) + attribute_size(item) for name, item in raw.items())
-    if kind == "L":
-        return 3 + sum(1 + attribute_size(item) for item in raw)
-    if kind == "B":
-        return len(raw) * 3 // 4
-    return 1

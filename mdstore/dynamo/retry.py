@@ -30,14 +30,23 @@ class Retry:
 
     def run(self, call: Callable[[], T], *, deadline: float | None = None) -> T:
         """Call until it answers. Raises the last `Unavailable` when the next try would come after `deadline`."""
-        deadline = self.clock() + self.patience if deadline is None else deadline
+        deadline = self.deadline(deadline)
         attempt = 0
         while True:
             try:
                 return call()
             except Unavailable:
-                delay = self.uniform(0, min(self.cap, self.base * 2**attempt))
-                if self.clock() + delay > deadline:
+                delay = self.delay(attempt, deadline)
+                if delay is None:
                     raise
-                attempt = min(attempt + 1, 30)
+                attempt += 1
                 self.sleep(delay)
+
+    def deadline(self, deadline: float | None) -> float:
+        """`deadline`, or the end of the patience where there is none."""
+        return self.clock() + self.patience if deadline is None else deadline
+
+    def delay(self, attempt: int, deadline: float) -> float | None:
+        """Seconds until a call is tried again after its failed try `attempt`, counted from 0; None: `deadline` is before."""
+        delay = self.uniform(0, min(self.cap, self.base * 2 ** min(attempt, 30)))
+        return None if self.clock() + delay > deadline else delay

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import botocore.session
@@ -12,21 +13,19 @@ from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from mdstore.awsjson import is_not_now
 from mdstore.dynamo.client import DynamoClient
 from mdstore.dynamo.retry import Retry
 from mdstore.errors import ConfigurationError, DeploymentBroken, MdstoreError, Unavailable
 from mdstore.settings import Settings
+from mdstore.signed import SignedHttp
+from mdstore.sqs import Sqs
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sns import SNSClient
     from mypy_boto3_sqs import SQSClient
-
-#: Codes that say "not now" with an HTTP status below 500.
-_NOT_NOW = frozenset({
-    "SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "RequestLimitExceeded",
-    "RequestTimeout", "RequestTimeoutException", "KmsThrottled", "OverLimit", "ConditionalRequestConflict",
-})  # fmt: skip
 
 
 class Aws:
@@ -34,31 +33,51 @@ class Aws:
 
     def __init__(self, settings: Settings, *, retry: Retry | None = None) -> None:
         self.owner_pid = os.getpid()
-        session = _session(settings)
+        self._settings = settings
+        self._session = session = _session(settings)
         self.s3: S3Client = make_client(settings, "s3", session)
         self.sqs: SQSClient = make_client(settings, "sqs", session)
-        #: For what is not on the way of the data: making and describing tables.
+        #: boto3's other two are for what is not on the way of the data: making and describing queues and tables.
         self.dynamodb: DynamoDBClient = make_client(settings, "dynamodb", session)
         credentials = session.get_credentials()
         if credentials is None:
             raise ConfigurationError(key="aws credentials", value=None, expected="keys, a profile or a role")
-        #: The fast client, for records and ledger; boto3's knows the endpoint by botocore's rules.
+        #: The fast ways: for records and ledger, for reading payloads, for messages. boto3 knows where the endpoints are.
         self.dynamo = DynamoClient(
-            credentials=credentials,
+            http=SignedHttp(service="dynamodb", region=settings.region, credentials=credentials),
             endpoint=self.dynamodb.meta.endpoint_url,
-            region=settings.region,
             retry=retry,
-            connections=settings.transactions_in_flight + 8,
+        )
+        self.s3_http = SignedHttp(service="s3", region=settings.region, credentials=credentials)
+        self.queues = Sqs(
+            http=SignedHttp(
+                service="sqs", region=settings.region, credentials=credentials, timeout=settings.wait_time + 15
+            ),
+            endpoint=self.sqs.meta.endpoint_url,
+            retry=retry,
         )
 
+    @cached_property
+    def sns(self) -> SNSClient:
+        """For commands and events; most processes need none."""
+        client: SNSClient = make_client(self._settings, "sns", self._session)
+        return client
 
-def make_client(settings: Settings, service: Literal["s3", "sqs", "dynamodb"], session: Session | None = None) -> Any:
+    def arn(self, service: str, name: str, *, queue_url: str) -> str:
+        """The ARN of a queue or topic beside a queue: its URL ends with /account/name, so nobody needs to be asked."""
+        return f"arn:{self.sqs.meta.partition}:{service}:{self._settings.region}:{queue_url.split('/')[-2]}:{name}"
+
+
+def make_client(
+    settings: Settings, service: Literal["s3", "sqs", "sns", "dynamodb"], session: Session | None = None
+) -> Any:
     """A boto3 client of `service`."""
     endpoint = settings.endpoint(service)
     config: dict[str, Any] = {}
-    if service == "s3" and endpoint:
-        # A path works for every bucket name; a virtual host needs DNS that an emulator does not have.
-        config["s3"] = {"addressing_style": "path"}
+    if service == "s3":
+        # A path works for every bucket name; a virtual host needs DNS that an emulator does not have. "virtual" and not
+        # "auto", by which URLs that are signed beforehand go to us-east-1, which sends callers on to the bucket's region.
+        config["s3"] = {"addressing_style": "path" if endpoint else "virtual"}
     return (session or _session(settings)).client(
         service,
         endpoint_url=endpoint,
@@ -67,7 +86,7 @@ def make_client(settings: Settings, service: Literal["s3", "sqs", "dynamodb"], s
             retries={"mode": "standard", "total_max_attempts": 1 if service == "s3" else 6},
             connect_timeout=5,
             read_timeout=15,
-            max_pool_connections=settings.transactions_in_flight + 8,
+            max_pool_connections=16,
             **config,
         ),
     )
@@ -92,7 +111,7 @@ def error_code(error: ClientError) -> str:
 def _translation(what: str, error: ClientError) -> MdstoreError:
     code = error_code(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    kind = Unavailable if code in _NOT_NOW or status >= 500 else DeploymentBroken
+    kind = Unavailable if is_not_now(code, status) else DeploymentBroken
     return kind(f"{what}: {error}", code=code)
 
 

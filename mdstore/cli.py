@@ -112,7 +112,7 @@ def _interrupt(*_: object) -> NoReturn:
 @main.command()
 @json_option
 def provision(as_json: bool) -> None:
-    """Create bucket, queues and tables; safe to repeat."""
+    """Create bucket, queues, topics and tables; safe to repeat."""
     from mdstore.provision import provision as steps  # noqa: PLC0415  the command has its name
 
     rows = []
@@ -158,6 +158,18 @@ def api(host: str | None, port: int | None, as_json: bool) -> None:
         log_level="warning",
         timeout_keep_alive=75,  # longer than a load balancer's 60 s, which would else meet closed connections
     )
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.option("--name", default="flower", show_default=True, help="Of its event queue; a second Flower needs another.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@json_option
+def flower(name: str, options: tuple[str, ...], as_json: bool) -> None:
+    """Flower, the web page of Celery's workers and tasks, on 127.0.0.1:5555; takes Flower's own options."""
+    from mdstore.flower import run  # noqa: PLC0415  an extra
+
+    _ = as_json  # a server has no result
+    run(load_settings().settings, options, name=name)
 
 
 @main.command()

@@ -35,11 +35,13 @@ class EmbeddedAws:
         port: int,
         data_dir: Path | None = None,
         log: Path | None = None,
+        module: str = "ministack",
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.port = port
         self._data_dir = data_dir
         self._log = log
+        self._module = module
         self._sleep = sleep
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -83,7 +85,7 @@ class EmbeddedAws:
         try:
             # Its own session: Ctrl-C reaches the one who started it, who stops the parts in order.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ministack"], env=environ, stdout=output, stderr=output, start_new_session=True
+                [sys.executable, "-m", self._module], env=environ, stdout=output, stderr=output, start_new_session=True
             )
         finally:
             if not isinstance(output, int):

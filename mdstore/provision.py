@@ -1,4 +1,6 @@
-"""Makes what the store needs in AWS: bucket, queues, tables. Safe to repeat; nothing that exists is emptied or replaced.
+"""Makes what the store needs in AWS: bucket and lifecycle rules, queues, topics, tables.
+
+Safe to repeat; nothing that exists is emptied or replaced.
 
 Names, times and limits are the settings'; where a team has its infrastructure as code, this shows what it must hold.
 """
@@ -6,16 +8,26 @@ Names, times and limits are the settings'; where a team has its infrastructure a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from botocore.exceptions import ClientError
 
-from mdstore.aws import Aws, translated
-from mdstore.model import MAX_AGE
+from mdstore.aws import Aws, error_code, translated
+from mdstore.model import CLAIM_DAYS, MAX_AGE, OPEN_INDEX
 from mdstore.settings import Settings
 
 _RETENTION = str(MAX_AGE)
+#: The index of chords whose callback was not published yet; an item is in it for as long as it has the attribute `open`.
+OPEN_KEYS = (("open", "S"), ("look_at", "N"))
+OPEN: dict[str, Any] = {
+    "IndexName": OPEN_INDEX,
+    "KeySchema": [
+        {"AttributeName": "open", "KeyType": "HASH"},
+        {"AttributeName": "look_at", "KeyType": "RANGE"},
+    ],
+    "Projection": {"ProjectionType": "KEYS_ONLY"},
+}
 
 
 def provision(settings: Settings) -> Iterator[tuple[str, str, bool]]:
@@ -26,12 +38,18 @@ def provision(settings: Settings) -> Iterator[tuple[str, str, bool]]:
 
 def _steps(aws: Aws, settings: Settings) -> Iterator[tuple[str, str, bool]]:
     yield "bucket", settings.bucket, _bucket(aws, settings)
+    for prefix, created in _expiries(aws, settings):
+        yield "expiry", prefix, created
     for queue, created in _queues(aws, settings):
         yield "queue", queue, created
+    for topic in (settings.control_topic, settings.events_topic):
+        yield "topic", topic, _topic(aws, settings, topic)
     key = [("pk", "HASH")]
     yield "table", settings.records_table, _table(aws, settings.records_table, key, ttl="expires_at")
     yield "table", settings.ledger_table, _table(aws, settings.ledger_table, [*key, ("sk", "RANGE")], ttl="expires_at")
-    yield "table", settings.results_table, _table(aws, settings.results_table, [("id", "HASH")], ttl="ttl")
+    created = _table(aws, settings.results_table, [("id", "HASH")], ttl="ttl", index=OPEN)
+    yield "table", settings.results_table, created
+    yield "table", settings.due_table, _table(aws, settings.due_table, [*key, ("sk", "RANGE")], ttl="expires_at")
 
 
 def _bucket(aws: Aws, settings: Settings) -> bool:
@@ -54,11 +72,37 @@ def _bucket(aws: Aws, settings: Settings) -> bool:
     return True
 
 
+def _expiries(aws: Aws, settings: Settings) -> Iterator[tuple[str, bool]]:
+    """Lifecycle rules for claims, named by their prefixes. S3 takes all rules of a bucket at once: others' are sent back."""
+    found: dict[str, Any] = {}
+    try:
+        found = dict(aws.s3.get_bucket_lifecycle_configuration(Bucket=settings.bucket))
+    except ClientError as error:
+        if error_code(error) != "NoSuchLifecycleConfiguration":
+            raise
+    wanted: dict[str, Any] = {
+        prefix: {"ID": prefix, "Filter": {"Prefix": prefix}, "Status": "Enabled", "Expiration": {"Days": days}}
+        for days in CLAIM_DAYS
+        if (prefix := f"{settings.claim_prefix}{days}/")
+    }
+    rules = found.get("Rules", [])
+    missing = [prefix for prefix, rule in wanted.items() if rule not in rules]
+    if missing:
+        others = [rule for rule in rules if rule.get("ID") not in wanted]
+        kept = {name: found[name] for name in ("TransitionDefaultMinimumObjectSize",) if name in found}
+        aws.s3.put_bucket_lifecycle_configuration(
+            Bucket=settings.bucket, LifecycleConfiguration={"Rules": [*others, *wanted.values()]}, **kept
+        )
+    for prefix in wanted:
+        yield prefix, prefix in missing
+
+
 def _queues(aws: Aws, settings: Settings) -> Iterator[tuple[str, bool]]:
     url, created = _queue(aws, settings.dead_letter_queue, {"MessageRetentionPeriod": _RETENTION})
     yield settings.dead_letter_queue, created
     arn = aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(settings.max_receives)})
+    # One more than is executed: the worker that gets it then says in the dead letter why.
+    redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(settings.max_receives + 1)})
     attributes = {
         "VisibilityTimeout": str(settings.visibility_timeout),
         "MessageRetentionPeriod": _RETENTION,
@@ -78,15 +122,49 @@ def _queue(aws: Aws, name: str, attributes: dict[str, str]) -> tuple[str, bool]:
     return url, False
 
 
-def _table(aws: Aws, name: str, key: list[tuple[str, Any]], *, ttl: str) -> bool:
+def _topic(aws: Aws, settings: Settings, name: str) -> bool:
+    """A topic that the account's own principals use, as far as their roles allow it, and only queues of its name join."""
+    url = aws.sqs.get_queue_url(QueueName=settings.queue)["QueueUrl"]
+    arn = aws.arn("sns", name, queue_url=url)
+    _, partition, _, _, owner, _ = arn.split(":")
+    try:
+        aws.sns.get_topic_attributes(TopicArn=arn)
+        created = False
+    except aws.sns.exceptions.NotFoundException:
+        aws.sns.create_topic(Name=name)
+        created = True
+    account = {
+        "Sid": "Account",
+        "Effect": "Allow",
+        "Principal": {"AWS": f"arn:{partition}:iam::{owner}:root"},
+        "Action": ["sns:Publish", "sns:Subscribe", "sns:ListSubscriptionsByTopic", "sns:GetTopicAttributes"],
+        "Resource": arn,
+    }
+    only_own_queues = {
+        "Sid": "OnlyOwnQueues",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "sns:Subscribe",
+        "Resource": arn,
+        "Condition": {"StringNotLike": {"sns:Endpoint": aws.arn("sqs", f"{name}-*", queue_url=url)}},
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [account, only_own_queues]})
+    aws.sns.set_topic_attributes(TopicArn=arn, AttributeName="Policy", AttributeValue=policy)
+    return created
+
+
+def _table(aws: Aws, name: str, key: list[tuple[str, Any]], *, ttl: str, index: dict[str, Any] | None = None) -> bool:
     client = aws.dynamodb
+    keys = [(attribute, "S") for attribute, _ in key]
+    indexed: dict[str, Any] = {"GlobalSecondaryIndexes": [index]} if index else {}
     created = True
     try:
         client.create_table(
             TableName=name,
             BillingMode="PAY_PER_REQUEST",
-            AttributeDefinitions=[{"AttributeName": attribute, "AttributeType": "S"} for attribute, _ in key],
+            AttributeDefinitions=_attributes([*keys, *(OPEN_KEYS if index else [])]),
             KeySchema=[{"AttributeName": attribute, "KeyType": kind} for attribute, kind in key],
+            **indexed,
         )
     except client.exceptions.ResourceInUseException:
         created = False
@@ -94,4 +172,15 @@ def _table(aws: Aws, name: str, key: list[tuple[str, Any]], *, ttl: str) -> bool
     current = client.describe_time_to_live(TableName=name)["TimeToLiveDescription"]
     if current.get("TimeToLiveStatus") not in ("ENABLED", "ENABLING"):
         client.update_time_to_live(TableName=name, TimeToLiveSpecification={"Enabled": True, "AttributeName": ttl})
+    found = client.describe_table(TableName=name)["Table"].get("GlobalSecondaryIndexes", [])
+    if index and index["IndexName"] not in [one.get("IndexName") for one in found]:
+        client.update_table(
+            TableName=name,
+            AttributeDefinitions=_attributes([*keys, *OPEN_KEYS]),
+            GlobalSecondaryIndexUpdates=[{"Create": index}],  # type: ignore[typeddict-item]
+        )
     return created
+
+
+def _attributes(named: Iterable[tuple[str, Any]]) -> list[Any]:
+    return [{"AttributeName": name, "AttributeType": kind} for name, kind in named]

@@ -68,31 +68,44 @@ class Settings(BaseModel):
     records_table: str = ""
     ledger_table: str = ""
     results_table: str = ""
+    due_table: str = ""
     queue: str = ""
     dead_letter_queue: str = ""
+    # Topics begin the names of queues, which are short.
+    control_topic: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,50}$")
+    events_topic: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,50}$")
     payload_prefix: str = Field(default="payloads/", pattern=r"^[A-Za-z0-9_-]+/$")
     blob_prefix: str = Field(default="blobs/", pattern=r"^[A-Za-z0-9_-]+/$")
+    claim_prefix: str = Field(default="claims/", pattern=r"^[A-Za-z0-9_-]+/$")  # what is under it expires
 
     entities: Names = ()
     strict_entities: bool = False
 
-    lane_operations: int = Field(default=1_000, ge=1, le=100_000)
+    claim_threshold: int = Field(default=200 * 2**10, ge=2**13, le=300 * 2**10)  # a larger message goes through S3
+    max_claim_bytes: int = Field(default=64 * 2**20, ge=2**20)  # of such a one: a worker's main process reads it whole
+
+    lane_operations: int = Field(default=2_000, ge=1, le=100_000)
     lane_bytes: int = Field(default=8 * 2**20, ge=2**16)  # of a lane's JSON, as a target
     max_lane_bytes: int = Field(default=64 * 2**20, ge=2**20)  # of a lane's JSON, as a limit: a worker decodes it whole
     max_record_bytes: int = Field(default=16 * 2**20, ge=1_024)  # of one operation's JSON
     max_request_operations: int = Field(default=10_000_000, ge=1)
-    transactions_in_flight: int = Field(default=8, ge=1, le=256)  # per lane
+    transactions_in_flight: int = Field(default=24, ge=1, le=256)  # per lane: a full one takes 21
     receipt_days: int = Field(default=15, ge=15)  # SQS keeps a message for 14
     tombstone_days: int = Field(default=15, ge=15)
     result_hours: int = Field(default=24, ge=1)
 
-    visibility_timeout: int = Field(default=300, ge=2, le=43_200)
+    visibility_timeout: int = Field(default=120, ge=2, le=43_200)  # after which a dead worker's messages come again
     task_time_limit: int = Field(default=120, ge=1)
     lane_budget: int = Field(default=90, ge=1)  # after which a lane is handed back to the queue, its receipts kept
-    prefetch: int = Field(default=1, ge=1, le=10)  # messages held per worker process, the one at work included
-    max_receives: int = Field(default=10, ge=1, le=1_000)
+    prefetch: int = Field(default=10, ge=1, le=100)  # messages held at most per worker process, the one at work too
+    max_receives: int = Field(default=10, ge=1, le=999)  # SQS itself counts to 1,000, and one more is needed
     concurrency: int = Field(default=2, ge=1)
     wait_time: int = Field(default=10, ge=1, le=20)  # of one long poll
+    shutdown_grace: int = Field(default=25, ge=1)  # for tasks at work when a worker is told to stop; ECS kills after 30
+    worker_host: str = "127.0.0.1"
+    worker_port: int = Field(default=0, ge=0, le=65_535)  # of a worker's /livez; 0: none
+    remote_control: bool = True  # workers take commands (celery inspect, celery control, Flower)
+    events: bool = True  # workers report their tasks (celery events, Flower)
 
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65_535)
@@ -101,13 +114,6 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
-        # A message is visible again after visibility_timeout: by then its task must be over, however long it waited.
-        if self.prefetch * self.task_time_limit >= self.visibility_timeout:
-            raise ConfigurationError(
-                key="visibility_timeout",
-                value=self.visibility_timeout,
-                expected=f"more than prefetch x task_time_limit = {self.prefetch * self.task_time_limit}",
-            )
         if self.lane_budget >= self.task_time_limit:
             expected = f"less than task_time_limit={self.task_time_limit}"
             raise ConfigurationError(key="lane_budget", value=self.lane_budget, expected=expected)
@@ -115,6 +121,13 @@ class Settings(BaseModel):
             if getattr(self, key) > self.max_lane_bytes:
                 expected = f"at most max_lane_bytes={self.max_lane_bytes}"
                 raise ConfigurationError(key=key, value=getattr(self, key), expected=expected)
+        return self
+
+    @model_validator(mode="after")
+    def _check_prefixes(self) -> Self:
+        if self.claim_prefix in (self.payload_prefix, self.blob_prefix):
+            expected = "a prefix of its own: what is under it expires"
+            raise ConfigurationError(key="claim_prefix", value=self.claim_prefix, expected=expected)
         return self
 
     def endpoint(self, service: Literal["sqs", "s3", "dynamodb", "sns"]) -> str | None:
@@ -207,6 +220,9 @@ def _derived(found: Mapping[str, tuple[object, str]], profile: str) -> dict[str,
         "records_table": f"{namespace}-records",
         "ledger_table": f"{namespace}-ledger",
         "results_table": f"{namespace}-results",
+        "due_table": f"{namespace}-due",
         "queue": namespace,
         "dead_letter_queue": f"{namespace}-dead-letters",
+        "control_topic": f"{namespace}-control",
+        "events_topic": f"{namespace}-events",
     }

@@ -1,155 +1,332 @@
-"""A result backend on DynamoDB whose chords survive duplicate deliveries.
+"""A result backend on DynamoDB whose chords survive duplicate deliveries, crashes and many parts.
 
 Celery's own counts the parts that returned, so one message delivered twice breaks the chord. Here a chord keeps the set of
-the parts that returned: adding a part again changes nothing. The callback is published by whoever finds the set complete,
-and again by a redelivered last part when the first publisher died before it could note `fired`. A chord that failed fires
-again, with its callback, when its failed parts are delivered again and succeed.
+the parts that returned (`join`). Whoever completes it publishes the callback and notes that afterwards, so a crash repeats the
+callback, under the same task id, and never loses it: a redelivered part finds what was left undone, and so does `repair`.
 
-    id = celery-task-meta-{id}      result, state as JSON         ttl
-    id = chord-join-{group id}      size, parts, failed (number sets), fired (success | failure)     ttl
+    id = chord-join-{group id} ...    see `join`; given: callback (its signature), or blob; nested (results are in lists)
+    id = celery-...                   see `results`
+
+When its parts have all returned, the option `join` of a chord's body says what follows, as in
+`chord(header, body.set(join="any"))`:
+
+    all       the body runs with the parts' results; where a part failed, it fails with a ChordError (as in Celery; the default)
+    any       the body runs with the results of those that succeeded, in their order; where none did, it fails
+    always    the body runs whatever happened; a part that failed is given as
+              {"task_id", "status", "exc_type", "exc_module", "exc_message"}
+
+A failed body runs after all when its failed parts are delivered again and succeed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
+from botocore.exceptions import ClientError
 from celery import states
-from celery.backends.base import KeyValueStoreBackend
+from celery.canvas import _chain as CeleryChain  # noqa: N812  celery's class of chains has a private name
+from celery.canvas import _chord as CeleryChord  # noqa: N812
 from celery.canvas import group as CeleryGroup  # noqa: N812  celery's class of groups has a function's name
-from celery.canvas import maybe_signature
-from celery.exceptions import ChordError
-from celery.result import GroupResult, allow_join_result
+from celery.canvas import maybe_signature, signature
+from celery.exceptions import ChordError, ImproperlyConfigured
+from celery.result import GroupResult
+from celery.utils.functional import _regen as CeleryGenerated  # noqa: N812
 from celery.utils.log import get_logger
+from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 
-from mdstore.dynamo.client import DynamoClient
-from mdstore.dynamo.marshal import from_item, to_item
-from mdstore.settings import DAY
+from mdstore.aws import error_code
+from mdstore.errors import ConditionFailed, InvalidRequest, RequestRejected
+from mdstore.queue.join import Join, Joins, Part
+from mdstore.queue.results import DynamoResults
 
 logger = get_logger(__name__)
 
+#: Bytes of a callback that stands in its join, which is written once a shard and charged by its size.
+_CALLBACK = 16 * 2**10
+#: Seconds for which whoever completed a chord may be publishing its callback.
+_PUBLISHING = 60.0
+_POLICIES = ("all", "any", "always")
+#: SQS's words for a message that it will never take.
+_NEVER = frozenset({"InvalidParameterValue", "InvalidMessageContents", "AWS.SimpleQueueService.BatchRequestTooLong"})
 
-class DynamoBackend(KeyValueStoreBackend):
+
+class DynamoBackend(DynamoResults):
     """A drop-in for any app made by `create_app`."""
 
-    supports_autoexpire = True
-    persistent = True
-
     @property
-    def _dynamo(self) -> DynamoClient:
-        client: DynamoClient = self.app.store.aws.dynamo
-        return client
+    def _joins(self) -> Joins:
+        return Joins(dynamo=self._dynamo, table=self._table, retention=self._retention)
 
-    @property
-    def _table(self) -> str:
-        table: str = self.app.store.settings.results_table
-        return table
+    # -- parts of chords: what they return is stored though their tasks ignore it, where the callback needs it
 
-    def _expires(self) -> int:
-        return int(time.time() + (self.expires or 86_400))
+    def mark_as_done(
+        self, task_id: Any, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS
+    ) -> None:
+        """Store the result, and note the part."""
+        is_stored = store_result and not getattr(request, "ignore_result", False)
+        if not is_stored and request and request.chord and _wants_results(maybe_signature(request.chord)):
+            self.store_result(task_id, result, state, request=request)
+        super().mark_as_done(task_id, result, request, store_result, state)
 
-    def _join_expires(self) -> int:
-        # A part may be delivered as long as its message lives, and its join must be there then.
-        return int(time.time() + self.app.settings.receipt_days * DAY)
+    def mark_as_failure(
+        self,
+        task_id: Any,
+        exc: Any,
+        traceback: Any = None,
+        request: Any = None,
+        store_result: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Store the failure, and note the part."""
+        super().mark_as_failure(task_id, exc, traceback, request, store_result or _is_part(request), **kwargs)
 
-    # -- key and value
+    def mark_as_revoked(
+        self, task_id: Any, reason: str = "", request: Any = None, store_result: bool = True, **kwargs: Any
+    ) -> None:
+        """Store the state, and note the part."""
+        super().mark_as_revoked(task_id, reason, request, store_result or _is_part(request), **kwargs)
 
-    def get(self, key: Any) -> str | None:
-        """One value, strongly consistent."""
-        return self.mget([key])[0]
+    def _fail_chain(self, chain: Any, exc: Any, *args: Any, **kwargs: Any) -> None:
+        """Fail the tasks of a chain's group too, and note the part that a chain is also where Celery does not.
 
-    def mget(self, keys: Iterable[Any]) -> list[str | None]:
-        """Values of `keys`, None where there is none, 100 a call."""
-        wanted = [bytes_to_str(key) for key in keys]
-        asked = [to_item({"id": key}) for key in dict.fromkeys(wanted)]
-        found = {item["id"]["S"]: item["result"]["S"] for item in self._dynamo.batch_get(self._table, asked)}
-        return [found.get(key) for key in wanted]
+        Celery 5.7 takes a part whose result is a failure for one that was noted, but its worker may have died in between.
+        Each part is noted once: a second note could find the chord complete while another worker is failing its body.
+        """
+        tasks = chain if isinstance(chain, list | tuple) else ()
+        following = [maybe_signature(task, app=self.app) for task in tasks]
+        taken_for_noted = [task for task in following if self._has_failed(task)]
+        super()._fail_chain(chain, exc, *args, **kwargs)
+        for task in following:
+            if isinstance(task, CeleryGroup) and (task in taken_for_noted or not task.options.get("chord")):
+                self._return_group(task.tasks, exc)
+            elif task in taken_for_noted:
+                self._return_failed(task, exc)
 
-    def set(self, key: Any, value: Any) -> None:
-        """Store a value for as long as results are kept."""
-        item = to_item({"id": bytes_to_str(key), "result": bytes_to_str(value), "ttl": self._expires()})
-        self._dynamo.call("PutItem", {"TableName": self._table, "Item": item})
-
-    def delete(self, key: Any) -> None:
-        """Forget a value."""
-        self._dynamo.call("DeleteItem", {"TableName": self._table, "Key": to_item({"id": bytes_to_str(key)})})
-
-    def expire(self, key: Any, value: Any) -> None:
-        """Do nothing: every item is written with its TTL."""
+    def _has_failed(self, task: Any) -> bool:
+        """Whether a chord's part has the state of one that failed."""
+        ends = list(_ends(task, self.app))
+        if not any(end.options.get("chord") for end in ends):
+            return False
+        whose = [task] if isinstance(task, CeleryGroup) else ends
+        return any(self.get_state(one.options["task_id"]) in states.PROPAGATE_STATES for one in whose)
 
     # -- chords
 
-    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
-        """Remember a chord's parts before any of them is published."""
-        if _wants_results(body):
-            self._apply_chord_incr(header_result_args, body, **kwargs)
-        header = self.app.GroupResult(*header_result_args)
-        item = to_item({"id": _join_key(header.id), "size": len(header.results), "ttl": self._join_expires()})
-        self._dynamo.call("PutItem", {"TableName": self._table, "Item": item})
+    def apply_chord(self, header_result_args: Any, body: Any, **_: Any) -> None:
+        """Remember a chord's callback before any of its parts is published."""
+        group, results = header_result_args
+        if _policy(body) not in _POLICIES:
+            raise ImproperlyConfigured(f"join={_policy(body)!r}: expected one of {', '.join(_POLICIES)}")
+        nested = not isinstance(results, CeleryGenerated) and any(isinstance(one, GroupResult) for one in results)
+        if nested:
+            self.app.GroupResult(group, results).save(backend=self)
+        callback = self._placed(bytes_to_str(self.encode(body)), "callback", inline=_CALLBACK)
+        self._joins.open(group, nested=nested, **callback)
 
-    def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:  # noqa: ARG002
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Remember how many parts there are; Celery says so before it publishes the last."""
+        if chord_size > 0:
+            self._joins.resize(group_id, chord_size)
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        """Wait for one more part."""
+        self._joins.extend(chord_id, result.id)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:
         """Note that a part returned; the part that completes the set publishes the callback."""
-        group, index = request.group, request.group_index
-        if not group or index is None:
+        join_id = request.group
+        if getattr(request, "subtask_type", None) == "group":
+            self._return_group(request.kwargs["tasks"], result)
             return
-        join = self._note_part(group, index, failed=state != states.SUCCESS)
-        if "size" not in join:
-            logger.error("chord %s: part %s returned after the chord's record had expired", group, index)
+        if not join_id or not request.id:
             return
-        outcome = "failure" if join.get("failed") else "success"
-        if len(join["parts"]) >= join["size"] and join.get("fired") not in ("success", outcome):
-            self._fire(group, maybe_signature(request.chord, app=self.app), outcome)
+        try:
+            join = self._note_part(join_id, Part(request.group_index or 0, request.id), ok=state == states.SUCCESS)
+        except ConditionFailed:
+            logger.error("chord %s: part %s returned after the chord's record had expired", join_id, request.id)  # noqa: TRY400
+            return
+        if join.complete:
+            self._settle(join_id, request.chord, join)
 
-    def _note_part(self, group: str, index: int, *, failed: bool) -> dict[str, Any]:
-        added = "parts :part, failed :part" if failed else "parts :part"
-        # A part that failed and then succeeded in another delivery did succeed.
-        expression = f"ADD {added}" if failed else f"ADD {added} DELETE failed :part"
-        answer = self._dynamo.call("UpdateItem", {
-            "TableName": self._table,
-            "Key": to_item({"id": _join_key(group)}),
-            "UpdateExpression": f"SET #ttl = if_not_exists(#ttl, :ttl) {expression}",
-            "ExpressionAttributeNames": {"#ttl": "ttl"},
-            "ExpressionAttributeValues": {":part": {"NS": [str(index)]}, ":ttl": {"N": str(self._join_expires())}},
-            "ReturnValues": "ALL_NEW",
-        })  # fmt: skip
-        return from_item(answer["Attributes"])
+    def _return_group(self, tasks: Iterable[Any], exc: Any) -> None:
+        """Fail the tasks of a group that ends a chain, and never came to be as the chain failed before: each is a part."""
+        group = CeleryGroup(tasks, app=self.app)
+        for end in _ends(group, self.app):
+            self.store_result(end.options["task_id"], exc, states.FAILURE)
+        self._return_failed(group, exc)
 
-    def _fire(self, group: str, callback: Any, outcome: str) -> None:
+    def repair(self, *, now: float | None = None) -> list[str]:
+        """Publish the callbacks of chords that have been complete for a minute; returns the chords' group ids.
+
+        This is for chords whose last part's worker died before it had published the callback, and whose message does not
+        come again. Workers call it (`repairing`). One chord's failure is logged and keeps no other from being repaired.
+        """
+        now = time.time() if now is None else now
+        return [join_id for join_id in self._joins.unfired(now) if self._repaired(join_id, now)]
+
+    def _repaired(self, join_id: str, now: float) -> bool:
+        try:
+            join = self._joins.look(join_id, now)
+            if join is None or not join.complete or join.at > now - _PUBLISHING:
+                return False
+            self._settle(join_id, self.decode(self._text(join.given, "callback")), join)
+        except Exception:
+            logger.exception("chord %s could not be repaired", join_id)
+            return False
+        return True
+
+    def _note_part(self, join_id: str, part: Part, *, ok: bool) -> Join:
+        return self._joins.note(join_id, part, ok=ok)
+
+    def _settle(self, join_id: str, chord: Any, join: Join) -> None:
+        callback = signature(chord, app=self.app).clone()
+        policy = _policy(callback)
+        for options in (callback.options, _first(callback).options):
+            options.pop("join", None)
+        if join.fired != "success":
+            self._fire(join_id, callback, join, policy)
+
+    def _fire(self, join_id: str, callback: Any, join: Join, policy: str) -> None:
         """Publish the callback, then note it: in this order a crash repeats the callback and never loses it."""
         try:
-            results = self._results(group, callback, outcome)
-        except Exception as error:
-            self.chord_error_from_stack(callback, ChordError(f"a part of the chord failed: {error!r}"))
+            self._publish(callback, self._arguments(join_id, callback, join, policy))
+        except ChordError as error:
+            if join.fired:
+                return
+            self._fail(callback, error)
+            self._joins.fire(join_id, "failure")
         else:
-            callback.delay(results)
-        self._dynamo.call("UpdateItem", {
-            "TableName": self._table,
-            "Key": to_item({"id": _join_key(group)}),
-            "UpdateExpression": "SET fired = :outcome",
-            "ExpressionAttributeValues": to_item({":outcome": outcome}),
-        })  # fmt: skip
+            self._joins.fire(join_id, "success")
 
-    def _results(self, group: str, callback: Any, outcome: str) -> list[Any]:
-        """The parts' results in their order; raises a failed part's exception."""
-        if not _wants_results(callback):
-            if outcome == "failure":
-                raise ChordError(f"see the results of the parts of group {group}")
+    @staticmethod
+    def _publish(callback: Any, results: list[Any]) -> None:
+        """Raises `ChordError` where the callback's message is none that SQS takes; what may pass is raised as it is."""
+        try:
+            callback.delay(results)
+        except ClientError as error:
+            if error_code(error) not in _NEVER:
+                raise
+            raise ChordError(f"Callback error: {error!r}") from error
+        except (EncodeError, InvalidRequest, RequestRejected) as error:
+            raise ChordError(f"Callback error: {error!r}") from error
+
+    def _arguments(self, join_id: str, callback: Any, join: Join, policy: str) -> list[Any]:
+        """What the callback is given: the parts' results in their order. Raises `ChordError` where the chord has failed."""
+        wants = _wants_results(callback)
+        if join.clean and not wants:
             return []
-        header = GroupResult.restore(group, backend=self, app=self.app)
-        with allow_join_result():
-            results: list[Any] = header.join_native(timeout=self.app.conf.result_chord_join_timeout, propagate=True)
-        return results
+        returned = self._joins.returned(join_id, join.size)
+        if returned.failed and (policy == "all" or (policy == "any" and not returned.succeeded)):
+            raise self._error(returned.failed[0])
+        if not wants:
+            return []
+        parts = returned.succeeded if policy == "any" else returned.parts
+        metas = self._metas([part.id for part in parts])
+        values = {part.id: _value(part.id, metas) for part in parts}
+        if join.given.get("nested"):
+            return _shaped(self.restore_group(join_id, cache=False), values, whole=policy != "any")
+        return list(values.values())
+
+    def _metas(self, ids: list[str]) -> dict[str, dict[str, Any]]:
+        texts = self.mget([self.get_key_for_task(one) for one in ids])
+        return {one: self.decode(text) for one, text in zip(ids, texts, strict=True) if text is not None}
+
+    def _error(self, part: Part) -> ChordError:
+        meta = self._metas([part.id]).get(part.id)
+        cause = self.meta_from_decoded(meta)["result"] if meta else None
+        error = ChordError(f"Dependency {part.id} raised {cause!r}")
+        if isinstance(cause, Exception):
+            error.__cause__ = cause
+        return error
+
+    def _fail(self, callback: Any, error: ChordError) -> None:
+        """Fail a callback, call its errbacks, and return the parts of other chords that it would have been."""
+        while isinstance(callback, CeleryChord):  # its result is that of its body
+            body = maybe_signature(callback.body, app=self.app)
+            body.extend_list_option("link_error", callback.options.get("link_error", []))
+            body.options.setdefault("chain", callback.options.get("chain"))
+            callback = body
+        self.chord_error_from_stack(callback, error)
+        self._return_failed(callback, error)
+
+    def _return_failed(self, task: Any, exc: Any) -> None:
+        """Note the parts of chords that a signature is, which will not run."""
+        for end in _ends(task, self.app):
+            options = end.options
+            if options.get("chord"):
+                part = SimpleNamespace(
+                    id=options.get("task_id"),
+                    group=options.get("group_id"),
+                    group_index=options.get("group_index"),
+                    chord=options["chord"],
+                )
+                self.on_chord_part_return(part, states.FAILURE, exc)
+
+
+def _policy(callback: Any) -> str:
+    return str(callback.options.get("join") or _first(callback).options.get("join") or _POLICIES[0])
+
+
+def _first(callback: Any) -> Any:
+    """The task that a chain begins with: what was a chord's body may have become one."""
+    return maybe_signature(callback.tasks[0]) if isinstance(callback, CeleryChain) and callback.tasks else callback
 
 
 def _wants_results(callback: Any) -> bool:
-    """Whether the callback takes the parts' results; of a chain its first task decides, of a group any."""
-    tasks = getattr(callback, "tasks", None)
-    if not tasks:
-        return not callback.immutable
-    return any(_wants_results(task) for task in (tasks if isinstance(callback, CeleryGroup) else tasks[:1]))
+    """Whether the callback takes the parts' results; of a chain its first task decides, of a group or a header any."""
+    if isinstance(callback, CeleryChain):
+        return bool(callback.tasks) and _wants_results(_first(callback))
+    if isinstance(callback, CeleryChord):
+        header = callback.tasks.tasks if isinstance(callback.tasks, CeleryGroup) else callback.tasks
+        return any(_wants_results(maybe_signature(task)) for task in header)
+    if isinstance(callback, CeleryGroup):
+        return any(_wants_results(maybe_signature(task)) for task in callback.tasks)
+    return not callback.immutable
 
 
-def _join_key(group: str) -> str:
-    return f"chord-join-{group}"
+def _ends(signature: Any, app: Any) -> Iterator[Any]:
+    """The tasks with which a signature ends: of a chain the last, of a group each, of a chord its body's."""
+    inner: Iterable[Any] = ()
+    if isinstance(signature, CeleryChord):
+        inner = [signature.body]
+    elif isinstance(signature, CeleryGroup):
+        inner = signature.tasks
+    elif isinstance(signature, CeleryChain):
+        inner = signature.tasks[-1:]
+    else:
+        yield signature
+    for task in inner:
+        yield from _ends(maybe_signature(task, app=app), app)
+
+
+def _is_part(request: Any) -> bool:
+    """Whether a task is a chord's part, or of a chain that is one."""
+    chain = getattr(request, "chain", None)
+    ends = chain if isinstance(chain, list | tuple) else ()
+    return bool(getattr(request, "chord", None) or any(task["options"].get("chord") for task in ends))
+
+
+def _value(part: str, metas: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A part's result, or its failure as data."""
+    meta = metas.get(part)
+    if meta is None:
+        raise ChordError(f"Dependency {part}: its result has expired")
+    if meta["status"] == states.SUCCESS:
+        return meta["result"]
+    return {"task_id": part, "status": meta["status"], **meta["result"]}
+
+
+def _shaped(result: Any, values: Mapping[str, Any], *, whole: bool) -> list[Any]:
+    """The values in the lists that a header's groups make of them; `whole` where none may be missing."""
+    missing = [one.id for one in result.results if not isinstance(one, GroupResult) and one.id not in values]
+    if whole and missing:
+        raise ChordError(f"Dependency {missing[0]}: it is not known to have returned")
+    return [
+        _shaped(one, values, whole=whole) if isinstance(one, GroupResult) else values[one.id]
+        for one in result.results
+        if isinstance(one, GroupResult) or one.id in values
+    ]

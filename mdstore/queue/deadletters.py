@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from mdstore.errors import DeploymentBroken, Unavailable
+from mdstore.sqs import Entry, Sqs
 
-from mdstore import exactjson
-from mdstore.aws import translated
-from mdstore.store import Store
-
-_MAX_REASON = 1_000
+_MAX_REASON = 10_000  # characters, the traceback included
 
 
-def dead_letter(store: Store, *, task: str, message: Any, reason: str, receives: int) -> None:
-    """Put a message into the dead-letter queue; its reason, task and attempts are message attributes."""
-    sqs = store.aws.sqs
-    with translated("SQS dead letter"):
-        url = sqs.get_queue_url(QueueName=store.settings.dead_letter_queue)["QueueUrl"]
-        sqs.send_message(
-            QueueUrl=url,
-            MessageBody=exactjson.dumps({"task": task, "message": message}).decode(),
-            MessageAttributes={
-                "reason": {"DataType": "String", "StringValue": _printable(reason)},
-                "task": {"DataType": "String", "StringValue": task},
-                "receives": {"DataType": "Number", "StringValue": str(receives)},
-            },
-        )
+def dead_letter(sqs: Sqs, queue: str, *, body: str, reason: str, task: str, receives: int) -> None:
+    """Put a message into the dead-letter queue; its reason, task and attempts are message attributes.
+
+    Raises `Unavailable` or `DeploymentBroken`.
+    """
+    attributes = {
+        "reason": {"DataType": "String", "StringValue": _printable(reason, _MAX_REASON)},
+        "task": {"DataType": "String", "StringValue": _printable(task, 1_000)},
+        "receives": {"DataType": "Number", "StringValue": str(receives)},
+    }
+    (failed,) = sqs.send(sqs.url(queue), [Entry(message_body=body, message_attributes=attributes)])
+    if failed is not None:
+        kind = DeploymentBroken if failed.sender_fault else Unavailable
+        raise kind(f"SQS dead letter: {failed.message}", code=failed.code)
 
 
-def _printable(reason: str) -> str:
+def _printable(text: str, most: int) -> str:
     # SQS takes only the characters of XML 1.0.
-    clean = "".join(character if character.isprintable() else "?" for character in reason[:_MAX_REASON])
+    clean = "".join(character if character.isprintable() or character == "\n" else "?" for character in text[:most])
     return clean or "unknown"

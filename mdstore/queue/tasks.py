@@ -14,31 +14,36 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
-from celery import Task, chord, shared_task
+from celery import chord, shared_task
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.result import AsyncResult
 from celery.utils.log import get_task_logger
 from kombu.exceptions import OperationalError
 
-from mdstore.aws import translated
+from mdstore import exactjson
 from mdstore.errors import DeploymentBroken, InvalidRequest, MdstoreError, NotFound, Unavailable, Untrusted
 from mdstore.ingestor import Accepted, OnInvalid
 from mdstore.ledger import Request
 from mdstore.log import event
 from mdstore.model import FINAL_STATES, Reference, State
 from mdstore.queue.app import MdstoreApp
-from mdstore.queue.deadletters import dead_letter
+from mdstore.queue.outbox import Unsent
+from mdstore.queue.task import SqsTask
 from mdstore.store import Store
 
 logger = get_task_logger(__name__)
 _FINISH_TRIES = 360
 
 
-class StoreTask(Task):
+class StoreTask(SqsTask):
     """A task that decides by the class of an error what becomes of its message."""
 
     abstract = True
     app: MdstoreApp
+    acks_on_failure_or_timeout = False
+    Request = "mdstore.queue.request:StoreRequest"
+    #: Postponing spends no attempt; where tries are counted, they are given with the retry.
+    max_retries = None
 
     @property
     def store(self) -> Store:
@@ -50,8 +55,7 @@ class StoreTask(Task):
         """Translate failures into outcomes of the message.
 
         Throttled or unreachable: the same again later, no attempt spent. Untrusted: dead-lettered with its reason.
-        Anything else: left in the queue and delivered again after a while; after the last time SQS moves it to the dead
-        letters, from where it can be sent again.
+        Anything else: delivered again after a while, and dead-lettered the last time, from where it can be sent again.
         """
         is_last = self.receives >= self.store.settings.max_receives
         if is_last:
@@ -63,8 +67,7 @@ class StoreTask(Task):
             self._event("message.postponed", error, logging.WARNING)
             raise self.retry(exc=error, countdown=random.uniform(0.5, 5.0), max_retries=None) from error  # noqa: S311
         except Untrusted as error:
-            self._event("message.dead_lettered", error, logging.ERROR)
-            dead_letter(self.store, task=self.name, message=message, reason=str(error), receives=self.receives)
+            self.dead_letter(message, str(error))
             if self._is_own(message):
                 self._note_failure(message, None, str(error))
                 self.backend.mark_as_failure(self.request.id, error, request=self.request)
@@ -79,7 +82,12 @@ class StoreTask(Task):
                 logger.exception("%s failed", self.name)
             if is_last:
                 self._note_failure(message, lane, str(error) or repr(error))
-            raise Reject(str(error), requeue=not is_last) from error
+            raise Reject(str(error), requeue=True) from error
+
+    def dead_letter(self, message: Any, reason: str) -> None:
+        """Keep a message that must not be executed, with its reason."""
+        body = exactjson.dumps({"task": self.name, "message": message}).decode()
+        self.app.dead_letter(body=body, reason=reason, task=self.name, receives=self.receives)
 
     def _event(self, name: str, error: Exception, level: int) -> None:
         event(name, level=level, task=self.name, task_id=str(self.request.id), receives=self.receives, error=str(error))
@@ -101,7 +109,10 @@ class StoreTask(Task):
         """Say in the ledger that a lane, or all that are not done, gave up. A later delivery that succeeds replaces it."""
         try:
             reference = read_reference(message)
-            request = self.store.ledger.progress(reference.request_id)
+            try:
+                request = self.store.ledger.progress(reference.request_id)
+            except NotFound:  # the producer's note was late or lost, and a small request is not noted before it is done
+                request, _ = _start(self.store, reference)
             if request.state is State.COMPLETED or request.reference != reference:  # or a forged message names it
                 return
             for number in _missing(self.store, request) if lane is None else [lane]:
@@ -120,16 +131,35 @@ def read_reference(message: Any) -> Reference:
         raise Untrusted(f"not a message of this schema: {error}") from error
 
 
+def _is_lane(message: Any, lane: Any) -> bool:
+    """Whether a message names a lane of its own request; a message that is none is judged elsewhere."""
+    try:
+        return type(lane) is int and 0 <= lane < read_reference(message).lanes
+    except Untrusted:
+        return True
+
+
+def fair(reference: Reference) -> dict[str, str]:
+    """The option that lets SQS deliver the sources' messages in turn, so that a noisy one does not hold up the others.
+
+    Source: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues.html
+    """
+    return {"MessageGroupId": reference.source}
+
+
 def _is_reference(value: Any) -> bool:
     return isinstance(value, Mapping) and "payload" in value and "digest" in value
 
 
 @contextmanager
 def translated_broker() -> Iterator[None]:
-    """Turn the broker's errors, kombu's and boto3's, into the package's own."""
+    """Turn the broker's errors into the package's own."""
     try:
-        with translated("SQS send"):
-            yield
+        yield
+    except Unsent as unsent:
+        failed = unsent.failed[0][1]
+        kind = DeploymentBroken if failed.sender_fault else Unavailable
+        raise kind(f"SQS send: {unsent}", code=failed.code) from unsent
     except OperationalError as error:
         raise Unavailable(f"SQS send: {error}", code=type(error).__name__) from error
 
@@ -146,6 +176,10 @@ class IngestTask(StoreTask):
         already is not sent again, unless a signature's task id waits for it.
         """
         args, kwargs = tuple(args or ()), dict(kwargs or {})
+        if options.get("expires") is not None:
+            raise InvalidRequest(
+                field="expires", value=options["expires"], expected="none: what is accepted is applied"
+            )
         if args and _is_reference(args[0]):
             return super().apply_async(args, kwargs, **options)
         task_id = options.pop("task_id", None)
@@ -174,7 +208,9 @@ class IngestTask(StoreTask):
         def publish(reference: Reference) -> AsyncResult:
             message = msgspec.to_builtins(reference)
             with translated_broker():
-                return send((message,), {}, task_id=task_id or reference.request_id, **(options or {}))
+                return send(
+                    (message,), {}, task_id=task_id or reference.request_id, **fair(reference), **(options or {})
+                )
 
         return self.store.ingestor.submit(
             operations,
@@ -193,21 +229,22 @@ def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(field="ingest", value="called in place", expected="ingest.delay(operations), or a worker")
     with self.deciding(message):
         reference = read_reference(message)
+        if reference.lanes <= 1:
+            return self.store.writer.apply_request(reference).summary()
         request, missing = _start(self.store, reference)
-        if request.state is State.COMPLETED:
-            return request.summary()
-        if len(missing) <= 1:
-            for lane in missing:
-                self.store.writer.apply_lane(reference, lane)
+        if request.state is State.COMPLETED or not missing:
             return self.store.ledger.finish(reference.request_id).summary()
     tasks = self.app.tasks  # of the app that runs this, which need not be the current one
-    header = [tasks[apply_lane.name].si(message, lane) for lane in missing]
-    raise self.replace(chord(header, tasks[finish.name].si(message), app=self.app))
+    header = [tasks[apply_lane.name].si(message, lane).set(**fair(reference)) for lane in missing]
+    raise self.replace(chord(header, tasks[finish.name].si(message).set(**fair(reference)), app=self.app))
 
 
 @shared_task(base=StoreTask, bind=True, name="mdstore.apply_lane", ignore_result=True)  # type: ignore[untyped-decorator]
 def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
     """Apply one lane."""
+    if not _is_lane(message, lane):
+        self.dead_letter(message, f"lane {lane!r} is none of the request's")
+        raise Ignore
     with self.deciding(message, lane):
         self.store.writer.apply_lane(read_reference(message), lane)
 
@@ -216,7 +253,10 @@ def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
 def finish(self: StoreTask, message: dict[str, Any]) -> dict[str, Any]:
     """Set the request's final state. Lanes that another delivery still works on are waited for."""
     with self.deciding(message):
-        request = self.store.ledger.finish(read_reference(message).request_id)
+        try:
+            request = self.store.ledger.finish(read_reference(message).request_id)
+        except NotFound as error:
+            raise Untrusted(f"{error}: nothing was begun that could be finished") from error
         if request.state in FINAL_STATES:
             return request.summary()
     raise self.retry(countdown=5, max_retries=_FINISH_TRIES)

@@ -1,0 +1,387 @@
+"""The set-based join: which parts of a chord have returned, and whether all have.
+
+A join is a root item and shards of 200 indexes each. A shard holds two sets that only grow, of the parts that succeeded and of
+those that failed; a part that is in both did succeed. So a part may be noted any number of times, in any order. The part
+that fills a shard notes the shard in the root, and the one that fills the root completes the join: one call a part, and one
+more a shard. Every later note of a part reads the root as well, so whatever died on its way is found.
+
+    id = chord-join-{join}        size        parts, once all but the last are published
+                                  added       ids of parts that were added later (SS)
+                                  full, clean numbers of shards whose parts all returned; whose parts all succeeded (NS)
+                                  uneven      true: indexes are not those from 0 to size - 1, each once
+                                  fired       success | failure: the callback was published, or failed
+                                  open, look_at   shard and key of the index of joins that were not fired: when one is to be
+                                                  looked at, since perhaps its last part's worker died
+                                  opened_at
+                                  at          when it was last written; ttl; what `open` was given
+    id = chord-join-{join}#{n}    ok, failed  parts whose index is n * 200 ... (BS)
+                                  expected    how many, of the last shard
+                                  uneven      the join's size, once it is known to be uneven
+                                  at; ttl
+
+Indexes are Celery's `group_index`, which is neither unique nor without gaps where groups end up inside other canvases. What is
+counted are tasks' ids; the index only deals them to shards. Where two ids of one index turn up, each note from then on counts
+all shards (an uneven join): whoever finds that out marks the shards first and counts afterwards, so a part that was noted
+without seeing the mark is counted by the one who made it. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+from uuid import UUID
+
+from mdstore.dynamo.client import DynamoClient
+from mdstore.dynamo.marshal import Item, from_item, to_item
+from mdstore.errors import ConditionFailed
+from mdstore.model import OPEN_INDEX
+
+Outcome = Literal["success", "failure"]
+
+SHARD = 200
+_OPEN_SHARDS = 8  # so that the index does not funnel all joins through one of its partitions
+_TEXT = 1 << 31  # marks a packed part whose id is text and no UUID
+_IN_FLIGHT = 8
+#: Seconds until an open join is looked at. Later looks are as far apart, or a quarter of its age if that is more.
+_LOOK = 60
+_EXISTS = "attribute_exists(id)"
+_FIRST_SIZE = f"{_EXISTS} AND (attribute_not_exists(#size) OR #size = :size)"
+_LARGER_SIZE = f"{_EXISTS} AND #size < :size"
+_NAMED = re.compile(r"#(\w+)")  # DynamoDB reserves many words
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """One part of a join."""
+
+    index: int
+    id: str
+
+    def pack(self) -> bytes:
+        """20 bytes where the id is a UUID: an item is charged by its size, each time that it is written."""
+        try:
+            uuid = UUID(self.id)
+        except ValueError:
+            uuid = None
+        if uuid is not None and str(uuid) == self.id:
+            return self.index.to_bytes(4, "big") + uuid.bytes
+        return (self.index | _TEXT).to_bytes(4, "big") + self.id.encode()
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Part:
+        """What was packed."""
+        index = int.from_bytes(packed[:4], "big")
+        if index & _TEXT:
+            return cls(index ^ _TEXT, packed[4:].decode())
+        return cls(index, str(UUID(bytes=packed[4:])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A shard's item, or several together."""
+
+    ok: frozenset[bytes] = frozenset()
+    failed: frozenset[bytes] = frozenset()
+    expected: int = SHARD
+    uneven: int = 0
+    at: float = 0.0
+
+    @classmethod
+    def read(cls, item: Item, *, size: int) -> Shard:
+        """One item; `size` is how many parts it holds unless it says so itself."""
+        numbers = {name: float(item[name]["N"]) for name in ("expected", "uneven", "at") if name in item}
+        return cls(
+            ok=_members(item, "ok"),
+            failed=_members(item, "failed"),
+            expected=int(numbers.get("expected", size)),
+            uneven=int(numbers.get("uneven", 0)),
+            at=numbers.get("at", 0.0),
+        )
+
+    @cached_property
+    def parts(self) -> frozenset[bytes]:
+        """Those that returned."""
+        return self.ok | self.failed if self.failed else self.ok
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether all that returned did succeed."""
+        return self.failed <= self.ok
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether two parts have one index."""
+        return len({packed[:4] for packed in self.parts}) < len(self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Join:
+    """How far a join is. `clean`: all parts did succeed. `given` is what `open` was given."""
+
+    complete: bool = False
+    clean: bool = False
+    size: int = 0
+    fired: Outcome | None = None
+    at: float = 0.0
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Returned:
+    """The parts that returned, in the order of their indexes; a part that failed and succeeded did succeed."""
+
+    succeeded: Sequence[Part]
+    failed: Sequence[Part]
+
+    @property
+    def parts(self) -> list[Part]:
+        """Both."""
+        return sorted([*self.succeeded, *self.failed])
+
+
+class Joins:
+    """Joins in one table. Raises `Unavailable` and `DeploymentBroken`. `retention` is how long a join is kept, in seconds."""
+
+    def __init__(
+        self,
+        *,
+        dynamo: DynamoClient,
+        table: str,
+        retention: int,
+        clock: Callable[[], float] = time.time,
+        shard: int = SHARD,
+    ) -> None:
+        self._dynamo = dynamo
+        self._table = table
+        self._retention = retention
+        self._clock = clock
+        self._shard = shard
+
+    def open(self, join: str, **given: Any) -> None:
+        """Begin a join before any of its parts is published; one that is there stays as it is."""
+        now = self._clock()
+        item = to_item(
+            {
+                **given,
+                "id": _root(join),
+                "open": str(zlib.crc32(join.encode()) % _OPEN_SHARDS),
+                "look_at": int(now) + _LOOK,
+                "opened_at": int(now),
+                "at": int(now),
+                "ttl": int(now) + self._retention,
+            }
+        )
+        body = {"TableName": self._table, "Item": item, "ConditionExpression": "attribute_not_exists(id)"}
+        try:
+            self._dynamo.call("PutItem", body)
+        except ConditionFailed:
+            return
+
+    def resize(self, join: str, size: int) -> None:
+        """Say how many parts there are; to be said before the last is published. Nothing where there is no such join.
+
+        The most that was said holds: Celery 5.6 also says the size of a group inside of the header, with the header's id. The
+        shard that was the last until then expects too few, so such a join is counted as an uneven one.
+        """
+        values: Item = {":size": {"N": str(size)}}
+        grown = {**values, ":true": {"BOOL": True}}
+        root = self._update_if(_FIRST_SIZE, _root(join), "SET #size = :size", values) or self._update_if(
+            _LARGER_SIZE, _root(join), "SET #size = :size, #uneven = :true", grown
+        )
+        if root is None:
+            return
+        if "uneven" in root:
+            self._mark(join, size)
+            return
+        last = self._shards(size) - 1
+        expected = size - last * self._shard
+        item = self._update(_shard(join, last), "SET #expected = :expected", {":expected": {"N": str(expected)}})
+        shard = Shard.read(item, size=expected)
+        if len(shard.parts) >= expected:  # its parts were published and returned before another shard's last one
+            self._fill(join, last, clean=shard.is_clean)
+
+    def extend(self, join: str, part: str) -> None:
+        """Add a part to a join that is not complete: a task's id."""
+        self._update(_root(join), "ADD #added :part", {":part": {"SS": [part]}}, condition=_EXISTS)
+
+    def note(self, join: str, part: Part, *, ok: bool) -> Join:
+        """Note that a part returned; says how far the join is. Raises `ConditionFailed` where the join is gone."""
+        number = part.index // self._shard
+        packed = {"BS": [base64.b64encode(part.pack()).decode()]}
+        item = self._update(_shard(join, number), f"ADD #{'ok' if ok else 'failed'} :part", {":part": packed})
+        shard = Shard.read(item, size=self._shard)
+        if not shard.uneven and shard.is_uneven:
+            root = self._update(_root(join), "SET #uneven = :true", {":true": {"BOOL": True}}, condition=_EXISTS)
+            size = _size(root)
+            self._mark(join, size)
+            return self.counted(join, size)
+        if shard.uneven:
+            return self.counted(join, shard.uneven)
+        if len(shard.parts) < shard.expected:
+            return Join()
+        return self._fill(join, number, clean=shard.is_clean)
+
+    def counted(self, join: str, size: int) -> Join:
+        """How far a join is, by all its shards, whether they were noted in the root or not."""
+        root, *items = self._items(join, size)
+        shard = _together(items)
+        expected = size + len(root.get("added", {"SS": []})["SS"])
+        return _join(root, complete=size > 0 and expected <= len(shard.parts), clean=shard.is_clean, at=shard.at)
+
+    def returned(self, join: str, size: int) -> Returned:
+        """Which parts returned."""
+        shard = _together(self._items(join, size)[1:])
+        failed = shard.failed - shard.ok
+        return Returned(
+            succeeded=sorted(map(Part.unpack, shard.ok)),
+            failed=sorted(map(Part.unpack, failed)),
+        )
+
+    def fire(self, join: str, outcome: Outcome) -> None:
+        """Note that the callback was published; a success stays."""
+        values = to_item({":outcome": outcome, ":success": "success"})
+        condition = "attribute_exists(id) AND (attribute_not_exists(#fired) OR #fired <> :success)"
+        self._update_if(condition, _root(join), "SET #fired = :outcome REMOVE #open", values)
+
+    def unfired(self, now: float) -> Iterator[str]:
+        """Joins that are not fired and are to be looked at, as far as the index knows."""
+        for number in range(_OPEN_SHARDS):
+            body: dict[str, Any] = {
+                "TableName": self._table,
+                "IndexName": OPEN_INDEX,
+                "KeyConditionExpression": "#open = :open AND #look_at <= :now",
+                "ExpressionAttributeNames": {"#open": "open", "#look_at": "look_at"},
+                "ExpressionAttributeValues": to_item({":open": str(number), ":now": int(now)}),
+            }
+            while body:
+                answer = self._dynamo.call("Query", body)
+                yield from (item["id"]["S"].removeprefix(_root("")) for item in answer["Items"])
+                after = answer.get("LastEvaluatedKey")
+                body = {**body, "ExclusiveStartKey": after} if after else {}
+
+    def look(self, join: str, now: float) -> Join | None:
+        """How far a join is, and put off the next look at it; None where another process looks, or it is fired or gone."""
+        key = to_item({"id": _root(join)})
+        answer = self._dynamo.call("GetItem", {"TableName": self._table, "Key": key, "ConsistentRead": True})
+        root: Item = answer.get("Item", {})
+        seen, opened = (int(root.get(name, {"N": "0"})["N"]) for name in ("look_at", "opened_at"))
+        if "open" not in root or seen > now:
+            return None
+        following = int(now) + max(_LOOK, (int(now) - opened) // 4)
+        body: dict[str, Any] = {
+            "TableName": self._table,
+            "Key": key,
+            "UpdateExpression": "SET #look_at = :following",  # and not its end: a join whose parts are lost ends
+            "ConditionExpression": "attribute_exists(#open) AND #look_at = :seen",
+            "ExpressionAttributeNames": {"#open": "open", "#look_at": "look_at"},
+            "ExpressionAttributeValues": to_item({":following": following, ":seen": seen}),
+        }
+        try:
+            self._dynamo.call("UpdateItem", body)
+        except ConditionFailed:
+            return None
+        return self.counted(join, _size(root))
+
+    # -- items
+
+    def _fill(self, join: str, number: int, *, clean: bool) -> Join:
+        """Note in the root that a shard is full."""
+        sets = "ADD #full :shard, #clean :shard" if clean else "ADD #full :shard"
+        # This may be the last shard, and its noter die before the callback is published: to be looked at soon.
+        look_at = {"N": str(int(self._clock()) + _LOOK)}
+        values: Item = {":look_at": look_at, ":shard": {"NS": [str(number)]}}
+        root = self._update(_root(join), f"SET #look_at = :look_at {sets}", values, condition=_EXISTS)
+        size = _size(root)
+        if "uneven" in root or "added" in root:
+            return self.counted(join, size)
+        shards = self._shards(size)
+        full, clean_ones = (len(root.get(name, {"NS": []})["NS"]) for name in ("full", "clean"))
+        return _join(root, complete=0 < shards <= full, clean=shards <= clean_ones)
+
+    def _mark(self, join: str, size: int) -> None:
+        for number in range(self._shards(size)):
+            self._update(_shard(join, number), "SET #uneven = :size", {":size": {"N": str(size)}})
+
+    def _items(self, join: str, size: int) -> list[Item]:
+        """The root and the shards, empty where they are not there, strongly consistent."""
+        ids = [_root(join), *(_shard(join, number) for number in range(self._shards(size)))]
+        batches = [ids[start : start + 100] for start in range(0, len(ids), 100)]
+        tasks = (self._dynamo.batch_get(self._table, [to_item({"id": one}) for one in batch]) for batch in batches)
+        found = {item["id"]["S"]: item for items in self._dynamo.run(tasks, in_flight=_IN_FLIGHT) for item in items}
+        return [found.get(one, {}) for one in ids]
+
+    def _update(self, key: str, change: str, values: Item, *, condition: str = "") -> Item:
+        """Change an item, and put off its end; returns it as it is then."""
+        now = int(self._clock())
+        times = "SET #at = :at, #ttl = :ttl"
+        expression = f"{times}, {change[4:]}" if change.startswith("SET ") else f"{times} {change}"
+        body: dict[str, Any] = {
+            "TableName": self._table,
+            "Key": to_item({"id": key}),
+            "UpdateExpression": expression,
+            "ExpressionAttributeNames": {f"#{name}": name for name in _NAMED.findall(f"{expression} {condition}")},
+            "ExpressionAttributeValues": {**values, ":at": {"N": str(now)}, ":ttl": {"N": str(now + self._retention)}},
+            "ReturnValues": "ALL_NEW",
+        }
+        if condition:
+            body["ConditionExpression"] = condition
+        item: Item = self._dynamo.call("UpdateItem", body)["Attributes"]
+        return item
+
+    def _update_if(self, condition: str, key: str, change: str, values: Item) -> Item | None:
+        """The same, or None where the condition is not met."""
+        try:
+            return self._update(key, change, values, condition=condition)
+        except ConditionFailed:
+            return None
+
+    def _shards(self, size: int) -> int:
+        return -(-size // self._shard)
+
+
+def _root(join: str) -> str:
+    return f"chord-join-{join}"
+
+
+def _size(root: Item) -> int:
+    return int(root.get("size", {"N": "0"})["N"])
+
+
+def _shard(join: str, number: int) -> str:
+    return f"{_root(join)}#{number}"
+
+
+def _members(item: Item, name: str) -> frozenset[bytes]:
+    return frozenset(map(base64.b64decode, item[name]["BS"])) if name in item else frozenset()
+
+
+def _together(items: Sequence[Item]) -> Shard:
+    shards = [Shard.read(item, size=0) for item in items]
+    return Shard(
+        ok=frozenset().union(*(shard.ok for shard in shards)),
+        failed=frozenset().union(*(shard.failed for shard in shards)),
+        at=max((shard.at for shard in shards), default=0.0),
+    )
+
+
+_OWN = frozenset(
+    {"id", "size", "added", "full", "clean", "uneven", "fired", "open", "look_at", "opened_at", "at", "ttl"}
+)
+
+
+def _join(root: Item, *, complete: bool, clean: bool, at: float = 0.0) -> Join:
+    known = from_item({name: value for name, value in root.items() if name not in ("added", "full", "clean")})
+    return Join(
+        complete=complete,
+        clean=clean,
+        size=known.get("size", 0),
+        fired=known.get("fired"),
+        at=max(at, float(known.get("at", 0))),
+        given={name: value for name, value in known.items() if name not in _OWN},
+    )

@@ -1,0 +1,60 @@
+"""What a message of kombu's is for SQS: body, delay, group and deduplication id."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from mdstore.sqs import MAX_DELAY, Entry, is_fifo
+
+_encode = msgspec.json.Encoder().encode
+
+
+def entry_of(queue: str, message: dict[str, Any], *, check_in: Callable[[str], str] = str) -> Entry:
+    """The message as it is sent; `check_in` returns what goes through SQS in the place of its text."""
+    properties, headers = message.get("properties", {}), message.get("headers") or {}
+    group = properties.get("MessageGroupId")
+    attributes = properties.pop("message_attributes", None)
+    body = check_in(_encode(message).decode())
+    if not is_fifo(queue):
+        return Entry(
+            message_body=body,
+            delay_seconds=min(MAX_DELAY, delay_of(message)) or None,
+            message_group_id=group,
+            message_attributes=attributes,
+        )
+    return Entry(
+        message_body=body,
+        message_group_id=group or str(headers.get("task", "default")),
+        message_deduplication_id=properties.get("MessageDeduplicationId") or ident_of(message),
+        message_attributes=attributes,
+    )
+
+
+def due_of(queue: str, message: dict[str, Any]) -> float | None:
+    """When a message is due, Unix seconds, where SQS cannot wait for that: a FIFO queue delays no single message."""
+    delay = delay_of(message)
+    return time.time() + delay if delay > (0 if is_fifo(queue) else MAX_DELAY) else None
+
+
+def delay_of(message: dict[str, Any]) -> int:
+    """Whole seconds until a message is due: its task's `eta` (and so its countdown), or kombu's `delay_seconds`."""
+    properties, eta = message.get("properties", {}), (message.get("headers") or {}).get("eta")
+    seconds = float(properties.get("delay_seconds") or properties.get("DelaySeconds") or 0)
+    if eta:
+        due = datetime.fromisoformat(eta)
+        seconds = max(seconds, due.replace(tzinfo=due.tzinfo or UTC).timestamp() - time.time())
+    return max(0, math.ceil(seconds))
+
+
+def ident_of(message: dict[str, Any]) -> str:
+    """What tells this message from a task's others, in 64 characters: its retries, and what it was replaced by."""
+    headers = message.get("headers") or {}
+    told = [headers.get(name) for name in ("id", "retries", "replaced_task_nesting", "task")]
+    return hashlib.sha256(_encode(told if told[0] else message["properties"]["delivery_tag"])).hexdigest()

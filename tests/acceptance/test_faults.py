@@ -35,7 +35,7 @@ def test_twenty_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path) 
         "MDSTORE_VISIBILITY_TIMEOUT": "8",
         "MDSTORE_TASK_TIME_LIMIT": "7",
         "MDSTORE_LANE_BUDGET": "6",
-        "MDSTORE_MAX_RECEIVES": "1000",
+        "MDSTORE_MAX_RECEIVES": "999",
         "MDSTORE_WAIT_TIME": "1",
         "MDSTORE_LANE_OPERATIONS": "500",
     }

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
+
+from celery import Task, group
 
 from mdstore.queue import create_app
 from mdstore.queue.app import MdstoreApp
+from mdstore.queue.repairing import Repair
 from mdstore.queue.transport import Channel, Transport
 from mdstore.settings import Settings
 
@@ -25,21 +29,52 @@ class RepeatingTransport(Transport):
     Channel = RepeatingChannel
 
 
+Repair.interval = 1.0
+
+
 def plain_app(settings: Settings | None = None) -> MdstoreApp:
-    """An app with three tasks of its own."""
+    """An app with some tasks of its own."""
     made = create_app(settings, broker_transport="tests.integration.plain_app:RepeatingTransport")
 
-    @made.task(name="add", shared=False)  # type: ignore[untyped-decorator]
+    @made.task(name="add", shared=False)
     def add(x: int, y: int) -> int:
         return x + y
 
-    @made.task(name="total", shared=False)  # type: ignore[untyped-decorator]
+    @made.task(name="total", shared=False)
     def total(numbers: list[int]) -> int:
         return sum(numbers)
 
-    @made.task(name="fail", shared=False, acks_on_failure_or_timeout=True)  # type: ignore[untyped-decorator]
+    @made.task(name="fail", shared=False, acks_on_failure_or_timeout=True)
     def fail(reason: str) -> None:
         raise ValueError(reason)
+
+    @made.task(name="ask", shared=False, bind=True)
+    def ask(self: Task) -> list[str]:
+        answers = self.app.control.inspect(timeout=5, limit=2).ping() or {}
+        return sorted(answers)
+
+    @made.task(name="nap", shared=False)
+    def nap(seconds: float) -> None:
+        time.sleep(seconds)
+
+    @made.task(name="seen", shared=False)
+    def seen(values: Any) -> Any:
+        return values
+
+    @made.task(name="quiet", shared=False, ignore_result=True)
+    def quiet(value: int) -> int:
+        return value
+
+    @made.task(name="more", shared=False, bind=True)
+    def more(self: Task, value: int) -> int:
+        # Under a fixed id, so that this task may be delivered twice.
+        self.add_to_chord(made.tasks["seen"].s(value + 1).set(task_id=f"{self.request.id}-more"))
+        return value
+
+    @made.task(name="spread", shared=False, bind=True)
+    def spread(self: Task, value: int) -> Any:
+        tasks = made.tasks
+        return self.replace(group([tasks["add"].s(value, n) for n in range(3)], app=made) | tasks["total"].s())
 
     return made
 

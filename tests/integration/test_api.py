@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from mdstore.client import Client
 from mdstore.local import EmbeddedAws, free_port
 from mdstore.provision import provision
 from mdstore.settings import Settings, load_settings
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 MAX_BODY = 2**20
@@ -93,13 +94,6 @@ def served(deployment: Deployment, log: Path) -> Iterator[httpx.Client]:
 
         until(serves)
         yield http
-
-
-def until(reached: Callable[[], bool], *, within: float = 30.0) -> None:
-    deadline = time.monotonic() + within
-    while not reached():
-        assert time.monotonic() < deadline, f"not reached within {within} s"
-        time.sleep(0.02)
 
 
 def bearer(key: str) -> dict[str, str]:

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,10 @@ from mdstore.provision import provision
 from mdstore.queue.app import MdstoreApp
 from mdstore.settings import Settings, load_settings
 from mdstore.stack import stop_process
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 Environ = dict[str, str]
-
-
-def until(reached: Callable[[], Any], *, within: float = 60.0) -> Any:
-    """Poll until `reached` returns something true, and return it."""
-    deadline = time.monotonic() + within
-    while not (found := reached()):
-        assert time.monotonic() < deadline, f"not reached within {within} s"
-        time.sleep(0.05)
-    return found
 
 
 @contextmanager
@@ -305,19 +296,6 @@ def test_a_failed_part_fails_its_chord_once(settings: Settings, environ: Environ
         result = chord(header, app.tasks["total"].s(), app=app)()
         with pytest.raises(ChordError, match="on purpose"):
             result.get(timeout=60, follow_parents=False)  # else the own error of the part may come first
-
-
-def test_a_chord_may_have_more_parts_than_an_item_holds(settings: Settings) -> None:
-    """A chord whose callback wants no results keeps no list of its parts, which would not fit into one item."""
-    app = plain(settings)
-    total = app.tasks["total"]
-    header = app.GroupResult("huge", [app.AsyncResult(str(uuid4())) for _ in range(12_000)])
-
-    app.backend.apply_chord((header.id, header.results), total.si([1]))
-
-    joined = app.backend._note_part("huge", 11_999, failed=False)
-    assert (joined["size"], joined["parts"]) == (12_000, {11_999})
-    assert joined["ttl"] > time.time() + 14 * 86_400
 
 
 def test_messages_are_small_json(client: Client) -> None:

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import IO, Any, TypeVar
 
+import msgspec
+
+from mdstore import exactjson
 from mdstore.dynamo.client import DynamoClient
 from mdstore.dynamo.marshal import Item, from_attribute
 from mdstore.dynamo.retry import Retry
-from mdstore.errors import ConditionFailed, NotFound, TransactionCancelled
+from mdstore.dynamo.run import Call, Task
+from mdstore.errors import ConditionFailed, MdstoreError, NotFound, TransactionCancelled, Unavailable
+from mdstore.model import Indexed, Operation
 from mdstore.objects import Objects
 
+T = TypeVar("T")
 Actions = list[dict[str, Any]]
+
+
+def operation_of(item: Indexed) -> Operation:
+    """The operation that a line of a lane was made of."""
+    data = exactjson.loads(bytes(item.data)) if item.data else None
+    if item.attribute:
+        data = from_attribute(exactjson.loads(bytes(item.attribute)))
+    return Operation(
+        op=item.op,
+        entity=item.entity,
+        key=item.key,
+        data=data,
+        expect_version=item.expect_version,
+        sequence=item.sequence,
+        group=item.group,
+    )
 
 
 class MemoryObjects(Objects):
@@ -54,31 +77,54 @@ class MemoryDynamo(DynamoClient):
         self.written: list[Actions] = []
         self.calls: list[str] = []
 
-    def transact(self, actions: Actions, *, deadline: float | None = None) -> None:  # noqa: ARG002
+    def run(
+        self,
+        tasks: Iterable[Task[T]],
+        *,
+        in_flight: int = 1,  # noqa: ARG002
+        deadline: float | None = None,  # noqa: ARG002
+    ) -> list[T]:
+        return [self._walk(task) for task in tasks]
+
+    def _walk(self, task: Task[T]) -> T:
+        step: Callable[[], Call] = partial(next, task)
+        while True:
+            try:
+                operation, body = step()
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            try:
+                step = partial(task.send, self.call(operation, msgspec.json.decode(body)))
+            except Unavailable:
+                raise
+            except MdstoreError as error:
+                step = partial(task.throw, error)
+
+    def _transactwriteitems(self, body: Mapping[str, Any]) -> Any:
+        actions: Actions = body["TransactItems"]
         self.attempts.append(actions)
         self.before(actions)
         bodies = [next(iter(action.values())) for action in actions]
-        places = [_place(body) for body in bodies]
+        places = [_place(one) for one in bodies]
         assert len(set(places)) == len(places), "two actions on one item"
-        reasons = [self._reason(place, body) for place, body in zip(places, bodies, strict=True)]
+        reasons = [self._reason(place, one) for place, one in zip(places, bodies, strict=True)]
         if any(reason["Code"] != "None" for reason in reasons):
             raise TransactionCancelled(reasons)
-        for place, body in zip(places, bodies, strict=True):
-            if "Item" in body:
-                self.items[place] = body["Item"]
-            elif "UpdateExpression" in body:
-                self.items[place] = updated(self.items.get(place), body)
+        for place, change in zip(places, bodies, strict=True):
+            if "Item" in change:
+                self.items[place] = change["Item"]
+            elif "UpdateExpression" in change:
+                self.items[place] = updated(self.items.get(place), change)
         self.written.append(actions)
         self.after(actions)
+        return {}
 
     def call(self, operation: str, body: Mapping[str, Any] | bytes, *, deadline: float | None = None) -> Any:  # noqa: ARG002
         assert not isinstance(body, bytes)
         self.calls.append(operation)
         answer: Callable[[Mapping[str, Any]], Any] = getattr(self, f"_{operation.lower()}")
         return answer(body)
-
-    def _batch(self, table: str, keys: list[Mapping[str, Any]]) -> Any:
-        return self.call("BatchGetItem", {"RequestItems": {table: {"Keys": keys, "ConsistentRead": True}}})
 
     def _reason(self, place: tuple[str, str, str], body: Mapping[str, Any]) -> dict[str, Any]:
         old = self.items.get(place)

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore import plan as plan_module
-from mdstore.model import Indexed, Operation, OpName, Reason
+from mdstore.model import Indexed, OpName, Reason
 from mdstore.plan import MAX_ACTIONS, MAX_TRANSACTION_BYTES, Partition, Transaction, pack
 
 OPS: tuple[OpName, ...] = ("insert", "update", "patch", "upsert", "delete", "check")
@@ -25,11 +26,16 @@ Place = tuple[str, str]
 
 
 def item(index: int, key: str, group: str | None = None, *, op: OpName = "upsert", size: int = 100) -> Indexed:
-    return Indexed(index=index, operation=Operation(op=op, entity="e", key=key, group=group), size=size)
+    return Indexed(index=index, op=op, entity="e", key=key, group=group, **sized(op, size))
+
+
+def sized(op: OpName, size: int) -> dict[str, Any]:
+    """Data of `size` bytes, where a worker finds it."""
+    return {"data" if op == "patch" else "attribute": msgspec.Raw(b"x" * size)}
 
 
 def place(one: Indexed) -> Place:
-    return one.operation.entity, one.operation.key
+    return one.entity, one.key
 
 
 def lane_of(rows: Sequence[tuple[OpName, str, str | None, int, int]]) -> list[Indexed]:
@@ -89,7 +95,7 @@ def refused_indexes(waves: Sequence[Sequence[Transaction]]) -> set[int]:
 
 def in_cycles(operations: Sequence[Indexed]) -> set[int]:
     """Indexes of operations whose unit must come both before and after another one."""
-    unit = {one.index: one.operation.group or f"#{one.index}" for one in operations}
+    unit = {one.index: one.group or f"#{one.index}" for one in operations}
     after: dict[str, set[str]] = defaultdict(set)
     for key in {place(one) for one in operations}:
         for earlier, later in pairwise([one for one in operations if place(one) == key]):
@@ -128,8 +134,8 @@ def test_groups_are_never_split(operations: list[Indexed]) -> None:
     refused = refused_indexes(waves)
     number_of = {one.index: transaction.number for transaction in flat(waves) for one in transaction.operations}
     for one in operations:
-        if one.operation.group is not None:
-            homes[one.operation.group].add(-1 if one.index in refused else number_of[one.index])
+        if one.group is not None:
+            homes[one.group].add(-1 if one.index in refused else number_of[one.index])
     assert all(len(found) == 1 for found in homes.values())
 
 
@@ -156,7 +162,7 @@ def test_transactions_keep_the_limits_of_dynamodb(operations: list[Indexed]) -> 
         assert len(transaction.operations) <= MAX_ACTIONS
         assert len({place(one) for one in transaction.operations}) == len(transaction.operations)
         assert len(transaction.refused) <= MAX_ACTIONS
-        units = {one.operation.group or one.index for one in transaction.operations}
+        units = {one.group or one.index for one in transaction.operations}
         assert len(units) <= 1 or sum(one.size for one in transaction.operations) <= MAX_TRANSACTION_BYTES
 
 
@@ -173,14 +179,15 @@ def test_numbers_are_consecutive_and_the_plan_is_a_function(operations: list[Ind
 def test_the_plan_is_the_same_in_every_process() -> None:
     """Hash randomisation does not reach the plan or the lanes: receipts of one worker are understood by the next."""
     script = """
-from mdstore.model import Indexed, Operation
+from msgspec import Raw
+from mdstore.model import Indexed
 from mdstore.plan import Partition, pack
 def group(n): return f"g{n % 40}" if n % 3 == 0 and n < 400 else None
-lane = [Indexed(index=n, operation=Operation(op="upsert", entity="e", key=f"k{n % 331}", group=group(n)), size=50)
+lane = [Indexed(index=n, op="upsert", entity="e", key=f"k{n % 331}", group=group(n), attribute=Raw(b"x" * 50))
         for n in range(900)]
 partition = Partition()
-for one in lane: partition.add(one.operation, one.size)
-print(pack(lane), partition.lanes(operations=100, size=10**9))
+for one in lane: partition.add(one, one.size)
+print([[[one.index for one in t.operations] for t in w] for w in pack(lane)], partition.lanes(operations=100, size=10**9))
 """
     plans = {
         subprocess.run(
@@ -235,7 +242,7 @@ def test_groups_in_one_order_on_shared_keys_are_not_refused() -> None:
 def test_only_interleaved_groups_are_refused(operations: list[Indexed]) -> None:
     """What the plan refuses is a member of a group that must come both before and after something else."""
     refused = refused_indexes(pack(operations))
-    grouped = {one.index for one in operations if one.operation.group is not None}
+    grouped = {one.index for one in operations if one.group is not None}
     assert refused <= in_cycles(operations) & grouped
     assert bool(refused) == bool(in_cycles(operations))
 
@@ -257,7 +264,7 @@ def test_a_single_operation_between_interleaved_groups_still_applies() -> None:
 def dealt(operations: Sequence[Indexed], *, count: int, size: int = 10**12) -> list[list[int]]:
     partition = Partition()
     for one in operations:
-        partition.add(one.operation, one.size)
+        partition.add(one, one.size)
     assert len(partition) == len(operations)
     return [list(lane) for lane in partition.lanes(operations=count, size=size)]
 
@@ -281,8 +288,8 @@ def test_a_key_and_a_group_live_in_one_lane(operations: list[Indexed], count: in
         for position in lane:
             one = operations[position]
             homes[place(one)].add(number)
-            if one.operation.group is not None:
-                homes[one.operation.group].add(number)
+            if one.group is not None:
+                homes[one.group].add(number)
     assert all(len(found) == 1 for found in homes.values())
 
 
@@ -303,7 +310,7 @@ def test_the_same_key_of_two_entities_may_live_apart() -> None:
     """A key belongs to its entity: many entities with one key are dealt over many lanes."""
     partition = Partition()
     for number in range(100):
-        partition.add(Operation(op="upsert", entity=f"e{number}", key="k"), 10)
+        partition.add(Indexed(index=number, op="upsert", entity=f"e{number}", key="k"), 10)
     assert len(partition.lanes(operations=10, size=10**9)) == 10
 
 
@@ -324,10 +331,7 @@ def test_interleaved_groups_are_untangled_in_linear_work() -> None:
     """Thousands of groups in one knot take one pass: each unit's neighbours are looked at a bounded number of times."""
     half = 5_000
     keys = [("a", n) for n in range(half)] + [("b", half - 1 - n) for n in range(half)]
-    lane = [
-        Indexed(index=i, size=10, operation=Operation(op="upsert", entity="e", key=key, data={}, group=f"g{n}"))
-        for i, (key, n) in enumerate(keys)
-    ]
+    lane = [item(i, str(key), f"g{n}", size=10) for i, (key, n) in enumerate(keys)]
     looks = 0
 
     class Counted(set[int]):
@@ -346,13 +350,7 @@ def test_interleaved_groups_are_untangled_in_linear_work() -> None:
 def test_the_plan_of_a_lane_never_changes() -> None:
     """Receipts name transactions by number, so the packing is part of the stored format: this digest must not move."""
     operations = [
-        Indexed(
-            index=i,
-            size=20 + i * 37 % 900,
-            operation=Operation(
-                op="upsert", entity="e", key=f"k{i * 7919 % 613}", data={}, group=f"g{i % 40}" if i % 11 == 0 else None
-            ),
-        )
+        item(i, f"k{i * 7919 % 613}", f"g{i % 40}" if i % 11 == 0 else None, size=20 + i * 37 % 900)
         for i in range(1_500)
     ]
     shape = [

@@ -49,9 +49,9 @@ def test_an_argument_goes_before_the_environment_before_a_file_before_a_profile_
 @pytest.mark.parametrize(
     ("environ", "arguments", "value", "origin"),
     [
-        ({}, {}, 1_000, "default"),
+        ({}, {}, 2_000, "default"),
         ({"MDSTORE_LANE_OPERATIONS": "5"}, {}, 5, "MDSTORE_LANE_OPERATIONS"),
-        ({"MDSTORE_LANE_OPERATIONS": ""}, {}, 1_000, "default"),
+        ({"MDSTORE_LANE_OPERATIONS": ""}, {}, 2_000, "default"),
         ({"MDSTORE_LANE_OPERATIONS": "5"}, {"lane_operations": 7}, 7, "argument"),
     ],
 )
@@ -69,7 +69,7 @@ def test_the_default_file_is_read_where_it_is() -> None:
     file_with("lane_operations = 7", "config/mdstore.toml")
     loaded = load_settings({})
     assert (loaded.settings.lane_operations, loaded.origins["lane_operations"]) == (7, "config/mdstore.toml")
-    assert load_settings(file_with("")).settings.lane_operations == 1_000
+    assert load_settings(file_with("")).settings.lane_operations == 2_000
 
 
 def test_aws_s_own_names_are_used_for_what_is_aws_s() -> None:
@@ -111,6 +111,9 @@ def test_an_unknown_variable_does_not_show_a_secret() -> None:
         ({"profile": "production"}, "profile", "production", "Input should be 'local' or 'aws'"),
         ({"namespace": "My_Store"}, "namespace", "My_Store", "String should match pattern"),
         ({"payload_prefix": "a/b/"}, "payload_prefix", "a/b/", "String should match pattern"),
+        ({"claim_prefix": "blobs/"}, "claim_prefix", "blobs/", "a prefix of its own: what is under it expires"),
+        ({"claim_prefix": "p/", "payload_prefix": "p/"}, "claim_prefix", "p/", "a prefix of its own"),
+        ({"claim_threshold": 2**20}, "claim_threshold", 2**20, "Input should be less than or equal to 307200"),
         ({"colour": "red"}, "colour", "red", "Extra inputs are not permitted"),
     ],
 )
@@ -125,8 +128,6 @@ def test_a_wrong_value_is_an_error_that_names_it(
 
 
 MISFITS: list[tuple[dict[str, Any], str, Any, str]] = [
-    ({"visibility_timeout": 120}, "visibility_timeout", 120, "more than prefetch x task_time_limit = 120"),
-    ({"prefetch": 3}, "visibility_timeout", 300, "more than prefetch x task_time_limit = 360"),
     ({"lane_budget": 120}, "lane_budget", 120, "less than task_time_limit=120"),
     ({"task_time_limit": 60}, "lane_budget", 90, "less than task_time_limit=60"),
     ({"max_record_bytes": 2**27}, "max_record_bytes", 2**27, "at most max_lane_bytes=67108864"),
@@ -154,10 +155,10 @@ def test_an_error_of_values_that_do_not_fit_has_fields(
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"visibility_timeout": 121, "task_time_limit": 120},
+        {"visibility_timeout": 2, "task_time_limit": 600},
         {"lane_budget": 119},
         {"max_record_bytes": 2**26},
-        {"prefetch": 2, "visibility_timeout": 241},
+        {"prefetch": 100, "visibility_timeout": 2},
     ],
 )
 def test_values_that_just_fit_are_accepted(arguments: dict[str, Any]) -> None:
@@ -204,10 +205,11 @@ def test_the_profile_local_needs_nothing() -> None:
 def test_names_begin_with_the_namespace() -> None:
     """Tables, queues and bucket follow the namespace, and each can be named apart."""
     settings = load_settings({"MDSTORE_NAMESPACE": "team-a", "MDSTORE_QUEUE": "other"}).settings
-    assert (settings.records_table, settings.ledger_table, settings.results_table) == (
+    assert (settings.records_table, settings.ledger_table, settings.results_table, settings.due_table) == (
         "team-a-records",
         "team-a-ledger",
         "team-a-results",
+        "team-a-due",
     )
     assert (settings.bucket, settings.queue, settings.dead_letter_queue) == (
         "team-a-payloads",

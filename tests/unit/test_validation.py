@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping
 from decimal import Decimal
 from types import MappingProxyType
@@ -13,9 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
+from mdstore import exactjson
+from mdstore.dynamo.marshal import from_attribute, to_attribute
 from mdstore.entities import Entities
-from mdstore.model import Operation, Reason
-from mdstore.validation import Flaw, Validator
+from mdstore.model import Indexed, Operation, Reason
+from mdstore.validation import MAX_INLINE, Flaw, Validator
 
 MAX_RECORD_BYTES = 20_000
 validator = Validator(entities=Entities(), max_record_bytes=MAX_RECORD_BYTES)
@@ -240,8 +243,10 @@ ACCEPTED = {
 @pytest.mark.parametrize("source", ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_what_is_just_inside_of_the_rules_is_accepted(source: Mapping[str, Any]) -> None:
     """The bounds themselves are allowed."""
-    operation, line = validator.read(source)
-    assert same(msgspec.structs.asdict(Validator.decode(line)), msgspec.structs.asdict(operation))
+    operation, attribute = validator.read(source)
+    again = exactjson.dumps(operation)
+    assert same(msgspec.structs.asdict(Validator.decode(again)), msgspec.structs.asdict(operation))
+    assert same(stored(attribute), operation.data)
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -268,7 +273,7 @@ def test_lists_count_as_levels() -> None:
 
 def test_too_large_is_a_reason_of_its_own() -> None:
     """The size that counts is that of the operation's JSON; the limit itself is allowed."""
-    overhead = len(validator.read(given_as(data={"a": ""}))[1])
+    overhead = len(exactjson.dumps(validator.read(given_as(data={"a": ""}))[0]))
     validator.read(given_as(data={"a": "x" * (MAX_RECORD_BYTES - overhead)}))
     with pytest.raises(Flaw) as caught:
         validator.read(given_as(data={"a": "x" * (MAX_RECORD_BYTES - overhead + 1)}))
@@ -313,9 +318,9 @@ def test_data_that_does_not_fit_its_model_is_a_flaw(op: str, data: Any, field: s
 def test_a_model_checks_and_never_changes() -> None:
     """Defaults are not filled in, unknown fields stay, and nothing is coerced."""
     data = {"name": "Kennedy", "unknown": [1], "runways": [{"length": "4423"}]}
-    operation, line = bound.read(given_as(data=data))
+    operation, attribute = bound.read(given_as(data=data))
     assert operation.data == data
-    assert Validator.decode(line).data == data
+    assert stored(attribute) == data
 
 
 def test_a_patch_is_not_held_against_the_model() -> None:
@@ -326,8 +331,8 @@ def test_a_patch_is_not_held_against_the_model() -> None:
 
 def test_what_a_patch_made_is_held_against_all_rules() -> None:
     """The merged record must fit the model, the size and the nesting."""
-    patch = Operation(op="patch", entity="airport", key="k", data={"a": 1})
-    bound.check_merged(patch, {"name": "x"})
+    patch = Indexed(index=0, op="patch", entity="airport", key="k")
+    assert bound.check_merged(patch, {"name": "x"}) == to_attribute({"name": "x"})
     for data, field in (
         ({"a": 1}, "data.name"),
         ({"name": "x" * MAX_RECORD_BYTES}, "data"),
@@ -381,12 +386,51 @@ values = st.recursive(
 def test_what_is_read_is_what_was_given(data: dict[str, Any], group: str) -> None:
     """Any JSON value within the limits survives reading, writing as a line and decoding, exactly."""
     words = given_as(data=data, group=(group or "g")[:128])
-    operation, line = validator.read(words)
-    assert b"\n" not in line
+    operation, attribute = validator.read(words)
     assert same(operation.data, data)
+    assert same(stored(attribute), data)
+    line = exactjson.dumps(operation)
+    assert b"\n" not in line
+    assert b"\n" not in attribute
     decoded = Validator.decode(line)
     assert same(decoded.data, data)
     assert (decoded.op, decoded.entity, decoded.key, decoded.group) == ("insert", "airport", "KJFK", words["group"])
-    again, line_again = validator.read(line)
+    again, attribute_again = validator.read(line)
     assert same(again.data, data)
-    assert line_again == line
+    assert attribute_again == attribute
+
+
+def stored(attribute: bytes) -> Any:
+    """The value that DynamoDB JSON stands for; None for none."""
+    return from_attribute(exactjson.loads(attribute)) if attribute else None
+
+
+LARGE = Validator(entities=Entities(), max_record_bytes=2**22)
+
+
+@pytest.mark.parametrize(("letters", "fits"), [(MAX_INLINE - 5, True), (MAX_INLINE - 4, False)])
+def test_what_an_item_cannot_hold_is_not_marshalled(letters: int, fits: bool) -> None:
+    """A record over the item limit is checked like any other, and left to be kept apart."""
+    source = given_as(data={"a": "x" * letters})
+    for form in (source, exactjson.dumps(source), Operation(**source)):
+        operation, attribute = LARGE.read(form)
+        assert operation.data == source["data"]
+        assert bool(attribute) is fits
+
+
+def test_large_data_is_held_against_all_rules() -> None:
+    """What is too large to be marshalled must still be exact."""
+    with pytest.raises(Flaw) as caught:
+        LARGE.read(given_as(data={"a": "x" * MAX_INLINE, "b": [10**38 + 1]}))
+    assert caught.value.field == "data.b[0]"
+
+
+def test_many_small_numbers_take_no_memory_to_measure() -> None:
+    """Marshalled, a number takes a hundred times its JSON; what cannot be stored inline is not marshalled to find that out."""
+    source = exactjson.dumps(given_as(data={"a": [1] * 500_000}))
+    tracemalloc.start()
+    try:
+        assert LARGE.read(source)[1] == b""
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()

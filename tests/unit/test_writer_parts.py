@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ from tests.unit.fakes import Actions, MemoryDynamo, MemoryObjects
 
 
 def item(index: int, group: str | None = None, op: OpName = "upsert") -> Indexed:
-    return Indexed(index=index, operation=Operation(op=op, entity="e", key=f"k{index}", group=group))
+    return Indexed(index=index, op=op, entity="e", key=f"k{index}", group=group)
 
 
 def refusal(index: int, reason: Reason = Reason.MISSING) -> Refusal:
@@ -69,7 +69,7 @@ def test_take_out_splits(groups: list[str | None], indexes: set[int]) -> None:
     rest, out = take_out(pending, [refusal(index) for index in sorted(indexes) if index < len(pending)])
     assert sorted([one.index for one in rest] + [one.index for one in out]) == list(range(len(pending)))
     refused = {one.index for one in out}
-    sides = {(one.operation.group, one.index in refused) for one in pending if one.operation.group}
+    sides = {(one.group, one.index in refused) for one in pending if one.group}
     assert len({group for group, _ in sides}) == len(sides)
 
 
@@ -107,11 +107,10 @@ class Bench:
         self.blobs = Blobs(objects=self.objects, prefix="blobs/", max_bytes=2**26)
         self.records = Records(dynamo=self.dynamo, table="records", blobs=self.blobs)
         self.ledger = Ledger(dynamo=self.dynamo, table="ledger", retention_days=15, clock=lambda: self.now)
-        self.writers: list[Writer] = []
 
     def writer(self) -> Writer:
         """Another worker."""
-        writer = Writer(
+        return Writer(
             payloads=self.payloads,
             records=self.records,
             blobs=self.blobs,
@@ -125,8 +124,6 @@ class Bench:
             monotonic=lambda: self.now,
             clock=lambda: self.now,
         )
-        self.writers.append(writer)
-        return writer
 
     def request(self, operations: Sequence[Operation], request_id: str = "r1") -> Reference:
         draft = Draft(validator=self.validator, settings=self.settings)
@@ -157,11 +154,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    found = Bench()
-    yield found
-    for writer in found.writers:
-        writer.close()
+def bench() -> Bench:
+    return Bench()
 
 
 def op(
@@ -433,5 +427,3 @@ def test_every_effect_happens_once_whenever_a_worker_dies(operations: list[Opera
     assert found == expected
     assert found.total == len(lane)
     assert rough.snapshot() == calm.snapshot()
-    for writer in (*calm.writers, *rough.writers):
-        writer.close()

@@ -1,0 +1,142 @@
+"""A worker that dies where it is told to: `celery -A tests.chaos.dying worker`, with kills as JSON in `DYING`.
+
+The named steps of the way of the data are wrapped from outside. A kill happens once: its mark, a file, is made just before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from functools import wraps
+from typing import Any
+
+import msgspec
+
+import mdstore.dynamo.client
+import mdstore.writer
+from mdstore.awsjson import JsonProtocol
+from mdstore.blobs import Blobs
+from mdstore.ledger import Ledger
+from mdstore.payload import Payloads
+from mdstore.queue import create_app
+from mdstore.queue.backend import DynamoBackend
+from mdstore.queue.transport import Channel, Transport
+from mdstore.signed import Answer
+from mdstore.writer import Writer
+from tests.chaos.fate import Fate, Kill
+
+_TRANSACT = "TransactWriteItems"
+
+
+_fate = Fate(msgspec.json.decode(os.environ["DYING"], type=list[Kill]))
+
+
+def _around(owner: Any, name: str, step: str) -> None:
+    """Wrap the function that is a step."""
+    original: Callable[..., Any] = getattr(owner, name)
+
+    @wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        _fate.at(step, "before")
+        result = original(*args, **kwargs)
+        _fate.at(step, "after")
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _around_task(owner: Any, name: str, step: str) -> None:
+    """Wrap the generator that is a step."""
+    original: Callable[..., Generator[Any, Any, Any]] = getattr(owner, name)
+
+    @wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        _fate.at(step, "before")
+        result = yield from original(*args, **kwargs)
+        _fate.at(step, "after")
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _around_calls() -> None:
+    """Wrap the sending of a transaction, and the reading of its answer, whatever it says."""
+    begin, read = JsonProtocol.request, mdstore.dynamo.client._read
+
+    def beginning(self: JsonProtocol, operation: str, body: bytes) -> Any:
+        if operation == _TRANSACT:
+            _fate.at("send", "before")
+        return begin(self, operation, body)
+
+    def reading(operation: str, answer: Answer) -> Any:
+        if operation != _TRANSACT:
+            return read(operation, answer)
+        if answer.status != 200:
+            _fate.at("read:refused", "before")
+            return read(operation, answer)
+        _fate.at("send", "after")  # it took effect, and nobody has looked at the answer
+        _fate.at("read", "before")
+        result = read(operation, answer)
+        _fate.at("read", "after")
+        return result
+
+    JsonProtocol.request = beginning  # type: ignore[method-assign]
+    mdstore.dynamo.client._read = reading
+
+
+def _after_refusals() -> None:
+    original = Writer._read_reasons
+
+    def wrapped(*args: Any) -> Any:
+        found = original(*args)
+        _fate.at("read:refused", "after")
+        return found
+
+    Writer._read_reasons = wrapped  # type: ignore[method-assign,assignment]
+
+
+_around(Payloads, "lane", "fetch")
+_around(mdstore.writer, "pack", "pack")
+_around(Blobs, "put", "keep")
+_around_task(Writer, "_base_patches", "propose")
+_around_calls()
+_after_refusals()
+_around(Writer, "_noticed_redelivery", "read:former")
+_around(mdstore.writer, "count", "count")
+_around(Ledger, "close_lane", "close")
+_around(Ledger, "start", "start")
+_around(Ledger, "complete", "complete")
+_around(Ledger, "finish", "finish")
+_around(DynamoBackend, "apply_chord", "chord")
+_around(DynamoBackend, "_note_part", "part")
+_around(DynamoBackend, "_fire", "fire")
+_around(DynamoBackend, "_store_result", "result")
+
+
+class DyingChannel(Channel):
+    """Publishing and acknowledging are steps too, of each task: `publish:apply_lane`, `ack:finish`."""
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        step = f"publish:{_task(message['headers'])}"
+        _fate.at(step, "before")
+        super()._put(queue, message, **kwargs)
+        _fate.at(step, "after")
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        step = f"ack:{_task(self.qos.get(delivery_tag).headers)}"
+        _fate.at(step, "before")
+        super().basic_ack(delivery_tag, multiple)
+        _fate.at(step, "after")
+
+
+class DyingTransport(Transport):
+    """The transport with such channels."""
+
+    Channel = DyingChannel
+
+
+def _task(headers: dict[str, Any]) -> str:
+    return str(headers["task"]).removeprefix("mdstore.")
+
+
+app = create_app(broker_transport="tests.chaos.dying:DyingTransport")

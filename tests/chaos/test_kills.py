@@ -1,0 +1,209 @@
+"""A worker is killed right before and right after each named step of the way of the data; nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+import mdstore.queue.tasks
+import mdstore.writer
+from mdstore.client import Client
+from mdstore.local import EmbeddedAws, free_port
+from mdstore.provision import provision
+from mdstore.queue import create_app
+from mdstore.settings import load_settings
+from mdstore.store import Store
+from tests.chaos.fate import Kill
+from tests.chaos.foreseen import Foreseen, families
+from tests.chaos.messages import Messages
+from tests.chaos.nursery import Nursery, kill, nursery
+from tests.waiting import until
+
+AT_ONCE = 8  # cases; most of the time each waits for a message to be visible again
+LANES = 4
+OF_A_LANE = 2  # families of operations
+VISIBLE_AGAIN = 5  # seconds
+
+#: Steps of a request of several lanes, in the order of the way. One with a name behind it is a variant of the step.
+MANY = [
+    "start", "chord", "publish:apply_lane", "ack:ingest",
+    "fetch", "pack", "keep", "propose", "send", "read", "read:refused", "count", "close",
+    "part", "fire", "publish:finish", "ack:apply_lane",
+    "finish", "result", "ack:finish",
+]  # fmt: skip
+#: Of a request of one lane: it is completed without chord and summary.
+FEW = ["complete", "result", "ack:ingest"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Deaths that a request meets one after the other, each as `step moment nth`; of the child at work, or of all."""
+
+    deaths: tuple[str, ...]
+    group: bool
+    small: bool = False
+
+    def __str__(self) -> str:
+        who = "group" if self.group else "child"
+        return "-".join([who, *(["small"] if self.small else []), *self.deaths]).replace(" ", "-")
+
+
+#: Killed in every way; of the other steps, one side is the child's death, and the other the group's.
+DECISIVE = {"publish:apply_lane", "send", "read:refused", "close", "fire", "complete"}
+
+
+def _cases() -> Iterator[Case]:
+    for small, steps in ((False, MANY), (True, FEW)):
+        for number, step in enumerate(steps):
+            for moment in ("before", "after"):
+                for group in (True, False):
+                    if step.startswith("ack:"):  # the parent acknowledges, so no child can die of it
+                        chosen = group
+                    else:
+                        chosen = step in DECISIVE or group == ((moment == "before") == (number % 2 == 0))
+                    if chosen:
+                        yield Case((f"{step} {moment} 1",), group, small)
+    # In the middle: of publishing, of a lane's waves, of the lanes.
+    for death in ("publish:apply_lane after 2", "send after 3"):
+        yield from (Case((death,), group) for group in (True, False))
+    yield from (Case((death,), True) for death in ("send before 3", "close after 2", "part after 2"))
+    # In another delivery than the first, and again and again.
+    yield Case(("send after 1", "read:former before 1"), group=True)
+    yield Case(("send after 1", "read:former after 1"), group=False)
+    for group in (True, False):
+        yield Case(
+            ("send after 1", "send after 1", "count before 1", "publish:finish after 1", "finish after 1"), group
+        )
+
+
+CASES = list(_cases())
+
+
+class Ward:
+    """Where the cases are: one emulator, one nursery; each case has a queue and keys of its own."""
+
+    def __init__(self, aws: EmbeddedAws, workers: Nursery, place: Path) -> None:
+        self._workers = workers
+        self._place = place
+        self._environ = {
+            **os.environ,
+            "AWS_ENDPOINT_URL": aws.url,
+            "MDSTORE_NAMESPACE": "kills",
+            "MDSTORE_WAIT_TIME": "1",
+            "MDSTORE_VISIBILITY_TIMEOUT": str(VISIBLE_AGAIN),
+            "MDSTORE_LANE_OPERATIONS": str(len(families("any", OF_A_LANE))),
+            "MDSTORE_MAX_RECEIVES": "50",
+        }
+        settings = load_settings(self._environ).settings
+        for _ in provision(settings):
+            pass
+        self._store = Store(settings)  # its connections are for all cases: making some takes half a second
+
+    def suffer(self, name: str, case: Case) -> None:
+        """Let request `name` meet its deaths, and check what became of it."""
+        operations = families(name, 1 if case.small else OF_A_LANE * LANES, large=1)
+        environ = {
+            **self._environ,
+            "MDSTORE_QUEUE": name,
+            "MDSTORE_DEAD_LETTER_QUEUE": f"{name}-dead",
+        }
+        app = create_app(load_settings(environ).settings)
+        app._store = self._store
+        client = Client(app=app)
+        messages = Messages(self._store.aws.sqs, app.settings)
+        assert client.submit(operations, request_id=name).new
+        assert (client.status(name).lanes == 1) == case.small
+        worker = self._after_deaths(case, environ, name)
+        try:
+            client.wait(name, timeout=100)
+            result = client.ingest.AsyncResult(name).get(timeout=30)
+            messages.wait_until_acknowledged()
+            assert worker.is_running()
+        finally:
+            kill(worker)
+        Foreseen(operations).check(client, name)
+        assert result == client.status(name).summary()
+        self._check_events(name, case, lanes=client.status(name).lanes)
+
+    def _after_deaths(self, case: Case, environ: Mapping[str, str], name: str) -> psutil.Process:
+        """Start workers that die, until each death has come; returns the one that lives on: after a group's, another."""
+        log = self._log(name)
+        kills = [
+            Kill(step=step, moment=moment, nth=int(nth), group=case.group, mark=str(self._place / f"{name}.{number}"))  # type: ignore[arg-type]
+            for number, (step, moment, nth) in enumerate(death.split() for death in case.deaths)
+        ]
+        dying = {**environ, "DYING": msgspec.json.encode(kills).decode()}
+        worker = self._workers.start("tests.chaos.dying", dying, log)
+        for death in kills:
+            if not worker.is_running():
+                worker = self._workers.start("tests.chaos.dying", dying, log)
+            until(Path(death.mark).exists, within=100, what=f"it dies {death.moment} {death.step}")
+            if case.group:
+                worker.wait(timeout=10)
+        return self._workers.start("workers.celery_app", environ, log) if case.group else worker
+
+    def _log(self, name: str) -> Path:
+        return self._place / f"{name}.log"
+
+    def _check_events(self, name: str, case: Case, *, lanes: int) -> None:
+        """Each state changed once. A group's death may hit a process between the change and the word of it."""
+        log = self._log(name).read_text()
+        completed = re.findall(rf"request\.completed request_id={name} ", log)
+        closed = sorted(map(int, re.findall(rf"lane\.completed request_id={name} lane=(\d+) ", log)))
+        assert len(completed) <= 1
+        assert len(set(closed)) == len(closed)
+        if not case.group:
+            assert len(completed) == 1
+            assert closed == (list(range(lanes)) if lanes > 1 else [])
+
+
+@pytest.fixture(scope="module")
+def fates(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Case, Future[None]]]:
+    """All cases that are asked for, under way side by side: most of their time they wait for a message to come again."""
+    items = [
+        item for item in request.session.items if isinstance(item, pytest.Function) and item.module is request.module
+    ]
+    wanted: list[Case] = [item.callspec.params["case"] for item in items if hasattr(item, "callspec")]  # type: ignore[misc]
+    with EmbeddedAws(port=free_port()) as aws, nursery() as workers, ThreadPoolExecutor(AT_ONCE) as pool:
+        ward = Ward(aws, workers, tmp_path_factory.mktemp("kills"))
+        fates = {case: pool.submit(ward.suffer, f"case{CASES.index(case)}", case) for case in wanted}
+        yield fates
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_killed_worker_loses_and_doubles_nothing(case: Case, fates: dict[Case, Future[None]]) -> None:
+    """After the deaths the request completes: each operation, each state and the chord's callback took effect once."""
+    fates[case].result(timeout=280)
+
+
+def test_every_named_step_has_its_deaths() -> None:
+    """Each step that the writer's docstring names is killed before and after, the child and the group; and each task's end."""
+    deaths = [(death.split(), case.group) for case in CASES for death in case.deaths]
+    moments = {(step.partition(":")[0], moment) for (step, moment, _), _ in deaths}
+    assert moments >= {(step, moment) for step in _named_steps() for moment in ("before", "after")}
+    whose = {(step.partition(":")[0], group) for (step, _, _), group in deaths}
+    assert whose >= {(step, group) for step in _named_steps() for group in (True, False)}
+    tasks = re.findall(r"^(\w+)  +\S", mdstore.queue.tasks.__doc__ or "", re.MULTILINE)
+    assert tasks == ["ingest", "apply_lane", "finish"]
+    acknowledged = {(step, moment) for (step, moment, _), _ in deaths if step.startswith("ack:")}
+    assert acknowledged == {(f"ack:{task}", moment) for task in tasks for moment in ("before", "after")}
+
+
+def _named_steps() -> list[str]:
+    """The steps in the list at the head of `writer.py`; one with steps of its own under it stands for those."""
+    _, _, after = (mdstore.writer.__doc__ or "").partition("    apply_lane\n")
+    lines = after.partition("\n\n")[0].splitlines()
+    steps = [(len(line) - len(line.lstrip()), line.split()[0]) for line in lines]
+    depths = [depth for depth, _ in steps[1:]] + [0]
+    return [step for (depth, step), next_depth in zip(steps, depths, strict=True) if next_depth <= depth]

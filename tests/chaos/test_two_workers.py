@@ -1,0 +1,198 @@
+"""Two workers have the same lane at the same time, as after a visibility timeout that ran out; all ends exactly right."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from mdstore.client import Client
+from mdstore.ledger import Receipt
+from mdstore.local import EmbeddedAws, free_port
+from mdstore.model import Counts, Operation, Reference
+from mdstore.provision import provision
+from mdstore.settings import load_settings
+from mdstore.store import Store
+from mdstore.writer import Writer
+from tests.chaos.foreseen import Foreseen, families, random_operations
+from tests.chaos.messages import Messages
+from tests.chaos.nursery import nursery
+from tests.waiting import until
+
+ROUNDS = 15
+OPERATIONS = 600  # a round
+PATCHES = 25  # of each record, by each writer
+LANES = 2  # so that a wave has several transactions
+VISIBLE_AGAIN = 2  # seconds
+Environ = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def environ() -> Iterator[Environ]:
+    """An emulator with a provisioned namespace."""
+    with EmbeddedAws(port=free_port()) as aws:
+        made = {
+            **os.environ,
+            "AWS_ENDPOINT_URL": aws.url,
+            "MDSTORE_NAMESPACE": f"two-{uuid4().hex[:12]}",
+            "MDSTORE_WAIT_TIME": "1",
+            "MDSTORE_LANE_OPERATIONS": str(OPERATIONS // LANES),
+        }
+        for _ in provision(load_settings(made).settings):
+            pass
+        yield made
+
+
+# -- two writers
+
+
+def _apply_at_once(environ: Mapping[str, str], barrier: Barrier, orders: Connection) -> None:
+    """A process that applies lanes: for each order, when the other one is ready too; answers with counts and meetings."""
+    store = Store(load_settings(environ).settings)
+    met: list[Receipt] = []
+    notice = Writer._noticed_redelivery
+
+    def noticed(self: Writer, job: Any, former: Receipt) -> Receipt:
+        met.append(former)
+        return notice(self, job, former)
+
+    Writer._noticed_redelivery = noticed  # type: ignore[method-assign]
+    with suppress(EOFError):  # there are no more orders
+        while True:
+            reference, lanes = orders.recv()
+            store.payloads.header(reference)
+            barrier.wait(60)
+            orders.send(({lane: store.writer.apply_lane(reference, lane).counts for lane in lanes}, len(met)))
+
+
+@contextmanager
+def _two_writers(environ: Mapping[str, str]) -> Iterator[list[Connection]]:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    pipes = [context.Pipe() for _ in range(2)]
+    processes = [context.Process(target=_apply_at_once, args=(environ, barrier, theirs)) for _, theirs in pipes]
+    for process in processes:
+        process.start()
+    try:
+        yield [ours for ours, _ in pipes]
+    finally:
+        for ours, _ in pipes:
+            ours.close()
+        for process in processes:
+            process.join(20)
+            process.kill()
+
+
+def _stored(client: Client, operations: Sequence[Operation], request_id: str) -> Reference:
+    """A request that is accepted and started, without a message for any worker."""
+    store = client.store
+    accepted = store.ingestor.submit(operations, publish=lambda _: None, request_id=request_id, on_invalid="refuse")
+    store.ledger.start(accepted.reference, operations=accepted.operations, refused=accepted.refused)
+    return accepted.reference
+
+
+def test_two_writers_with_the_same_lanes_apply_them_once(environ: Environ) -> None:
+    """Started together, in the same order of lanes or the opposite, both count the same, and the store is as foreseen."""
+    seed = random.randrange(2**32)
+    print(f"random seed {seed}")
+    dice = random.Random(seed)
+    client = Client(load_settings(environ).settings)
+    meetings = [0, 0]
+    with _two_writers(environ) as writers:
+        for number in range(ROUNDS):
+            request_id = f"round{number}"
+            foreseen = Foreseen(random_operations(dice, f"e{number}", OPERATIONS))
+            reference = _stored(client, foreseen.operations, request_id)
+            lanes = list(range(reference.lanes))
+            writers[0].send((reference, lanes))
+            writers[1].send((reference, lanes if number % 2 else lanes[::-1]))
+            answers: list[tuple[dict[int, Counts], int]] = [_received(writer) for writer in writers]
+            assert answers[0][0] == answers[1][0]
+            assert client.store.ledger.finish(request_id).counts.total == OPERATIONS
+            foreseen.check(client, request_id)
+            meetings = [met for _, met in answers]
+    assert min(meetings) > ROUNDS // 4, "the two hardly met"
+
+
+def test_two_requests_that_patch_the_same_records_lose_no_patch(environ: Environ) -> None:
+    """Each of two writers patches the same few records, with a name of its own each time; all names are there at the end."""
+    client = Client(load_settings(environ).settings)
+    keys = [f"k{number}" for number in range(4)]
+    made = [Operation(op="insert", entity="patched", key=key, data={}) for key in keys]
+    client.store.writer.apply_request(_stored(client, made, "made"))
+    patches = [
+        [
+            Operation(op="patch", entity="patched", key=key, data={f"{writer}-{n}": n})
+            for n in range(PATCHES)
+            for key in keys
+        ]
+        for writer in range(2)
+    ]
+    references = [_stored(client, operations, f"patches{number}") for number, operations in enumerate(patches)]
+    with _two_writers(environ) as writers:
+        for writer, reference in zip(writers, references, strict=True):
+            writer.send((reference, range(reference.lanes)))
+        for writer in writers:
+            counts, _ = _received(writer)
+            assert sum((found.applied["patch"] for found in counts.values()), start=0) == PATCHES * len(keys)
+    names = {f"{writer}-{n}": n for n in range(PATCHES) for writer in range(2)}
+    for key in keys:
+        record = client.get("patched", key)
+        assert (record.version, record.data) == (1 + len(names), names)
+
+
+def _received(writer: Connection) -> Any:
+    assert writer.poll(100), "no answer"
+    return writer.recv()
+
+
+# -- two workers
+
+
+def test_a_lane_that_outlives_its_visibility_timeout_is_applied_once(environ: Environ, tmp_path: Path) -> None:
+    """One worker is in the middle of every lane when the other gets the same messages and comes as far; both go on."""
+    foreseen = Foreseen(families("slow", 11))
+    environ = {
+        **environ,
+        "MDSTORE_QUEUE": "slow",
+        "MDSTORE_VISIBILITY_TIMEOUT": str(VISIBLE_AGAIN),
+        "MDSTORE_DEAD_LETTER_QUEUE": "slow-dead",
+        "MDSTORE_LANE_OPERATIONS": str(len(foreseen.operations) // 3 + 1),
+    }
+    client = Client(load_settings(environ).settings)
+    messages = Messages(client.store.aws.sqs, client.settings)
+    client.submit(foreseen.operations, request_id="slow")
+    lanes = range(client.status("slow").lanes)
+    assert len(lanes) > 1
+    with nursery() as workers:
+        logs = [tmp_path / "first.log", tmp_path / "second.log"]
+        for log in logs:
+            meeting = {**environ, "MEETING": str(tmp_path), "MEETING_WORKER": log.stem}
+            workers.start("tests.chaos.meeting", meeting, log, processes=len(lanes))
+            # Each process of the first has a lane, so it takes no message more: what is visible again is the second's.
+            reached = partial(_is_in_every_lane, tmp_path, log.stem, len(lanes))
+            until(reached, within=100, what=f"the {log.stem} worker is in every lane")
+        client.wait("slow", timeout=60)
+        messages.wait_until_acknowledged()
+    foreseen.check(client, "slow")
+    said = "".join(log.read_text() for log in logs)
+    assert sorted(re.findall(r"lane\.completed request_id=slow lane=(\d+) ", said)) == [str(lane) for lane in lanes]
+    assert len(re.findall(r"request\.completed request_id=slow ", said)) == 1
+    first, second = (set(re.findall(r"Task mdstore\.apply_lane\[([^\]]+)\] received", log.read_text())) for log in logs)
+    assert len(first) == len(lanes)
+    assert second == first, "the second worker had the same messages"
+
+
+def _is_in_every_lane(place: Path, worker: str, lanes: int) -> bool:
+    return all((place / f"{lane}.{worker}").exists() for lane in range(lanes))

@@ -1,0 +1,190 @@
+"""The project's parts over one target: actions, receipts and a whole writer, in an entity and a request of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import pytest
+
+from mdstore.actions import Data, Stamp, action
+from mdstore.blobs import Blobs
+from mdstore.draft import Draft
+from mdstore.dynamo.client import DynamoClient, transact
+from mdstore.dynamo.marshal import Item, from_item, to_attribute, to_item
+from mdstore.dynamo.run import Call, Task
+from mdstore.entities import Entities
+from mdstore.errors import TransactionCancelled
+from mdstore.ledger import Ledger, Receipt
+from mdstore.model import Counts, Indexed, Operation, OpName, Reason, Reference
+from mdstore.payload import Payloads
+from mdstore.records import Records, primary_key
+from mdstore.validation import Validator
+from mdstore.writer import Writer
+from tests.conformance.target import SINGLE_THREADED, Target
+from tests.unit.fakes import MemoryObjects
+
+Action = dict[str, Any]
+UPDATED_AT = 1_700_000_000_123  # Unix milliseconds
+TOMBSTONE_EXPIRES_AT = 1_900_000_000  # Unix seconds
+encode = msgspec.json.Encoder().encode
+
+
+class Bench:
+    """Keys are of an entity that no other test has, so tests may share a table."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.dynamo = target.dynamo
+        self.table = target.settings.records_table
+        self.ledger_table = target.settings.ledger_table
+        unique = uuid4().hex[:12]
+        self.entity, self.request_id = f"e{unique}", f"r{unique}"
+        self.objects = MemoryObjects()
+        self.validator = Validator(entities=Entities(), max_record_bytes=2**24)
+        self.payloads = Payloads(objects=self.objects, prefix="payloads/", max_lane_bytes=2**26)
+        self.ledger = self.ledger_over(self.dynamo)
+        self.records = self.records_over(self.dynamo)
+
+    # -- calls
+
+    def send(self, *actions: Action) -> None:
+        """One transaction, as the writer sends it."""
+        self.make(transact(encode(actions)))
+
+    def make(self, call: Call) -> Any:
+        """One call; returns its answer."""
+        (answer,) = self.dynamo.run([_once(call)])
+        return answer
+
+    def cancelled(self, *actions: Action) -> list[dict[str, Any]]:
+        """The reasons for which DynamoDB cancels a transaction."""
+        with pytest.raises(TransactionCancelled) as caught:
+            self.send(*actions)
+        return list(caught.value.reasons)
+
+    # -- actions
+
+    def operation(self, op: OpName, key: str, **fields: Any) -> Indexed:
+        """An operation as a worker has it."""
+        return Indexed(index=0, op=op, entity=self.entity, key=key, **fields)
+
+    def action(self, operation: Indexed, data: Data | None = None, **how: Any) -> Action:
+        """Its action; `data` is `{"n": 2}` unless given."""
+        stamp = Stamp(
+            table=self.table,
+            updated_by=f"{self.request_id}/0/0",
+            updated_at=UPDATED_AT,
+            tombstone_expires_at=TOMBSTONE_EXPIRES_AT,
+        )
+        return action(operation, to_attribute({"n": 2}) if data is None else data, stamp, **how)
+
+    def act(self, op: OpName, key: str, *, data: Data | None = None, **fields: Any) -> Action:
+        """The action of an operation that is made here."""
+        return self.action(self.operation(op, key, **fields), data)
+
+    def receipt_put(self, number: int = 0, receipt: Receipt | None = None) -> Action:
+        """The action that writes a receipt of lane 0."""
+        return self.ledger.receipt_put(self.request_id, 0, receipt or Receipt(number=number))
+
+    def put(self, key: str, **values: Any) -> Action:
+        """An unconditional put of a record's item."""
+        item = {"pk": primary_key(self.entity, key), "entity": self.entity, "key": key, **values}
+        return {"Put": {"TableName": self.table, "Item": to_item(item)}}
+
+    def store(self, key: str, **values: Any) -> None:
+        """Put a record's item as it is told."""
+        self.dynamo.call("PutItem", self.put(key, **values)["Put"])
+
+    # -- reads
+
+    def item(self, key: str) -> Item | None:
+        """A record's item as it is stored, in DynamoDB JSON."""
+        body = {"TableName": self.table, "Key": self.key(key), "ConsistentRead": True}
+        found: Item | None = self.dynamo.call("GetItem", body).get("Item")
+        return found
+
+    def values(self, key: str) -> dict[str, Any] | None:
+        """A record's item in Python values."""
+        item = self.item(key)
+        return None if item is None else from_item(item)
+
+    def key(self, key: str) -> Item:
+        """A record's primary key."""
+        return to_item({"pk": primary_key(self.entity, key)})
+
+    def receipt_numbers(self) -> list[int]:
+        """The transactions of lane 0 that have a receipt."""
+        return sorted(self.ledger.receipts(self.request_id, 0))
+
+    # -- the writer
+
+    def ledger_over(self, dynamo: DynamoClient) -> Ledger:
+        """The ledger as another worker has it."""
+        return Ledger(dynamo=dynamo, table=self.ledger_table, retention_days=15)
+
+    def records_over(self, dynamo: DynamoClient) -> Records:
+        """The records as another worker has them."""
+        return Records(dynamo=dynamo, table=self.table, blobs=self.blobs)
+
+    @property
+    def blobs(self) -> Blobs:
+        """Large data, kept in memory."""
+        return Blobs(objects=self.objects, prefix="blobs/", max_bytes=2**26)
+
+    def writer(self, dynamo: DynamoClient | None = None) -> Writer:
+        """A worker, with a client of its own if `dynamo` is given."""
+        dynamo = dynamo or self.dynamo
+        return Writer(
+            payloads=self.payloads,
+            records=self.records_over(dynamo),
+            blobs=self.blobs,
+            ledger=self.ledger_over(dynamo),
+            dynamo=dynamo,
+            validator=self.validator,
+            table=self.table,
+            tombstone_seconds=86_400,
+            in_flight=1 if self.target.name in SINGLE_THREADED else 4,
+            budget=60,
+        )
+
+    def op(self, name: OpName, key: str, **fields: Any) -> Operation:
+        """An operation as a producer has it."""
+        return Operation(op=name, entity=self.entity, key=key, **fields)
+
+    def request(
+        self, operations: Iterable[Operation], request_id: str | None = None, *, validator: Validator | None = None
+    ) -> Reference:
+        """Store a payload of one lane."""
+        settings = self.target.settings.model_copy(update={"lane_operations": 100_000})
+        draft = Draft(validator=validator or self.validator, settings=settings)
+        for operation in operations:
+            assert draft.add(operation) is None
+        encoded = draft.encode(request_id or self.request_id, "shop")
+        draft.close()
+        with encoded.body:
+            return self.payloads.put(encoded)[0]
+
+    def apply(self, operations: Sequence[Operation], request_id: str | None = None) -> Counts:
+        """Apply a request."""
+        return self.writer().apply_lane(self.request(operations, request_id), 0).counts
+
+    def refused(self, request_id: str | None = None) -> dict[int, Reason]:
+        """What the receipts refuse, by the operations' indexes."""
+        receipts = self.ledger.receipts(request_id or self.request_id, 0).values()
+        return {one.index: one.reason for receipt in receipts for one in receipt.refused}
+
+    def data(self, key: str) -> Any:
+        """A record's data, wherever it is kept."""
+        return self.records.get(self.entity, key).data
+
+
+def codes(reasons: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The codes of a cancelled transaction, in the order of its actions."""
+    return [str(reason.get("Code")) for reason in reasons]
+
+
+def _once(call: Call) -> Task[Any]:
+    return (yield call)

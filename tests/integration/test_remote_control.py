@@ -1,0 +1,380 @@
+"""Commands and events over SNS: two real worker processes, and whoever asks them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+from celery.exceptions import TaskRevokedError
+
+from mdstore.aws import Aws
+from mdstore.errors import ConfigurationError
+from mdstore.local import EmbeddedAws, free_port
+from mdstore.provision import provision
+from mdstore.queue.app import MdstoreApp
+from mdstore.queue.broadcasts import wrap
+from mdstore.queue.janitor import ORPHANED_AFTER, sweep
+from mdstore.queue.topics import SEEN_TAG, Topics
+from mdstore.settings import load_settings
+from mdstore.stack import kill_group, stop_process
+from tests.integration.plain_app import plain_app
+from tests.waiting import until
+
+ROOT = Path(__file__).parents[2]
+Environ = dict[str, str]
+NODES = ("one@here", "two@here")
+
+
+@contextmanager
+def worker(environ: Environ, log: Path, node: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of two processes."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "tests.integration.plain_app", "worker", "-l", "INFO", "-c", "2",
+             "-n", node],
+            cwd=ROOT, env=environ, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        stop_process(process)
+
+
+@pytest.fixture(scope="module")
+def environ() -> Iterator[Environ]:
+    """A provisioned namespace."""
+    with EmbeddedAws(port=free_port()) as aws:
+        made = {
+            **os.environ,
+            "AWS_ENDPOINT_URL": aws.url,
+            "MDSTORE_NAMESPACE": f"fan-{uuid4().hex[:12]}",
+            "MDSTORE_WAIT_TIME": "1",
+            "AWS_ACCESS_KEY_ID": "sentinel-key",
+            "AWS_SECRET_ACCESS_KEY": "sentinel-secret",
+        }
+        for _ in provision(load_settings(made).settings):
+            pass
+        yield made
+
+
+@pytest.fixture(scope="module")
+def app(environ: Environ) -> MdstoreApp:
+    """A client that polls as long as one on AWS does."""
+    return plain_app(load_settings({**environ, "MDSTORE_WAIT_TIME": "10"}).settings)
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workers")
+
+
+@pytest.fixture(scope="module")
+def workers(environ: Environ, app: MdstoreApp, logs: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Two workers that answer."""
+    with worker(environ, logs / "one", NODES[0]) as one, worker(environ, logs / "two", NODES[1]) as two:
+        until(lambda: len(ping(app)) == 2)
+        yield dict(zip(NODES, (one, two), strict=True))
+
+
+def ping(app: MdstoreApp, **options: Any) -> dict[str, Any]:
+    return app.control.inspect(**{"limit": 2, "timeout": 5, **options}).ping() or {}
+
+
+def queues(topics: Topics) -> set[str]:
+    """The SQS names of all queues of the namespace but those of tasks."""
+    return set(topics.listed())
+
+
+def celery(environ: Environ, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of Celery's own."""
+    return subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "tests.integration.plain_app", *arguments],
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("workers")
+def test_every_worker_answers(app: MdstoreApp, environ: Environ) -> None:
+    """`celery inspect ping` and `status` show both workers, keep to their timeout, and leave no queue behind."""
+    before = queues(app.topics)
+    began = time.monotonic()
+    assert ping(app) == {node: {"ok": "pong"} for node in NODES}
+    assert time.monotonic() - began < 4  # both answers are there long before the timeout
+    assert set(ping(app, destination=[NODES[0]])) == {NODES[0]}
+    began = time.monotonic()
+    assert ping(app, destination=["nobody@here"], timeout=2) == {}
+    assert 2 <= time.monotonic() - began < 5
+    assert queues(app.topics) == before
+
+    for command in (["inspect", "ping", "--timeout", "2"], ["status", "--timeout", "2"]):
+        answer = celery(environ, *command)
+        assert answer.returncode == 0, answer.stderr
+        assert "2 nodes online." in answer.stdout
+    assert queues(app.topics) == before
+
+
+def test_a_task_may_ask_too(app: MdstoreApp, workers: dict[str, subprocess.Popen[bytes]]) -> None:
+    """The usual "am I the only one"; the workers' loops are as quiet as before afterwards."""
+    for _ in range(4):
+        assert app.tasks["ask"].delay().get(timeout=60) == sorted(NODES)
+    time.sleep(1)
+    before = [sum(psutil.Process(one.pid).cpu_times()[:2]) for one in workers.values()]
+    time.sleep(3)
+    after = [sum(psutil.Process(one.pid).cpu_times()[:2]) for one in workers.values()]
+    assert all(late - early < 1.0 for early, late in zip(before, after, strict=True))
+
+
+@pytest.mark.usefixtures("workers")
+def test_inspection_shows_the_workers_and_no_secret(app: MdstoreApp, logs: Path) -> None:
+    """Statistics, configuration and queues come as JSON, also what holds objects; no key is in them, or in a log."""
+    found = {
+        method: getattr(app.control.inspect(timeout=5, limit=2), method)()
+        for method in ("stats", "conf", "active_queues", "registered", "active", "reserved", "scheduled", "revoked")
+    }
+    for method, answers in found.items():
+        assert set(answers) == set(NODES), method
+    assert found["stats"][NODES[0]]["pool"]["max-concurrency"] == 2
+    assert "nap" in found["registered"][NODES[1]]
+    assert "sentinel-secret" not in json.dumps(found)
+    assert not any("sentinel-secret" in log.read_text() for log in logs.iterdir())
+
+
+def test_the_pool_grows_and_shrinks(app: MdstoreApp, workers: dict[str, subprocess.Popen[bytes]]) -> None:
+    """A process more in one worker, and one less again, by Celery's own count."""
+
+    def processes() -> list[int]:
+        stats = app.control.inspect(timeout=5, limit=2).stats() or {}
+        return [len(stats[node]["pool"]["processes"]) for node in workers if node in stats]
+
+    until(lambda: processes() == [2, 2])  # a terminated process is replaced
+    reply = app.control.pool_grow(1, destination=[NODES[0]], reply=True, timeout=5)
+    assert reply == [{NODES[0]: {"ok": "pool will grow"}}]
+    until(lambda: processes() == [3, 2])
+    app.control.pool_shrink(1, destination=[NODES[0]], reply=True, timeout=5)
+    until(lambda: processes() == [2, 2])
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_revoked_task_does_not_run(app: MdstoreApp) -> None:
+    """A task that was revoked before it came ends REVOKED on whichever worker; one that runs is ended."""
+    waiting, running = str(uuid4()), str(uuid4())
+    app.control.revoke(waiting)
+    until(
+        lambda: all(waiting in ids for ids in (app.control.inspect(timeout=5, limit=2).revoked() or {"": []}).values())
+    )
+    result = app.tasks["add"].apply_async((1, 1), task_id=waiting)
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=30)
+
+    result = app.tasks["nap"].apply_async((60,), task_id=running)
+    until(lambda: any(app.control.inspect(timeout=5, limit=2).active().values()))
+    app.control.revoke(running, terminate=True)
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=30)
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_rate_limit_holds(app: MdstoreApp) -> None:
+    """At one a second and worker, 6 tasks take two seconds and more; unlimited again, they do not."""
+
+    def seconds() -> float:
+        began = time.monotonic()
+        for result in [app.tasks["add"].delay(n, n) for n in range(6)]:
+            result.get(timeout=60)
+        return time.monotonic() - began
+
+    answers = app.control.rate_limit("add", "1/s", reply=True, timeout=5, limit=2)
+    assert sorted(node for answer in answers for node in answer) == list(NODES)
+    assert all("new rate limit set" in answer["ok"] for one in answers for answer in one.values())
+    limited = seconds()
+    app.control.rate_limit("add", 0, reply=True, timeout=5, limit=2)
+    assert limited >= 2
+    assert seconds() < limited
+
+
+def test_a_stale_or_malformed_command_is_not_obeyed(
+    app: MdstoreApp, environ: Environ, workers: dict[str, subprocess.Popen[bytes]], logs: Path
+) -> None:
+    """Commands of long ago, without a time, or that are no commands: logged, deleted and never executed."""
+    aws = Aws(load_settings(environ).settings)
+    command: dict[str, Any] = {
+        "method": "shutdown",
+        "arguments": {},
+        "destination": None,
+        "pattern": None,
+        "matcher": None,
+    }
+
+    def message(headers: dict[str, Any], body: Any = command) -> str:
+        return json.dumps({**json.loads(wrap(json.dumps(body))), "headers": headers})
+
+    bad = [
+        message({"expires": time.time() - 60}),
+        message({}),
+        message({"expires": time.time() + 60}, {**command, "pattern": 5}),
+        json.dumps({"task": "mdstore.ingest"}),
+        "shutdown",
+    ]
+    for name, _ in list(app.topics.subscribed()):
+        url = aws.sqs.get_queue_url(QueueName=name)["QueueUrl"]
+        for text in bad:
+            aws.sqs.send_message(QueueUrl=url, MessageBody=text)
+    for name in ("one", "two"):
+        until(lambda name=name: (logs / name).read_text().count("refused: ") >= len(bad))  # type: ignore[misc]
+        assert "is stale" in (logs / name).read_text()
+
+    assert len(ping(app)) == 2
+    assert [process.poll() for process in workers.values()] == [None, None]
+    letters = aws.sqs.get_queue_url(QueueName=load_settings(environ).settings.dead_letter_queue)["QueueUrl"]
+    assert "Messages" not in aws.sqs.receive_message(QueueUrl=letters)
+
+
+def test_a_restarted_worker_does_not_obey_what_was_said_before(
+    app: MdstoreApp, environ: Environ, tmp_path: Path
+) -> None:
+    """A shutdown that was sent while a worker was dead does not end the next of its name; a new one does, and cleanly."""
+    node, log = "three@here", tmp_path / "three"
+    before = queues(app.topics)
+    with worker(environ, log, node) as process:
+        until(lambda: ping(app, destination=[node], limit=1))
+        kill_group(process)
+    left = queues(app.topics) - before
+    assert len(left) == 1  # the killed one's queue, which still gets what is sent
+    app.control.shutdown(destination=[node])
+    with worker(environ, log, node) as process:
+        until(lambda: ping(app, destination=[node], limit=1))
+        assert process.poll() is None
+        assert "Got shutdown from remote" not in log.read_text()
+        app.control.shutdown(destination=[node])
+        assert process.wait(30) == 0
+    assert queues(app.topics) - before == left  # who ends by himself takes his queue with him
+
+
+def test_left_over_queues_are_swept_and_others_are_not(
+    app: MdstoreApp, environ: Environ, workers: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    """A sweep removes queue and subscription of who is gone for 16 minutes, and nothing that is alive, young or not ours."""
+    aws = Aws(load_settings(environ).settings)
+    topics = app.topics
+    before = dict(topics.subscribed())
+    assert len(before) >= len(workers)
+    old = str(int(time.time() - ORPHANED_AFTER - 5))
+
+    def made(queue: str, tags: dict[str, str]) -> str:
+        another = Topics(load_settings(environ).settings, lambda: aws)
+        another.make(queue)
+        if another.kind_of(queue) != "reply":
+            another.join(queue)
+        aws.sqs.tag_queue(QueueUrl=another.url(queue), Tags=tags)
+        return another.name_of(queue)
+
+    dead = {
+        made(f"gone@here.{topics.control_exchange}", {SEEN_TAG: old}),
+        made(f"{topics.events}.{uuid4()}", {SEEN_TAG: old}),
+    }
+    reply = made(topics.reply_queue("0" * 20), {SEEN_TAG: old})
+    foreign = made(f"{topics.events}.{uuid4()}", {SEEN_TAG: old, "mdstore:namespace": "another"})
+    young = made(f"{topics.events}.{uuid4()}", {})
+    stranger = f"{topics.events}-stranger"
+    url = aws.sqs.create_queue(QueueName=stranger)["QueueUrl"]
+    place = aws.arn("sqs", stranger, queue_url=url)
+    aws.sns.subscribe(TopicArn=aws.arn("sns", topics.events, queue_url=url), Protocol="sqs", Endpoint=place)
+    deleted = made(f"{topics.events}.{uuid4()}", {})
+    aws.sqs.delete_queue(QueueUrl=aws.sqs.get_queue_url(QueueName=deleted)["QueueUrl"])
+
+    assert set(sweep(topics)) == {*dead, deleted}
+    assert set(sweep(topics, listing=True)) == {reply}
+    assert sweep(topics, listing=True) == []
+    assert set(dict(topics.subscribed())) == {*before, foreign, young, stranger}
+    assert {foreign, young, stranger} <= queues(topics)
+    assert not queues(topics) & {*dead, reply}
+    for name in (foreign, young, stranger):
+        topics.discard(name, dict(topics.subscribed())[name])
+    assert len(ping(app)) == 2
+
+
+@pytest.mark.usefixtures("workers")
+def test_events_are_complete_and_published_once_a_second(app: MdstoreApp) -> None:
+    """100 tasks: each is received, started and has succeeded, in a publish a second and worker and not one an event."""
+    topics, queue = app.topics, f"{app.topics.events}.{uuid4()}"
+    topics.make(queue)
+    topics.join(queue)
+    began = time.monotonic()
+    results = [app.tasks["add"].delay(n, n) for n in range(100)]
+    for result in results:
+        result.get(timeout=60)
+    seconds = time.monotonic() - began
+    ids = {str(result) for result in results}  # events of tasks before these may still be on their way
+    found: Counter[tuple[str, str]] = Counter()
+    messages = 0
+
+    def received() -> bool:
+        nonlocal messages
+        answer = app.store.aws.sqs.receive_message(
+            QueueUrl=topics.url(queue), MaxNumberOfMessages=10, WaitTimeSeconds=1
+        )
+        for message in answer.get("Messages", []):
+            events = json.loads(json.loads(message["Body"])["body"])
+            messages += 1
+            found.update((event["type"], event["uuid"]) for event in events if event.get("uuid") in ids)
+        return len(found) >= 300
+
+    until(received)
+    topics.remove(queue)
+    print(f"{messages} publishes for {sum(found.values())} events in {seconds:.1f} s")
+    assert found == Counter(
+        {(f"task-{state}", ident): 1 for state in ("received", "started", "succeeded") for ident in ids}
+    )
+    assert messages <= 2 * (seconds + 3)
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_client_says_what_it_sends(environ: Environ) -> None:
+    """With Celery's `task_send_sent_event` a sender's own event reaches a receiver of Celery's."""
+    app = plain_app(load_settings(environ).settings)
+    app.conf.task_send_sent_event = True
+    found: list[dict[str, Any]] = []
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"task-sent": found.append})
+        with receiver.consumer_context(wakeup=False) as (listening, _, _):
+            result = app.tasks["add"].delay(1, 1)
+            until(lambda: found or listening.drain_events(timeout=5))
+    app.topics.remove(receiver.queue.name)
+    assert [event["uuid"] for event in found] == [result.id]
+    assert result.get(timeout=30) == 2
+
+
+def test_a_worker_works_without_topics(environ: Environ, tmp_path: Path) -> None:
+    """Where the topics are missing a worker says what to do, and does its tasks all the same."""
+    mine = {**environ, "MDSTORE_NAMESPACE": f"bare-{uuid4().hex[:8]}"}
+    settings = load_settings(mine).settings
+    aws = Aws(settings)
+    for _ in provision(settings):
+        pass
+    url = aws.sqs.get_queue_url(QueueName=settings.queue)["QueueUrl"]
+    for topic in (settings.control_topic, settings.events_topic):
+        aws.sns.delete_topic(TopicArn=aws.arn("sns", topic, queue_url=url))
+    log = tmp_path / "bare"
+    with worker(mine, log, "bare@here"):
+        bare = plain_app(settings)
+        assert bare.tasks["add"].delay(2, 3).get(timeout=60) == 5
+    assert "no remote control until this is mended" in log.read_text()
+    assert list(Topics(settings, lambda: aws).listed()) == []
+
+
+def test_remote_control_can_be_off(environ: Environ) -> None:
+    """Where it is off, asking says so, instead of waiting for nobody."""
+    app = plain_app(load_settings({**environ, "MDSTORE_REMOTE_CONTROL": "false"}).settings)
+    with pytest.raises(ConfigurationError, match="remote_control"):
+        app.control.inspect().ping()

@@ -1,0 +1,271 @@
+"""The transport under real workers: what is held, given back, delayed, and dead-lettered."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from celery import group
+from celery.exceptions import WorkerLostError
+from kombu import Connection
+
+from mdstore.client import Client
+from mdstore.local import EmbeddedAws, free_port
+from mdstore.provision import provision
+from mdstore.queue.app import MdstoreApp
+from mdstore.queue.outbox import Unsent
+from mdstore.settings import load_settings
+from tests.integration.test_queue import Environ, aws, client, dead_letters, environ, settings, worker
+from tests.waiting import until
+
+__all__ = ["aws", "client", "environ", "settings"]  # fixtures
+
+APP = "tests.integration.transport_app"
+
+
+@pytest.fixture
+def notes(tmp_path: Path, environ: Environ, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the tasks write; messages come again after two seconds without a heartbeat."""
+    path = tmp_path / "notes"
+    path.touch()
+    environ |= {"NOTES": str(path), "MDSTORE_VISIBILITY_TIMEOUT": "2", "MDSTORE_TASK_TIME_LIMIT": "60"}
+    monkeypatch.setenv("NOTES", str(path))
+    return path
+
+
+@pytest.fixture
+def app(environ: Environ, notes: Path) -> MdstoreApp:  # noqa: ARG001
+    from tests.integration.transport_app import noting_app  # noqa: PLC0415  importing it makes an app of the defaults
+
+    return noting_app(load_settings(environ).settings)
+
+
+def lines(notes: Path) -> list[str]:
+    return notes.read_text().splitlines()
+
+
+def test_a_task_that_runs_five_times_the_visibility_timeout_is_delivered_once(
+    app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path
+) -> None:
+    with worker(environ, tmp_path / "1.log", APP), worker(environ, tmp_path / "2.log", APP):
+        result = app.tasks["nap"].delay(10)
+        assert result.get(timeout=30) == "rested"
+        time.sleep(3)
+    assert lines(notes) == ["begins", "ends"]
+
+
+def test_a_worker_that_begins_in_an_outage_works_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tries again until SQS answers."""
+    port, log = free_port(), tmp_path / "worker.log"
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    made = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "MDSTORE_WAIT_TIME": "1"}
+    from tests.integration.transport_app import noting_app  # noqa: PLC0415  importing it makes an app of the defaults
+
+    with EmbeddedAws(port=port, data_dir=tmp_path):
+        for _ in provision(load_settings(made).settings):
+            pass
+    with worker(made, log, APP):
+        until(lambda: "Trying to re-establish" in log.read_text())
+        with EmbeddedAws(port=port, data_dir=tmp_path):
+            result = noting_app(load_settings(made).settings).tasks["nap"].delay(0)
+            assert result.get(timeout=60) == "rested"
+    assert "AttributeError" not in log.read_text()  # of what a closed channel does not have any more
+
+
+def test_a_worker_that_is_told_to_stop_loses_nothing_and_doubles_nothing(
+    app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path
+) -> None:
+    touch = app.tasks["touch"]
+    group(touch.si(number) for number in range(1_000)).apply_async()
+    with worker(environ, tmp_path / "1.log", APP) as process:
+        until(lambda: len(lines(notes)) >= 200)
+        process.terminate()
+        began = time.monotonic()
+        assert process.wait(25) == 0
+        assert time.monotonic() - began < 10
+    done = len(lines(notes))
+    assert 200 <= done < 1_000
+    with worker(environ, tmp_path / "2.log", APP):
+        until(lambda: len(lines(notes)) >= 1_000)
+        time.sleep(3)
+    assert sorted(map(int, lines(notes))) == list(range(1_000))
+
+
+def test_a_task_that_outlives_the_grace_is_killed_and_its_message_given_back(
+    app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path
+) -> None:
+    patient = {**environ, "MDSTORE_VISIBILITY_TIMEOUT": "600", "MDSTORE_SHUTDOWN_GRACE": "3"}
+    with worker(patient, tmp_path / "1.log", APP) as process:
+        result = app.tasks["nap"].delay(8)
+        until(lambda: lines(notes) == ["begins"])
+        process.terminate()
+        assert process.wait(10) == 71
+    with worker(environ, tmp_path / "2.log", APP):
+        assert result.get(timeout=20) == "rested"  # and not after 600 s
+    assert lines(notes) == ["begins", "begins", "ends"]
+
+
+def test_a_worker_that_is_killed_loses_nothing(app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
+    with worker(environ, tmp_path / "1.log", APP) as process:
+        result = app.tasks["nap"].delay(3)
+        until(lambda: lines(notes) == ["begins"])
+        os.killpg(process.pid, 9)
+    with worker(environ, tmp_path / "2.log", APP):
+        assert result.get(timeout=30) == "rested"
+
+
+def test_a_countdown_is_waited_for_in_sqs(app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
+    with worker(environ, tmp_path / "worker.log", APP):
+        app.tasks["echo"].delay(1).get(timeout=30)
+        began = time.time()
+        app.tasks["touch"].apply_async((7,), countdown=3)
+        time.sleep(1.5)
+        assert "7" not in lines(notes)
+        assert "touch" not in (tmp_path / "worker.log").read_text().partition("ready.")[2]  # no worker holds it
+        until(lambda: lines(notes) == ["7"])
+        assert time.time() - began >= 3
+
+
+def test_a_retry_waits_in_sqs_too(app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
+    with worker(environ, tmp_path / "worker.log", APP):
+        assert app.tasks["later"].delay().get(timeout=30) == 1
+    first, second = (float(line.rpartition(" ")[2]) for line in lines(notes))
+    assert second - first >= 2
+
+
+def test_a_task_that_kills_its_process_is_dead_lettered_and_fails(
+    app: MdstoreApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+) -> None:
+    with worker(environ, tmp_path / "worker.log", APP) as process:
+        result = app.tasks["die"].delay()
+        with pytest.raises(WorkerLostError):
+            result.get(timeout=60)
+        (letter,) = dead_letters(client, count=1)
+        assert app.tasks["echo"].delay("alive").get(timeout=30) == "alive"
+        assert process.poll() is None
+    assert lines(notes) == ["dies"] * 2  # as often as is allowed
+    assert (letter["task"], letter["receives"]) == ("die", "2")
+    assert "WorkerLostError" in letter["reason"]
+
+
+def test_a_message_that_kills_workers_is_not_executed_any_more(
+    app: MdstoreApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+) -> None:
+    """A message that was delivered as often as is allowed, without a word of what became of it, is a poison."""
+    result = app.tasks["nap"].delay(30)
+    for number in range(2):
+        with worker(environ, tmp_path / f"{number}.log", APP) as process:
+            until(lambda number=number: len(lines(notes)) == number + 1)  # type: ignore[misc]
+            os.killpg(process.pid, 9)
+    with worker(environ, tmp_path / "last.log", APP):
+        (letter,) = dead_letters(client, count=1)
+        with pytest.raises(Exception, match="delivered 3 times without an end"):
+            result.get(timeout=30)
+        assert app.tasks["echo"].delay("alive").get(timeout=30) == "alive"
+    assert lines(notes) == ["begins"] * 2
+    assert "delivered 3 times without an end" in letter["reason"]
+
+
+def test_a_rejected_message_is_dead_lettered_with_its_traceback(
+    app: MdstoreApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+) -> None:
+    with worker(environ, tmp_path / "worker.log", APP):
+        app.tasks["refuse"].delay()
+        (letter,) = dead_letters(client, count=1)
+        time.sleep(3)
+    assert lines(notes) == ["refuses"]
+    assert "not for me" in letter["reason"]
+    assert "in refuse" in letter["reason"]
+
+
+def test_a_failed_task_is_done(app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
+    with worker(environ, tmp_path / "worker.log", APP):
+        with pytest.raises(ValueError, match="on purpose"):
+            app.tasks["fail"].delay().get(timeout=30)
+        time.sleep(3)
+    assert lines(notes) == ["fails"]
+
+
+def test_livez_says_how_a_worker_is(app: MdstoreApp, environ: Environ, tmp_path: Path) -> None:
+    port = free_port()
+    with worker({**environ, "MDSTORE_WORKER_PORT": str(port)}, tmp_path / "worker.log", APP):
+        app.tasks["echo"].delay(1).get(timeout=30)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez") as answer:
+            health = json.loads(answer.read())
+    assert (health["ok"], health["wrong"], health["held"]) == (True, [], 0)
+
+
+def test_a_client_without_a_loop_can_consume(app: MdstoreApp) -> None:
+    queue = app.amqp.queues[app.settings.queue]
+    with Connection(
+        "sqs://", transport=app.conf.broker_transport, transport_options=app.conf.broker_transport_options
+    ) as connection:
+        app.tasks["echo"].delay("hello")
+        found = []
+        with connection.Consumer([queue], callbacks=[lambda body, message: found.append(body) or message.ack()]):  # type: ignore[func-returns-value]
+            connection.drain_events(timeout=5)
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=1.5)
+    assert found[0][0] == ["hello"]
+
+
+def test_what_cannot_be_sent_is_said(app: MdstoreApp, client: Client) -> None:
+    echo, sqs = app.tasks["echo"], client.store.aws.sqs
+    echo.delay("known")
+    sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=app.settings.queue)["QueueUrl"])
+    with pytest.raises(Unsent, match="1 of 1 messages were not sent"):
+        echo.delay("alone")
+    with pytest.raises(Unsent, match="30 of 30 messages were not sent"):
+        group(echo.si(number) for number in range(30)).apply_async()
+    with pytest.raises(Unsent, match="2 of 2 messages were not sent"):  # noqa: PT012, SIM117
+        with app.batched():
+            echo.delay("one")
+            echo.delay("two")
+
+
+def test_a_countdown_of_a_day_is_kept_and_moved_when_it_is_due(
+    app: MdstoreApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+) -> None:
+    """It is in the due-time table; a worker moves it into its queue, whose delay does the rest."""
+    app.tasks["touch"].apply_async((1,), countdown=86_400)
+    app.tasks["touch"].apply_async((2,), countdown=902)  # which is to be moved two seconds later
+    items = client.store.aws.dynamodb.scan(TableName=app.settings.due_table)["Items"]
+    assert len([item for item in items if "body" in item]) == 2
+    with worker(environ, tmp_path / "worker.log", APP):
+        assert until(lambda: _delayed(client) == 1)
+    items = client.store.aws.dynamodb.scan(TableName=app.settings.due_table)["Items"]
+    assert len([item for item in items if "body" in item]) == 1
+    assert lines(notes) == []
+
+
+def _delayed(client: Client) -> int:
+    sqs = client.store.aws.sqs
+    url = sqs.get_queue_url(QueueName=client.settings.queue)["QueueUrl"]
+    names = ["ApproximateNumberOfMessagesDelayed"]
+    found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]  # type: ignore[arg-type]
+    return int(found["ApproximateNumberOfMessagesDelayed"])
+
+
+def test_arguments_of_three_megabytes_arrive(app: MdstoreApp, environ: Environ, tmp_path: Path) -> None:
+    with worker(environ, tmp_path / "worker.log", APP):
+        large = "x" * 3 * 2**20
+        assert app.tasks["size"].delay(large).get(timeout=30) == len(large)
+
+
+def test_the_last_failure_of_a_store_task_is_told_once(
+    app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path, client: Client
+) -> None:
+    """Its error callback is called when its message goes to the dead letters, and not before."""
+    operations = [{"op": "upsert", "entity": "thing", "key": "k", "data": {}}]
+    broken = {**environ, "MDSTORE_RECORDS_TABLE": "missing"}
+    app.tasks["mdstore.ingest"].apply_async((operations,), link_error=app.tasks["touch"].si(7))
+    with worker(broken, tmp_path / "1.log", APP):
+        (letter,) = dead_letters(client, count=1)
+        assert "ResourceNotFoundException" in letter["reason"]
+        until(lambda: lines(notes))
+        time.sleep(2)
+    assert lines(notes) == ["7"]

@@ -1,0 +1,74 @@
+"""An app of plain tasks that say in a file, `NOTES`, what they do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Task
+from celery.exceptions import Reject
+
+from mdstore.queue import create_app
+from mdstore.queue.app import MdstoreApp
+from mdstore.settings import Settings
+
+
+def note(text: str) -> None:
+    """Append a line."""
+    with Path(os.environ["NOTES"]).open("a") as notes:
+        notes.write(f"{text}\n")
+
+
+def noting_app(settings: Settings | None = None) -> MdstoreApp:
+    """The app."""
+    made = create_app(settings)
+
+    @made.task(name="touch", shared=False, ignore_result=True)
+    def touch(number: int) -> None:
+        note(f"{number}")
+
+    @made.task(name="nap", shared=False)
+    def nap(seconds: float) -> str:
+        note("begins")
+        time.sleep(seconds)
+        note("ends")
+        return "rested"
+
+    @made.task(name="die", shared=False)
+    def die() -> None:
+        note("dies")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @made.task(name="refuse", shared=False)
+    def refuse() -> None:
+        note("refuses")
+        raise Reject("not for me", requeue=False)
+
+    @made.task(name="fail", shared=False)
+    def fail() -> None:
+        note("fails")
+        raise ValueError("on purpose")
+
+    @made.task(name="later", shared=False, bind=True, max_retries=2)
+    def later(self: Task) -> int:
+        note(f"try {self.request.retries} at {time.time()}")
+        if self.request.retries < 1:
+            raise self.retry(countdown=2)
+        retries: int = self.request.retries
+        return retries
+
+    @made.task(name="echo", shared=False)
+    def echo(value: Any) -> Any:
+        return value
+
+    @made.task(name="size", shared=False)
+    def size(text: str) -> int:
+        return len(text)
+
+    return made
+
+
+app = noting_app()

@@ -1,0 +1,155 @@
+"""Transactions in the order in which they took effect, carried out again on the model: each must be a step that it allows.
+
+Where each is, the end is that of a serial order of the transactions, namely of this one. A refusal has no effect; it is
+right where its reason held at some moment between the receipts before it, on its keys, and the receipt that says so.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mdstore.model import Reason
+from tests.model.model import APPLIED, Key, Known, Plan, Rules, Source, States, Unit, effect
+
+Outcomes = dict[int, Reason | None]  # None: applied
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """A transaction that took effect: its receipt, the keys of its other actions, and the records of those after it."""
+
+    request_id: str
+    lane: int
+    number: int
+    keys: tuple[Key, ...]
+    refused: Mapping[int, Reason]
+    records: Mapping[Key, Known | None]
+
+
+class Faulty(AssertionError):
+    """What took effect is not what the design says."""
+
+
+def require(condition: object, fault: str) -> None:
+    """Raise unless `condition` holds."""
+    if not condition:
+        raise Faulty(fault)
+
+
+class _Course:
+    """How far a request has come: when each operation got its outcome, in commits counted from 1."""
+
+    def __init__(self, plan: Plan, refused: Mapping[int, Reason]) -> None:
+        self.refused = refused
+        self.interleaved = {index for unit in plan.interleaved(refused) for index in unit.members}
+        self.plan = plan.without(unit for unit in plan.units if unit.members[0] in self.interleaved)
+        self.unit_of = {index: unit for unit in self.plan.units for index in unit.members}
+        self.resolved: dict[int, int] = {}
+        self.applied: set[int] = set()
+
+    def next_on(self, key: Key) -> int:
+        """The first operation on `key` without outcome."""
+        waiting = [i for i in self.unit_of if self.plan.key(i) == key and i not in self.resolved]
+        require(waiting, f"{key}: applied more often than there are operations")
+        return min(waiting)
+
+    def resolve(self, index: int, now: int) -> None:
+        """Note that an operation has its outcome."""
+        require(index not in self.resolved and index not in self.plan.early, f"operation {index} has two outcomes")
+        self.resolved[index] = now
+
+    def since(self, unit: Unit) -> int:
+        """When all that goes before `unit` had its outcome."""
+        before = [index for other in self.plan.before[unit] for index in other.members]
+        require(all(index in self.resolved for index in before), f"{unit} went before what is before it on its keys")
+        return max((self.resolved[index] for index in before), default=0)
+
+    def outcomes(self) -> Outcomes:
+        """What became of each operation that was sent."""
+        return {index: None if index in self.applied else self.refused[index] for index in self.resolved}
+
+
+class History:
+    """Carries commits out again. `states` is how the model's records stand."""
+
+    def __init__(self, requests: Mapping[str, Sequence[Source]], commits: Sequence[Commit], rules: Rules) -> None:
+        self._rules = rules
+        self._known: dict[Key, list[tuple[int, Known | None]]] = defaultdict(lambda: [(0, None)])
+        refused: dict[str, dict[int, Reason]] = {request_id: {} for request_id in requests}
+        receipts: set[tuple[str, int, int]] = set()
+        for commit in commits:
+            receipt = commit.request_id, commit.lane, commit.number
+            require(receipt not in receipts, f"transaction {receipt} took effect twice")
+            receipts.add(receipt)
+            twice = refused[commit.request_id].keys() & commit.refused.keys()
+            require(not twice, f"operations {twice} are refused by two receipts")
+            refused[commit.request_id] |= commit.refused
+        self._courses = {
+            request_id: _Course(Plan.of(sources, rules), refused[request_id])
+            for request_id, sources in requests.items()
+        }
+        for now, commit in enumerate(commits, 1):
+            self._carry_out(commit, now)
+
+    @property
+    def states(self) -> States:
+        """The records at the end."""
+        return {key: line[-1][1] for key, line in self._known.items() if line[-1][1] is not None}
+
+    def outcomes(self, request_id: str) -> Outcomes:
+        """What became of each operation of a request; every one that was sent has an outcome."""
+        course = self._courses[request_id]
+        missing = course.plan.operations.keys() - course.resolved.keys() - course.plan.early.keys()
+        require(not missing, f"{request_id}: operations {missing} have no outcome")
+        return course.outcomes()
+
+    def _carry_out(self, commit: Commit, now: int) -> None:
+        course = self._courses[commit.request_id]
+        for index in commit.refused:
+            course.resolve(index, now)
+        for unit in {course.unit_of[index] for index in commit.refused if index in course.unit_of}:
+            self._check_refusal(course, unit, commit, now)
+        applied = [course.next_on(key) for key in commit.keys]
+        for unit in {course.unit_of[index] for index in applied}:
+            require(set(unit.members) <= set(applied), f"{unit} applied in part")
+            course.since(unit)
+        for index in applied:
+            self._apply(course, index, now)
+        for key, record in commit.records.items():
+            known = self._known[key][-1][1]
+            require(record == known, f"{commit}: {key} is {record}, not {known}")
+
+    def _apply(self, course: _Course, index: int, now: int) -> None:
+        operation, key = course.plan.operations[index], course.plan.key(index)
+        known = self._known[key][-1][1]
+        why = self._rules.reasons(operation, known)
+        require(not why, f"operation {index} ({operation}) applied to {known}, which refuses it: {set(why)}")
+        course.resolve(index, now)
+        course.applied.add(index)
+        self._known[key].append((now, effect(operation, known)))
+
+    def _check_refusal(self, course: _Course, unit: Unit, commit: Commit, now: int) -> None:
+        require(set(unit.members) <= commit.refused.keys(), f"{unit} was refused in part")
+        since = course.since(unit)
+        reasons = {index: commit.refused[index] for index in unit.members}
+        own = [index for index, reason in reasons.items() if reason is not Reason.GROUP_REFUSED]
+        require(own, f"{unit} was refused, and none of it has a reason of its own")
+        for index in own:
+            operation, line = course.plan.operations[index], self._known[course.plan.key(index)]
+            first = max(position for position, (when, _) in enumerate(line) if when <= since)
+            held = [known for _, known in line[first:]]
+            right = any(reasons[index] in self._rules.reasons(operation, known) for known in held)
+            require(right, f"operation {index} ({operation}) was refused as {reasons[index]} by {held} at {now}")
+
+
+def check_prediction(plan: Plan, legal: Mapping[int, frozenset[Reason]], found: Outcomes) -> None:
+    """Raise unless `found` is what the model says of a request that nothing else went between."""
+    require(found.keys() == legal.keys(), f"outcomes of {sorted(found)}, not of {sorted(legal)}")
+    for index, reason in found.items():
+        right = reason in legal[index] if reason else legal[index] == APPLIED
+        require(right, f"operation {index}: {reason or 'applied'}, expected {set(legal[index]) or 'applied'}")
+    for unit in plan.units:
+        refused = {found[index] for index in unit.members} - {None}
+        require(refused != {Reason.GROUP_REFUSED}, f"{unit} was refused, and none of it has a reason of its own")

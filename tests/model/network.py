@@ -1,0 +1,202 @@
+"""What is between the writers and DynamoDB: a service that answers calls, and a recorder of what took effect there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from mdstore.dynamo.marshal import Item, from_item
+from mdstore.errors import ConditionFailed, RequestRejected, TransactionCancelled
+from mdstore.model import Reason
+from mdstore.signed import Answer, SignedHttp
+from tests.model.history import Commit, require
+from tests.model.model import Key, Known
+from tests.unit.fakes import Actions, MemoryDynamo, meets, updated
+
+_DEFAULT = re.compile(r"(#\w+) = if_not_exists\(\1, (:\w+)\)")
+_ONE_OF = re.compile(r"(#\w+) IN \((:\w+), (:\w+)\)")
+
+
+class Service(Protocol):
+    """DynamoDB at its door: an operation and a body in DynamoDB JSON, and what it says."""
+
+    def answer(self, operation: str, body: bytes) -> Answer:
+        """Carry out a call."""
+
+    def forget(self) -> None:
+        """Let the ten minutes pass for which DynamoDB remembers tokens."""
+
+
+class Tables(MemoryDynamo):
+    """Tables in memory that know `UpdateItem` as the ledger calls it, and find writes of one entity malformed."""
+
+    def __init__(self, odd: str) -> None:
+        super().__init__()
+        self._odd = f"{odd}#"
+        self.before = self._check
+
+    def _check(self, actions: Actions) -> None:
+        for action in actions:
+            body = next(iter(action.values()))
+            if (body.get("Key") or body["Item"])["pk"]["S"].startswith(self._odd):
+                raise RequestRejected("one or more parameter values were invalid", code="ValidationException")
+
+    def _updateitem(self, body: dict[str, Any]) -> Any:
+        place = body["TableName"], body["Key"]["pk"]["S"], body["Key"]["sk"]["S"]
+        old = self.items.get(place)
+        body["ConditionExpression"] = _ONE_OF.sub(r"(\1 = \2 OR \1 = \3)", body["ConditionExpression"])
+        if not meets(body, old):
+            raise ConditionFailed("UpdateItem: the conditional request failed")
+        names = body["ExpressionAttributeNames"]
+        sets, _, removes = body["UpdateExpression"].partition(" REMOVE ")
+        changes = [
+            _DEFAULT.sub(r"\1 = \2", change)
+            for change in re.split(r", (?=#)", sets.removeprefix("SET "))
+            if not ((default := _DEFAULT.fullmatch(change)) and old and names[default[1]] in old)
+        ]
+        expression = f"SET {', '.join(changes)} REMOVE {removes or '#nothing'}"
+        named = {**names, "#nothing": ""}
+        change = {**body, "UpdateExpression": expression, "ExpressionAttributeNames": named}
+        self.items[place] = updated(old, change)
+        return {"Attributes": self.items[place]}
+
+
+class MemoryService:
+    """Tables in memory behind DynamoDB's JSON protocol, with its memory for tokens, and limits of a transaction."""
+
+    def __init__(self, tables: MemoryDynamo, *, actions: int, size: int) -> None:
+        self._tables = tables
+        self._actions = actions
+        self._size = size
+        self._tokens: dict[str, bytes] = {}
+
+    def forget(self) -> None:
+        self._tokens.clear()
+
+    def answer(self, operation: str, body: bytes) -> Answer:
+        call = msgspec.json.decode(body)
+        if len(call.get("TransactItems", ())) > self._actions or len(body) > self._size:
+            return failure("ValidationException", message="more than a transaction may hold")
+        token = call.pop("ClientRequestToken", None)
+        if token in self._tokens:
+            same = self._tokens[token] == body
+            return said(200) if same else failure("IdempotentParameterMismatchException")
+        try:
+            content = self._tables.call(operation, call)
+        except TransactionCancelled as cancelled:
+            return failure("TransactionCanceledException", CancellationReasons=cancelled.reasons)
+        except ConditionFailed:
+            return failure("ConditionalCheckFailedException")
+        except RequestRejected as rejected:
+            return failure("ValidationException", message=str(rejected))
+        if token:
+            self._tokens[token] = body
+        return said(200, content)
+
+
+class RealService:
+    """DynamoDB behind a URL."""
+
+    def __init__(self, http: SignedHttp, url: str) -> None:
+        self._http = http
+        self._url = url
+
+    def forget(self) -> None:
+        """Time does not pass faster there."""
+
+    def answer(self, operation: str, body: bytes) -> Answer:
+        headers = ("Content-Type: application/x-amz-json-1.0", f"X-Amz-Target: DynamoDB_20120810.{operation}")
+        return self._http.send(self._url, headers, body)
+
+    def create_table(self, name: str, key: Sequence[str]) -> None:
+        """Create a table; `key` names its partition key, and its sort key if it has one."""
+        body = {
+            "TableName": name,
+            "BillingMode": "PAY_PER_REQUEST",
+            "AttributeDefinitions": [{"AttributeName": attribute, "AttributeType": "S"} for attribute in key],
+            "KeySchema": [
+                {"AttributeName": attribute, "KeyType": kind}
+                for attribute, kind in zip(key, ("HASH", "RANGE"), strict=False)
+            ],
+        }
+        answer = self.answer("CreateTable", msgspec.json.encode(body))
+        require(answer.status == 200, f"{name}: {answer.body!r}")
+
+
+def said(status: int, content: Any = None) -> Answer:
+    """An answer in JSON."""
+    return Answer(status, [], msgspec.json.encode(content or {}))
+
+
+def failure(code: str, status: int = 400, **more: Any) -> Answer:
+    """An error in DynamoDB's form."""
+    return said(status, {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "said the model", **more})
+
+
+def actions_of(body: bytes) -> list[dict[str, Any]]:
+    """The actions of a transaction, each without the name of its kind."""
+    return [next(iter(action.values())) for action in msgspec.json.decode(body)["TransactItems"]]
+
+
+def place_of(action: dict[str, Any]) -> tuple[str, str]:
+    """Partition and sort key of what an action is on; of a transaction's last action, its receipt."""
+    key = action.get("Key") or action["Item"]
+    return key["pk"]["S"], key.get("sk", {"S": ""})["S"]
+
+
+class Recorder:
+    """Passes calls on, and keeps each transaction that took effect, in order; `read` says what an item of `records` means."""
+
+    def __init__(self, service: Service, *, records: str, read: Callable[[Item], Known]) -> None:
+        self._service = service
+        self._table = records
+        self._read = read
+        self._bodies: set[bytes] = set()
+        self.commits: list[Commit] = []
+
+    def forget(self) -> None:
+        self._service.forget()
+
+    def answer(self, operation: str, body: bytes) -> Answer:
+        answer = self._service.answer(operation, body)
+        # A success that is said again is not one more: by its token, or else its receipt would have cancelled it.
+        if operation == "TransactWriteItems" and answer.status == 200 and body not in self._bodies:
+            self._bodies.add(body)
+            self.commits.append(self._commit(actions_of(body)))
+        return answer
+
+    def _commit(self, actions: Sequence[dict[str, Any]]) -> Commit:
+        keys = tuple(_key(action) for action in actions if action["TableName"] == self._table)
+        require("Item" in actions[-1], f"a transaction on {keys} took effect without a receipt")
+        receipt = from_item(actions[-1]["Item"])
+        request_id, _, lane = receipt["pk"].rpartition("#")
+        return Commit(
+            request_id=request_id,
+            lane=int(lane),
+            number=int(receipt["sk"].removeprefix("tx#")),
+            keys=keys,
+            refused={refusal["index"]: Reason(refusal["reason"]) for refusal in receipt.get("refused", [])},
+            records=self._look_up(keys),
+        )
+
+    def _look_up(self, keys: Sequence[Key]) -> dict[Key, Known | None]:
+        found: dict[Key, Known | None] = dict.fromkeys(keys)
+        if keys:
+            asked = [{"pk": {"S": f"{entity}#{key}"}} for entity, key in keys]
+            body = {"RequestItems": {self._table: {"Keys": asked, "ConsistentRead": True}}}
+            answer = self._service.answer("BatchGetItem", msgspec.json.encode(body))
+            items = msgspec.json.decode(answer.body)["Responses"][self._table]
+            found |= {_key_in(item): self._read(item) for item in items}
+        return found
+
+
+def _key(action: dict[str, Any]) -> Key:
+    return _key_in(action.get("Key") or action["Item"])
+
+
+def _key_in(item: Item) -> Key:
+    entity, _, key = item["pk"]["S"].partition("#")
+    return entity, key

@@ -1,0 +1,109 @@
+"""The tasks of the queue, as `mdstore.queue.tasks` has them, without Celery: what a message does, and what it sends on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mdstore.ledger import LaneSummary, Request
+from mdstore.model import Reference, State
+from tests.model.model import Source
+from tests.model.site import Parts
+
+Requests = Mapping[str, Sequence[Source]]
+Kind = Literal["submit", "ingest", "apply_lane", "finish", "finish_early", "give_up"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is delivered: a producer's `submit`, one of the three tasks, a `finish` too many, or word that a lane gave up."""
+
+    kind: Kind
+    request_id: str
+    lane: int = 0
+
+
+class Tasks:
+    """Messages that wait until they are done with, and all there ever were: any may be delivered again."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._done: dict[str, set[int]] = defaultdict(set)
+        self.references: dict[str, Reference] = {}
+        self.waiting: list[Message] = []
+        self.seen: list[Message] = []
+        self.results: dict[Message, list[Any]] = defaultdict(list)
+
+    def submit(self, request_id: str) -> None:
+        """A producer is about to submit a request."""
+        self._send(Message("submit", request_id))
+
+    def work(self, message: Message) -> Callable[[Parts], object]:
+        """What a delivery of `message` does."""
+        kinds: dict[Kind, Callable[[Parts, Message], object]] = {
+            "submit": self._accept,
+            "ingest": self._ingest,
+            "apply_lane": self._apply_lane,
+            "finish": self._finish,
+            "finish_early": self._finish,
+            "give_up": self._give_up,
+        }
+        return lambda parts: kinds[message.kind](parts, message)
+
+    def done(self, message: Message, result: object) -> None:
+        """A delivery of `message` has ended well: it is acknowledged, and others follow."""
+        if message in self.waiting:
+            self.waiting.remove(message)
+        self.results[message].append(result)
+        if message.kind == "ingest":
+            for lane in result if isinstance(result, list) else ():
+                self._send(Message("apply_lane", message.request_id, lane))
+        elif message.kind == "apply_lane":
+            lanes = self._done[message.request_id]
+            lanes.add(message.lane)
+            if len(lanes) == self.references[message.request_id].lanes:
+                self._send(Message("finish", message.request_id))
+
+    def _send(self, message: Message) -> None:
+        if message not in self.waiting:
+            self.waiting.append(message)
+        if message not in self.seen:
+            self.seen.append(message)
+
+    # -- what they do
+
+    def _accept(self, parts: Parts, message: Message) -> object:
+        def publish(reference: Reference) -> None:
+            self.references[reference.request_id] = reference
+            self._send(Message("ingest", reference.request_id))
+
+        operations = self._requests[message.request_id]
+        return parts.ingestor.submit(operations, publish=publish, request_id=message.request_id, on_invalid="refuse")
+
+    def _ingest(self, parts: Parts, message: Message) -> object:
+        """The request when it is small or done, else the lanes that are missing."""
+        reference = self.references[message.request_id]
+        if reference.lanes <= 1:
+            return parts.writer.apply_request(reference)
+        header = parts.payloads.header(reference)
+        request = parts.ledger.start(reference, operations=header.operations, refused=header.refused_counts)
+        done = {one.lane for one in parts.ledger.lanes(message.request_id) if one.state is State.COMPLETED}
+        missing = [lane for lane in range(reference.lanes) if lane not in done]
+        if request.state is State.COMPLETED or not missing:
+            return parts.ledger.finish(message.request_id)
+        return missing
+
+    def _apply_lane(self, parts: Parts, message: Message) -> LaneSummary:
+        return parts.writer.apply_lane(self.references[message.request_id], message.lane)
+
+    def _finish(self, parts: Parts, message: Message) -> Request:
+        return parts.ledger.finish(message.request_id)
+
+    def _give_up(self, parts: Parts, message: Message) -> LaneSummary:
+        """As after the last delivery, but whatever the state is: the ledger must know better than to lose what is done."""
+        reference = self.references[message.request_id]
+        summary = parts.writer.give_up(reference, message.lane, "attempts were spent")
+        parts.ledger.fail(message.request_id, "attempts were spent")
+        return summary

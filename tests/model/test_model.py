@@ -1,0 +1,160 @@
+"""The store against its model: random requests through the real code, delivered, cut short and interleaved at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mdstore.aws import Aws
+from mdstore.local import EmbeddedAws, free_port
+from mdstore.objects import Objects
+from mdstore.settings import load_settings
+from mdstore.signed import SignedHttp
+from tests.model.deliveries import Clock
+from tests.model.network import MemoryService, RealService, Recorder, Tables
+from tests.model.schedule import Step
+from tests.model.site import BODY, GROUP, LIMITS, RULES, Site, at_once, reader
+from tests.model.strategies import quarrels, requests, schedules
+from tests.model.tasks import Message, Requests, Tasks
+from tests.model.verdict import Verdict
+from tests.model.world import World
+from tests.unit.endpoint import Keys
+from tests.unit.fakes import MemoryObjects
+
+lanes = st.sampled_from([3, 100, 1])  # operations of a lane, about
+pytestmark = pytest.mark.timeout(900)  # a failing example is made small, which takes minutes
+profile = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _limits() -> Iterator[None]:
+    """Limits that a few operations reach."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, limit in LIMITS.items():
+            patch.setattr(name, limit)
+        yield
+
+
+class Run:
+    """One world and its end."""
+
+    def __init__(self, site: Site, given_requests: Requests) -> None:
+        self._site = site
+        self._requests = given_requests
+        self._recorder = Recorder(site.service, records=site.records, read=reader(site))
+        self._tasks = Tasks(given_requests)
+        self.world = World(site, self._recorder, self._tasks)
+
+    def one_by_one(self, schedule: list[Step]) -> None:
+        """Submit each request when the one before it is completed, with its share of the schedule."""
+        share = -(-len(schedule) // len(self._requests))
+        for number, request_id in enumerate(self._requests):
+            self._tasks.submit(request_id)
+            self.world.run(schedule[number * share : (number + 1) * share])
+        self._end().check_one_by_one()
+
+    def at_once(self, schedule: list[Step]) -> None:
+        """Submit the first request, and when it is completed all others at once."""
+        for request_id in self._requests:
+            self._tasks.submit(request_id)
+            if len(self._tasks.seen) == 1:
+                self.world.run([])
+        self.world.run(schedule)
+        self._end()
+
+    def contended(self, schedule: list[Step]) -> None:
+        """As at once, with the messages of all requests in the queue before any is delivered."""
+        for request_id in self._requests:
+            at_once(self._site, Clock(1_700_000_000.0), self._tasks.work(Message("submit", request_id)))
+            if len(self._tasks.seen) == 1:
+                self.world.run([])
+        self.world.run(schedule)
+        self._end()
+
+    def _end(self) -> Verdict:
+        self.world.end()
+        return Verdict(self._site, self._recorder, self._tasks, self._requests)
+
+
+def in_memory(lane_operations: int) -> Site:
+    # The token, and the pointers to data that was moved to S3, come on top of what the writer counts.
+    service = MemoryService(Tables(RULES.odd), actions=GROUP + 1, size=BODY + 100 + GROUP * 300)
+    return Site(objects=MemoryObjects(), service=service, lane_operations=lane_operations)
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Iterator[Callable[[int], Site]]:
+    """Makes sites over an emulator's process, each with tables and a prefix of its own."""
+    with EmbeddedAws(port=free_port()) as aws:
+        settings = load_settings({"AWS_ENDPOINT_URL": aws.url}).settings
+        clients = Aws(settings)
+        clients.s3.create_bucket(Bucket=settings.bucket)
+        objects = Objects(client=clients.s3, http=clients.s3_http, bucket=settings.bucket)
+        http = SignedHttp(service="dynamodb", region=settings.region, credentials=Keys())
+        service = RealService(http, aws.url)
+        numbers = count()
+
+        def site(lane_operations: int) -> Site:
+            name = f"run{next(numbers)}"
+            made = Site(
+                objects=objects,
+                service=service,
+                records=f"{name}-records",
+                ledger=f"{name}-ledger",
+                prefix=f"{name}/",
+                lane_operations=lane_operations,
+            )
+            service.create_table(made.records, ["pk"])
+            service.create_table(made.ledger, ["pk", "sk"])
+            return made
+
+        yield site
+
+
+@settings(profile, max_examples=250)
+@given(requests(), schedules(), lanes)
+def test_requests_one_by_one_do_what_the_model_does(
+    given_requests: Requests, schedule: list[Step], lane_operations: int
+) -> None:
+    """Each operation has the outcome, and each record the state, that the model foresees, whatever befalls the deliveries."""
+    Run(in_memory(lane_operations), given_requests).one_by_one(schedule)
+
+
+@settings(profile, max_examples=250)
+@given(requests(most=3, operations=6), schedules(), lanes)
+def test_requests_at_once_are_in_some_order(
+    given_requests: Requests, schedule: list[Step], lane_operations: int
+) -> None:
+    """Transactions of several requests, in the order in which they took effect, are a way that the model could have gone."""
+    Run(in_memory(lane_operations), given_requests).at_once(schedule)
+
+
+@settings(profile, max_examples=150)
+@given(quarrels(), schedules(least=40), lanes)
+def test_requests_that_fight_for_two_keys_are_in_some_order(
+    given_requests: Requests, schedule: list[Step], lane_operations: int
+) -> None:
+    """The same where most transactions meet others on their keys: patches are based anew, refusals race."""
+    Run(in_memory(lane_operations), given_requests).contended(schedule)
+
+
+@settings(profile, max_examples=25)
+@given(given_requests=requests(with_odd=False), schedule=schedules(), lane_operations=lanes)
+def test_an_emulator_s_tables_do_what_the_model_does(
+    emulated: Callable[[int], Site], given_requests: Requests, schedule: list[Step], lane_operations: int
+) -> None:
+    """The same one by one, where conditions, updates and reads are those of a real process and not of this package."""
+    Run(emulated(lane_operations), given_requests).one_by_one(schedule)
+
+
+@settings(profile, max_examples=25)
+@given(given_requests=quarrels(), schedule=schedules(least=40), lane_operations=lanes)
+def test_requests_that_fight_over_an_emulator_s_tables_are_in_some_order(
+    emulated: Callable[[int], Site], given_requests: Requests, schedule: list[Step], lane_operations: int
+) -> None:
+    """The same fight for two keys of such tables."""
+    Run(emulated(lane_operations), given_requests).contended(schedule)

@@ -1,0 +1,89 @@
+"""An app whose messages stay in the test, with results in memory: a test delivers each message, as often as it likes."""
+
+from __future__ import annotations
+
+import json
+import os
+from types import SimpleNamespace
+from typing import Any
+
+from celery.app.task import Context
+from celery.canvas import signature
+
+from mdstore.queue import create_app
+from mdstore.queue.backend import DynamoBackend
+from mdstore.queue.join import Joins
+from mdstore.settings import load_settings
+from tests.unit.fakes import MemoryObjects
+from tests.unit.jointable import ResultsTable
+
+
+class SmallShards(DynamoBackend):
+    """Joins of more than two parts have several shards."""
+
+    @property
+    def _joins(self) -> Joins:
+        return Joins(dynamo=self._dynamo, table=self._table, retention=self._retention, shard=2)
+
+
+class Canvas:
+    """`sent` holds the messages that were not delivered yet, `published` all in their order."""
+
+    def __init__(self, backend: str = "tests.unit.canvas:SmallShards", **conf: Any) -> None:
+        settings = load_settings({}).settings
+        self.table = ResultsTable()
+        self.objects = MemoryObjects()
+        self.app = create_app(
+            settings, result_backend=backend, broker_url="memory://", broker_transport="memory", **conf
+        )
+        aws = SimpleNamespace(dynamo=self.table, owner_pid=os.getpid())
+        self.app._store = SimpleNamespace(aws=aws, settings=settings, objects=self.objects)  # type: ignore[assignment]
+        self.app.send_task = self._send
+        self.published: list[SimpleNamespace] = []
+        self.sent: list[SimpleNamespace] = []
+
+    @property
+    def backend(self) -> DynamoBackend:
+        """The backend of this thread."""
+        backend: DynamoBackend = self.app.backend
+        return backend
+
+    def s(self, name: str, *args: Any, immutable: bool = False, **options: Any) -> Any:
+        """A signature of a task that nobody has registered."""
+        return self.app.signature(name, args=args, immutable=immutable, **options)
+
+    def _send(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        options.pop("producer", None)
+        message = SimpleNamespace(**json.loads(json.dumps({"task": name, "args": args, "kwargs": kwargs, **options})))
+        self.published.append(message)
+        self.sent.append(message)
+        return self.app.AsyncResult(options["task_id"])
+
+    def request(self, message: SimpleNamespace, *, ignore_result: bool = False) -> Context:
+        """What a worker makes of a message."""
+        known = vars(message)
+        return Context(
+            id=message.task_id, task=message.task, args=message.args, kwargs=message.kwargs, ignore_result=ignore_result,
+            group=known.get("group_id"), group_index=known.get("group_index"), chord=known.get("chord"),
+            chain=known.get("chain"), errbacks=known.get("link_error"), callbacks=known.get("link"),
+            root_id=known.get("root_id"), delivery_info={},
+        )  # fmt: skip
+
+    def succeed(self, message: SimpleNamespace, value: Any, *, ignore_result: bool = False) -> None:
+        """One delivery of a message whose task returns `value`: what follows it is published first, as by Celery."""
+        request = self.request(message, ignore_result=ignore_result)
+        if request.chain:
+            following = signature(request.chain[-1], app=self.app)
+            following.apply_async((value,), chain=request.chain[:-1])
+        self.backend.mark_as_done(message.task_id, value, request, not ignore_result)
+
+    def fail(self, message: SimpleNamespace, error: Exception, *, ignore_result: bool = False) -> None:
+        """One delivery of a message whose task raises."""
+        request = self.request(message, ignore_result=ignore_result)
+        self.backend.mark_as_failure(message.task_id, error, request=request, store_result=not ignore_result)
+
+    def take(self, task: str) -> list[SimpleNamespace]:
+        """Messages of a task that were not delivered yet."""
+        found = [message for message in self.sent if message.task == task]
+        self.sent = [message for message in self.sent if message.task != task]
+        return found

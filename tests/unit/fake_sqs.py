@@ -1,0 +1,63 @@
+"""An SQS in memory: what is received is invisible until it is shown again; every call is noted."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Sequence
+
+from mdstore.errors import Unavailable
+from mdstore.sqs import Entry, Failed, Message, Sqs
+
+
+class FakeSqs(Sqs):
+    """Queues by their URLs. `refuse` names handles and bodies that fail; `broken` makes every receive fail."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, deque[Message]] = defaultdict(deque)
+        self.sent: list[list[Entry]] = []
+        self.asked: list[int] = []
+        self.deleted: list[list[str]] = []
+        self.shown: list[tuple[str, int]] = []
+        self.refuse: dict[str, Failed] = {}
+        self.broken = False
+        self._changed = threading.Condition()
+
+    def arrive(
+        self, url: str, body: str, *, ident: str | None = None, handle: str | None = None, receives: int = 1
+    ) -> None:
+        """Let a message be delivered, for the time `receives`."""
+        with self._changed:
+            message = Message(
+                message_id=ident or body,
+                receipt_handle=handle or f"handle of {body}",
+                body=body,
+                attributes={"ApproximateReceiveCount": str(receives)},
+            )
+            self.waiting[url].append(message)
+            self._changed.notify_all()
+
+    def receive(self, url: str, count: int, *, wait: int, visibility: int) -> list[Message]:  # noqa: ARG002
+        with self._changed:
+            self.asked.append(count)
+            if self.broken:
+                raise Unavailable("down", code="Down")
+            self._changed.wait_for(lambda: self.waiting[url], min(wait, 0.3))
+            return [self.waiting[url].popleft() for _ in range(min(count, len(self.waiting[url])))]
+
+    def send(self, url: str, entries: Sequence[Entry], *, in_order: bool = False) -> list[Failed | None]:  # noqa: ARG002
+        self.sent.append(list(entries))
+        return [self.refuse.get(entry.message_body) for entry in entries]
+
+    def delete(self, url: str, handles: Sequence[str]) -> list[Failed | None]:  # noqa: ARG002
+        self.deleted.append(list(handles))
+        return [self.refuse.get(handle) for handle in handles]
+
+    def change_visibility(self, url: str, handles: Sequence[tuple[str, int]]) -> list[Failed | None]:  # noqa: ARG002
+        self.shown += handles
+        return [self.refuse.get(handle) for handle, _ in handles]
+
+    @property
+    def all_deleted(self) -> list[str]:
+        """Handles, call after call."""
+        return [handle for handles in self.deleted for handle in handles]

@@ -1,0 +1,85 @@
+"""The Celery app's own small parts."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.worker.components import Pool
+from kombu.utils.imports import symbol_by_name
+
+from mdstore.errors import ConfigurationError
+from mdstore.queue import create_app
+from mdstore.queue.app import _Tidy, _warm_up
+from mdstore.queue.periodic import PeriodicStep
+from mdstore.settings import load_settings
+
+
+def test_garbage_is_collected_every_hundred_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[None] = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(None))
+    tidy = _Tidy()
+    for _ in range(250):
+        tidy(sender=None)
+    assert len(collected) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("task_compression", "gzip"), ("task_serializer", "pickle"), ("accept_content", ["json", "yaml"])],
+)
+def test_messages_are_json_and_nothing_else(key: str, value: Any) -> None:
+    """What a worker would refuse is refused when the app is made."""
+    with pytest.raises(ConfigurationError, match=key):
+        create_app(load_settings({}).settings, **{key: value})
+
+
+def test_options_of_the_transport_are_added_to_its_own() -> None:
+    app = create_app(load_settings({}).settings, broker_transport_options={"visibility_timeout": 300})
+    assert app.conf.broker_transport_options["visibility_timeout"] == 300
+    assert "outbox" in app.conf.broker_transport_options
+
+
+def test_other_apps_collect_their_garbage_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who only imports this package to submit runs a worker of his own."""
+    monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("frozen"))
+    other = Celery("other", broker="memory://", set_as_current=False)
+    monkeypatch.setattr("mdstore.queue.app.current_app", SimpleNamespace(_get_current_object=lambda: other))
+    _warm_up()
+
+
+def test_a_forked_child_has_no_loop() -> None:
+    """A channel that a task makes would put its pipe on the worker's own loop, where nobody reads it."""
+    code = """
+import os
+from kombu.asynchronous import get_event_loop, set_event_loop
+import mdstore.queue.transport
+set_event_loop(object())
+child = os.fork()
+if not child:
+    os._exit(get_event_loop() is not None)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert get_event_loop() is not None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_works_every_few_seconds_begins_after_the_fork() -> None:
+    """A child that is forked while such work holds a lock would never get it."""
+    steps = create_app(load_settings({}).settings).steps["worker"]
+    periodic = [step for step in steps if issubclass(step, PeriodicStep)]
+    assert len(periodic) == 2
+    for step in periodic:  # without this, Celery starts the one or the other first, as its sets have it
+        assert symbol_by_name(step.requires[0]) is Pool
+
+
+def test_a_process_has_one_of_each_part() -> None:
+    """The due-time table remembers what it has noted, and would write it again for each message."""
+    app = create_app(load_settings({}).settings)
+    assert app.due_table is app.due_table
+    assert app.claims is app.claims

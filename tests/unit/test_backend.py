@@ -1,0 +1,531 @@
+"""The result backend: chords as Celery's canvas makes them, over a table in memory, message by message."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import pytest
+from celery import VERSION as celery_version  # noqa: N811
+from celery import chain, chord, group
+from celery.exceptions import ChordError, ImproperlyConfigured
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kombu.exceptions import EncodeError
+
+from mdstore.queue.join import Joins
+from tests.unit.canvas import Canvas
+from tests.unit.jointable import Killed
+
+
+def published(canvas: Canvas, header: list[Any], body: Any) -> tuple[list[Any], Any]:
+    """Publish a chord; returns its parts' messages and its result."""
+    result = chord(header, body, app=canvas.app).apply_async()
+    return canvas.take("part"), result
+
+
+def parts_of(canvas: Canvas, count: int) -> list[Any]:
+    """Signatures of some parts."""
+    return [canvas.s("part", number) for number in range(count)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(1, 5), st.integers(0, 2))
+def test_every_part_delivered_twice_in_any_order_with_deaths(data: st.DataObject, size: int, kills: int) -> None:
+    """Outcomes differ from delivery to delivery; workers die before any of their calls.
+
+    The callback gets every part's result, under one task id; the chord fails only where a part never succeeded.
+    """
+    canvas = Canvas()
+    messages, result = published(canvas, parts_of(canvas, size), canvas.s("body"))
+    outcomes = [data.draw(st.lists(st.booleans(), min_size=2, max_size=2)) for _ in range(size)]
+    queue = data.draw(st.permutations([(number, ok) for number in range(size) for ok in outcomes[number]]))
+    left = itertools.count(kills, -1)
+
+    def turn(_: str) -> None:
+        if kills and next(left) > 0 and data.draw(st.integers(0, 4)) == 0:
+            raise Killed
+
+    canvas.table.turn = turn
+    while queue:
+        number, ok = queue[0]
+        try:
+            if ok:
+                canvas.succeed(messages[number], number * 10)
+            else:
+                canvas.fail(messages[number], ValueError(number))
+        except Killed:
+            continue  # SQS delivers it again
+        queue = queue[1:]
+
+    canvas.table.turn = lambda _: None
+    bodies = canvas.take("body")
+    assert {body.task_id for body in bodies} <= {result.id}
+    if all(any(one) for one in outcomes):
+        assert [body.args for body in bodies] == [[[number * 10 for number in range(size)]]] * len(bodies)
+        assert bodies
+        if not kills:
+            assert len(bodies) == 1
+    else:
+        assert not bodies
+        assert result.state == "FAILURE"
+
+
+def test_the_first_failure_fails_the_body_once() -> None:
+    """The body's result is a ChordError that names the part's exception; the errback is called once, duplicates or not."""
+    canvas = Canvas()
+    body = canvas.s("body")
+    body.link_error(canvas.s("errback"))
+    messages, result = published(canvas, parts_of(canvas, 3), body)
+    for _ in range(2):
+        canvas.succeed(messages[0], 1)
+        canvas.fail(messages[2], KeyError("third"))
+        assert not canvas.take("errback") or result.state == "FAILURE"
+        canvas.fail(messages[1], ValueError("second"))
+    assert [message.task for message in canvas.published].count("errback") == 1
+    assert isinstance(result.result, ChordError)
+    assert str(result.result) == f"Dependency {messages[1].task_id} raised ValueError('second')"
+
+
+def test_a_failed_chord_runs_when_its_parts_are_mended() -> None:
+    """The failed part's message is sent again and succeeds: the body runs with its result, under the same id."""
+    canvas = Canvas()
+    messages, result = published(canvas, parts_of(canvas, 2), canvas.s("body"))
+    canvas.fail(messages[0], ValueError("no"))
+    canvas.succeed(messages[1], 2)
+    assert result.state == "FAILURE"
+    canvas.succeed(messages[0], 1)
+    (body,) = canvas.take("body")
+    assert (body.task_id, body.args) == (result.id, [[1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("policy", "outcomes", "given_to_body"),
+    [
+        ("all", "ok ok", [[0, 1]]),
+        ("all", "ok no", None),
+        ("any", "ok ok", [[0, 1]]),
+        ("any", "no ok", [[1]]),
+        ("any", "no no", None),
+        ("always", "ok no", [[0, {"exc_type": "ValueError", "exc_module": "builtins", "exc_message": [1]}]]),
+        ("always", "no no", [[{"exc_type": "ValueError", "exc_message": [0]}, {"exc_message": [1]}]]),
+    ],
+)
+@pytest.mark.parametrize("way", ["body", "chord", "chain"])
+def test_join_policies(policy: str, outcomes: str, given_to_body: Any, way: str) -> None:
+    """Set at the body, at the chord, or at a body that a chain then goes on from; the option is not sent with the body."""
+    canvas = Canvas()
+    body = canvas.s("body")
+    if way != "chord":
+        body.set(join=policy)
+    made = chord(parts_of(canvas, 2), body, app=canvas.app)
+    if way == "chord":
+        made.set(join=policy)
+    result = (made | canvas.s("after") if way == "chain" else made).apply_async()
+    for number, (message, outcome) in enumerate(zip(canvas.take("part"), outcomes.split(), strict=True)):
+        if outcome == "ok":
+            canvas.succeed(message, number)
+        else:
+            canvas.fail(message, ValueError(number))
+    bodies = canvas.take("body")
+    if given_to_body is None:
+        assert not bodies
+        assert result.state == "FAILURE"
+        return
+    (sent,) = bodies
+    assert "join" not in vars(sent)
+    (values,) = sent.args
+    for value, expected in zip(values, given_to_body[0], strict=True):
+        if isinstance(expected, dict):
+            assert expected.items() <= value.items()
+            assert value["status"] == "FAILURE"
+        else:
+            assert value == expected
+
+
+def test_an_unknown_policy_is_refused_where_the_chord_is_made() -> None:
+    """Before anything is published."""
+    canvas = Canvas()
+    with pytest.raises(ImproperlyConfigured, match="sometimes"):
+        published(canvas, parts_of(canvas, 2), canvas.s("body", join="sometimes"))
+    assert not canvas.published
+
+
+@pytest.mark.parametrize("policy", ["all", "any", "always"])
+def test_an_immutable_body_is_given_nothing_and_nothing_is_read(policy: str) -> None:
+    """Parts that ignore their results cost one call each."""
+    canvas = Canvas("mdstore.queue.backend:DynamoBackend")
+    body = canvas.s("body", 7, immutable=True, join=policy)
+    messages, _ = published(canvas, parts_of(canvas, 50), body)
+    canvas.table.calls.clear()
+    for message in messages:
+        canvas.succeed(message, "ignored", ignore_result=True)
+    (sent,) = canvas.take("body")
+    assert sent.args == [7]
+    assert canvas.table.calls == ["UpdateItem"] * 52
+
+
+def test_what_a_part_ignores_is_stored_where_the_body_wants_it() -> None:
+    """And where it failed, so that the chord's error can name it."""
+    canvas = Canvas()
+    messages, _ = published(canvas, parts_of(canvas, 2), canvas.s("body", join="always"))
+    canvas.succeed(messages[0], 5, ignore_result=True)
+    canvas.fail(messages[1], ValueError("no"), ignore_result=True)
+    ((five, failure),) = canvas.take("body")[0].args
+    assert (five, failure["exc_message"]) == (5, ["no"])
+
+
+def test_a_header_that_is_generated_is_published_as_it_comes() -> None:
+    """Its size is known only before its last part; nothing is generated ahead of that."""
+    canvas = Canvas()
+    seen: list[int] = []
+
+    def header() -> Any:
+        for number in range(5):
+            seen.append(len(canvas.published))
+            yield canvas.s("part", number)
+
+    chord(header(), canvas.s("body"), app=canvas.app).apply_async()
+    assert seen == [0, 0, 0, 1, 1]  # Celery looks ahead by two, and further the first time
+    for number, message in enumerate(canvas.take("part")):
+        canvas.succeed(message, number)
+    assert canvas.take("body")[0].args == [[0, 1, 2, 3, 4]]
+
+
+def deliver_all(canvas: Canvas) -> None:
+    """Deliver everything but bodies, twice and the last message first: each task returns its first own argument."""
+    while waiting := [message for message in canvas.sent if message.task != "body"]:
+        canvas.sent = [message for message in canvas.sent if message.task == "body"]
+        for message in [*reversed(waiting), *waiting]:
+            canvas.succeed(message, message.args[-1])
+
+
+def test_canvases_inside_of_chords() -> None:
+    """Chains, chords and groups as parts, where Celery gives each of them its own idea of a group and an index."""
+    canvas = Canvas()
+    s = canvas.s
+    part = s("part", 0)
+    headers: dict[str, tuple[list[Any], Any]] = {
+        "a chain": ([s("p", 1), chain(s("p", 2), s("p", 3))], [1, 3]),
+        "a chord": ([s("p", 1), chord([s("p", 2), s("p", 3)], s("p", 4), app=canvas.app)], [1, 4]),
+        "a chord whose body is a group": (
+            [chord([s("p", 2), s("p", 3)], group([s("p", 4), s("p", 5)], app=canvas.app), app=canvas.app), s("p", 1)],
+            [[4, 5], 1],
+        ),
+        "a chain that ends in a group": (
+            [s("p", 1), chain(s("p", 2), group([s("p", number) for number in range(6)], app=canvas.app))],
+            [1, [0, 1, 2, 3, 4, 5]],
+        ),
+        "a chain that ends in a generated group": (
+            [s("p", 1), chain(s("p", 2), group((s("p", number) for number in range(6)), app=canvas.app))],
+            [1, [0, 1, 2, 3, 4, 5]],
+        ),
+        "a chord that is a chord's body": (
+            [s("p", 1), chord([part, part], chord([s("p", 6), s("p", 7)], s("p", 8), app=canvas.app), app=canvas.app)],
+            [1, 8],
+        ),
+    }
+    for name, (header, expected) in headers.items():
+        chord(header, s("body"), app=canvas.app).apply_async()
+        deliver_all(canvas)
+        bodies = canvas.take("body")
+        assert {str(body.args) for body in bodies} == {str([expected])}, name
+        assert len({body.task_id for body in bodies}) == 1, name
+
+
+def test_a_group_is_flattened_in_the_order_that_celery_publishes_it() -> None:
+    """A group in a header is no part of its own."""
+    canvas = Canvas()
+    header = [canvas.s("p", 1), group([canvas.s("p", 2), canvas.s("p", 3)], app=canvas.app)]
+    chord(header, canvas.s("body"), app=canvas.app).apply_async()
+    order = [message.args[0] for message in canvas.published]
+    deliver_all(canvas)
+    assert canvas.take("body")[0].args == [order]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "after a death"])
+def test_a_chain_that_fails_is_a_failed_part(again: bool) -> None:
+    """Also where the worker died between storing the chain's result and noting the part."""
+    canvas = Canvas()
+    header = [canvas.s("p", 1), chain(canvas.s("first"), canvas.s("p", 3))]
+    result = chord(header, canvas.s("body"), app=canvas.app).apply_async()
+    (first,) = canvas.take("first")
+    if again:
+
+        def turn(operation: str) -> None:
+            if operation == "UpdateItem":  # what is left is to note the part
+                raise Killed
+
+        canvas.table.turn = turn
+        with pytest.raises(Killed):
+            canvas.fail(first, ValueError("broken"))
+        canvas.table.turn = lambda _: None
+    deliver_all(canvas)
+    assert result.state == "PENDING"
+    canvas.table.calls.clear()
+    canvas.fail(first, ValueError("broken"))
+    assert canvas.table.calls.count("UpdateItem") == 3  # the part, its shard, and that the chord was fired
+    assert result.state == "FAILURE"
+    assert "broken" in str(result.result)
+
+
+def test_a_chain_that_fails_before_its_group_fails_each_of_the_groups_tasks() -> None:
+    """They never come to be, and the chord waits for none of them."""
+    canvas = Canvas()
+    pair = group([canvas.s("p", 4), canvas.s("p", 5)], app=canvas.app)
+    header = [canvas.s("p", 1), canvas.s("p", 2), chain(canvas.s("first"), pair)]
+    result = chord(header, canvas.s("body"), app=canvas.app).apply_async()
+    (first,) = canvas.take("first")
+    canvas.fail(first, ValueError("broken"))
+    one, two = canvas.take("p")
+    canvas.succeed(one, 1)
+    assert result.state == "PENDING"
+    canvas.succeed(two, 1)
+    assert result.state == "FAILURE"
+    assert "broken" in str(result.result)
+
+
+@pytest.mark.skipif(celery_version < (5, 7), reason="5.6 leaves the group's tasks pending")
+def test_a_group_after_a_failed_task_fails() -> None:
+    """Whoever waits for its tasks is told."""
+    canvas = Canvas()
+    result = (canvas.s("first") | group([canvas.s("p"), canvas.s("p")], app=canvas.app)).apply_async()
+    (first,) = canvas.take("first")
+    canvas.fail(first, ValueError("broken"))
+    assert [child.state for child in result.results] == ["FAILURE", "FAILURE"]
+
+
+def test_a_chord_that_fails_is_a_failed_part_of_the_chord_around_it() -> None:
+    """Its body never runs, so nobody else would say that the part returned."""
+    canvas = Canvas()
+    inner = chord([canvas.s("inner"), canvas.s("inner")], canvas.s("p", 1), app=canvas.app)
+    outer = chord([canvas.s("p", 1), inner], canvas.s("body"), app=canvas.app).apply_async()
+    one, two = canvas.take("inner")
+    canvas.fail(one, ValueError("deep"))
+    canvas.succeed(two, 1)
+    assert outer.state == "PENDING"
+    deliver_all(canvas)
+    assert outer.state == "FAILURE"
+    assert "deep" in str(outer.result)
+
+
+def test_a_chord_as_a_body_fails_where_its_result_is() -> None:
+    """`group | group | task`: the first group fails, and the result that the caller holds, the last task's, says so."""
+    canvas = Canvas()
+    made = group(parts_of(canvas, 2), app=canvas.app) | group([canvas.s("p"), canvas.s("p")], app=canvas.app)
+    last = canvas.s("body")
+    last.link_error(canvas.s("errback"))
+    result = (made | last).apply_async()
+    one, two = canvas.take("part")
+    canvas.fail(one, ValueError("early"))
+    canvas.succeed(two, 1)
+    assert result.state == "FAILURE"
+    assert len(canvas.take("errback")) == 1
+
+
+def test_a_group_as_a_body_fails_each_of_its_tasks() -> None:
+    """With the part's own exception, as in Celery."""
+    canvas = Canvas()
+    canvas.app.control.revoke = lambda *_, **__: None
+    header = parts_of(canvas, 2)
+    result = chord(header, group([canvas.s("p"), canvas.s("q")], app=canvas.app), app=canvas.app).apply_async()
+    one, two = canvas.take("part")
+    canvas.fail(one, ValueError("early"))
+    canvas.succeed(two, 1)
+    assert [child.state for child in result.results] == ["FAILURE", "FAILURE"]
+
+
+def test_a_replaced_part_is_the_same_part() -> None:
+    """By a chord: its body has the part's id, index and chord."""
+    canvas = Canvas()
+    messages, _ = published(canvas, parts_of(canvas, 3), canvas.s("body"))
+    replaced = messages[1]
+    inner = chord([canvas.s("p", 1), canvas.s("p", 2)], canvas.s("p", 9), app=canvas.app)
+    inner.freeze(replaced.task_id)
+    inner.set(chord=replaced.chord, group_id=replaced.group_id, group_index=replaced.group_index)
+    inner.apply_async()
+    deliver_all(canvas)
+    for message in (messages[0], messages[2]):
+        canvas.succeed(message, 0)
+    assert canvas.take("body")[0].args == [[0, 9, 0]]
+
+
+def test_a_part_may_add_parts() -> None:
+    """`Task.add_to_chord`: the body waits for them and gets their results."""
+    canvas = Canvas()
+    messages, _ = published(canvas, parts_of(canvas, 3), canvas.s("body"))
+    added = canvas.s("added")
+    of = messages[1]
+    added.set(group_id=of.group_id, group_index=of.group_index, chord=of.chord)
+    canvas.backend.add_to_chord(of.group_id, added.freeze())
+    added.delay()
+    for message in messages:
+        canvas.succeed(message, 1)
+    assert not canvas.take("body")
+    (message,) = canvas.take("added")
+    canvas.succeed(message, 2)
+    assert sorted(canvas.take("body")[0].args[0]) == [1, 1, 1, 2]
+
+
+def test_revoked_parts_fail_their_chord() -> None:
+    """They did return, and did not succeed."""
+    canvas = Canvas()
+    messages, result = published(canvas, parts_of(canvas, 2), canvas.s("body"))
+    canvas.succeed(messages[0], 1)
+    canvas.backend.mark_as_revoked(messages[1].task_id, "stopped", request=canvas.request(messages[1]))
+    assert result.state == "FAILURE"
+    assert "TaskRevokedError" in str(result.result)
+
+
+def completed_by_a_dying_worker(canvas: Canvas, body: Any) -> Any:
+    """A chord whose last part's worker died after it had noted the part."""
+    messages, result = published(canvas, parts_of(canvas, 3), body)
+    for message in messages[:-1]:
+        canvas.succeed(message, 1)
+
+    def turn(operation: str) -> None:
+        if operation == "BatchGetItem":  # it has begun to collect the results
+            raise Killed
+
+    canvas.table.turn = turn
+    with pytest.raises(Killed):
+        canvas.succeed(messages[-1], 3)
+    canvas.table.turn = lambda _: None
+    return result
+
+
+@pytest.mark.parametrize("size", [1, 50_000], ids=["small", "a callback in S3"])
+def test_repair_publishes_what_a_dead_worker_left(size: int) -> None:
+    """After the time that it is given, once, from the callback that the join has kept."""
+    canvas = Canvas()
+    result = completed_by_a_dying_worker(canvas, canvas.app.signature("body", kwargs={"note": "x" * size}))
+    published(canvas, parts_of(canvas, 2), canvas.s("body"))  # one that is not complete
+    now = time.time()
+    assert canvas.backend.repair(now=now) == []
+    root = canvas.table.items[f"chord-join-{result.parent.id}"]
+    root["look_at"] = {"N": str(int(now))}  # its last part returned just now, and is perhaps publishing
+    assert canvas.backend.repair(now=now) == []
+    assert canvas.backend.repair(now=now + 58) == []  # it was looked at
+    (repaired,) = canvas.backend.repair(now=now + 62)
+    assert repaired == result.parent.id
+    (body,) = canvas.take("body")
+    assert (body.task_id, body.args, body.kwargs) == (result.id, [[1, 1, 3]], {"note": "x" * size})
+    assert canvas.backend.repair(now=now + 1_000) == []
+
+
+def test_repair_finds_parts_that_were_not_noted_in_the_root() -> None:
+    """The worker died between filling the shard and saying so."""
+    canvas = Canvas()
+    messages, _ = published(canvas, parts_of(canvas, 2), canvas.s("body"))
+    canvas.succeed(messages[0], 1)
+    updates = itertools.count()
+
+    def turn(operation: str) -> None:
+        if operation == "UpdateItem" and next(updates) == 1:
+            raise Killed
+
+    canvas.table.turn = turn
+    with pytest.raises(Killed):
+        canvas.succeed(messages[1], 2)
+    canvas.table.turn = lambda _: None
+    assert len(canvas.backend.repair(now=time.time() + 62)) == 1
+    assert canvas.take("body")[0].args == [[1, 2]]
+
+
+def test_one_chord_that_cannot_be_repaired_keeps_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is logged, and stays to be repaired later."""
+    canvas = Canvas()
+    left = {completed_by_a_dying_worker(canvas, canvas.s("body")).parent.id for _ in range(2)}
+    broken = min(left)
+    look = Joins.look
+
+    def looking(self: Joins, join: str, now: float) -> Any:
+        found = look(self, join, now)
+        if join == broken:
+            raise ValueError(join)
+        return found
+
+    monkeypatch.setattr(Joins, "look", looking)
+    now = time.time()
+    assert set(canvas.backend.repair(now=now + 62)) == left - {broken}
+    monkeypatch.undo()
+    assert canvas.backend.repair(now=now + 124) == [broken]
+
+
+def test_a_callback_that_no_message_holds_fails_the_chord(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may pass is raised instead: the message comes again, and with it the callback."""
+    canvas = Canvas()
+    (message,), result = published(canvas, parts_of(canvas, 1), canvas.s("body"))
+    for error in (ConnectionError("gone"), EncodeError("too long")):
+
+        def sending(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(canvas.app, "send_task", sending)
+        if isinstance(error, ConnectionError):
+            with pytest.raises(ConnectionError):
+                canvas.succeed(message, 1)
+            assert result.state == "PENDING"
+        else:
+            canvas.succeed(message, 1)
+    assert result.state == "FAILURE"
+    assert "too long" in str(result.result)
+
+
+# -- results
+
+
+def test_a_success_stays() -> None:
+    """One call a state; a duplicate that fails later, or returns something else, changes nothing."""
+    canvas = Canvas()
+    for value, state in ((None, "STARTED"), (1, "SUCCESS"), (ValueError("late"), "FAILURE"), (2, "SUCCESS")):
+        canvas.table.calls.clear()
+        canvas.backend.store_result("t", value, state)
+        assert canvas.table.calls == ["PutItem"]
+    assert canvas.app.AsyncResult("t").get() == 1
+
+
+def test_large_results_lie_in_s3() -> None:
+    """Text of any kind comes back as it was; what is larger than allowed is refused before it is stored."""
+    canvas = Canvas()
+    value = {"text": 'é\n"' * 100_000, "deep": [{"n": 1.5}]}
+    canvas.backend.store_result("large", value, "SUCCESS")
+    (key,) = canvas.objects.stored
+    assert key.startswith("claims/45/")
+    assert len(str(canvas.table.items["celery-task-meta-large"])) < 1_000
+    assert canvas.app.AsyncResult("large").get() == value
+    with pytest.raises(EncodeError, match="at most"):
+        canvas.backend.store_result("huge", "x" * 2**26, "SUCCESS")
+
+
+def test_groups_are_saved_restored_and_deleted() -> None:
+    """As large as they may be."""
+    canvas = Canvas()
+    results = [canvas.app.AsyncResult(f"{number:036d}") for number in range(10_000)]
+    canvas.app.GroupResult("g", results).save(backend=canvas.backend)
+    restored = canvas.app.GroupResult.restore("g", backend=canvas.backend)
+    assert [result.id for result in restored.results] == [result.id for result in results]
+    restored.delete(backend=canvas.backend)
+    assert canvas.app.GroupResult.restore("g", backend=canvas.backend) is None
+
+
+def test_a_forgotten_result_is_gone() -> None:
+    """`AsyncResult.forget`."""
+    canvas = Canvas()
+    canvas.backend.store_result("t", 1, "SUCCESS")
+    canvas.app.AsyncResult("t").forget()
+    assert canvas.app.AsyncResult("t").state == "PENDING"
+
+
+def test_every_item_has_its_end() -> None:
+    """A part's result is kept as long as its chord may wait; another's as long as results are."""
+    canvas = Canvas()
+    messages, _ = published(canvas, parts_of(canvas, 3), canvas.s("body"))
+    for message in messages:
+        canvas.succeed(message, 1)
+    canvas.backend.store_result("alone", 1, "SUCCESS")
+    ends = {key: int(item["ttl"]["N"]) for key, item in canvas.table.items.items()}
+    alone = ends.pop("celery-task-meta-alone")
+    assert len(ends) == 6
+    assert min(ends.values()) - alone >= 13 * 86_400

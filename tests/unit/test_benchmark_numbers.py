@@ -1,0 +1,217 @@
+"""The numbers on the README and on the page of benchmarks are those that were measured, and what missed its target says so."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from operator import ge, le, lt
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "benchmarks"
+WORKER, CLIENT = {"contender": "worker: mdstore"}, {"contender": "client: mdstore"}
+OURS = {"contender": "mdstore"}
+APPLIED = {"what": "mdstore, submit to applied"}
+MILLION = {"operations": 1_000_000}
+
+
+@cache
+def rows(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["rows"]
+    return found
+
+
+def measured(name: str, column: str, **where: Any) -> float:
+    """The value in the one row of the result `name` that has the values of `where`."""
+    (row,) = (row for row in rows(name) if all(row[key] == value for key, value in where.items()))
+    value: float = row[column]
+    return value
+
+
+def best_peer() -> float:
+    """Operations a second of the fastest in the pipeline that is neither ours nor the floor."""
+    rates: list[float] = [
+        row["operations_per_s"] for row in rows("pipeline") if row["contender"] not in (OURS["contender"], FLOOR)
+    ]
+    return max(rates)
+
+
+def spread(column: str) -> float:
+    """How many per cent more the most is than the least, from 10,000 to 1,000,000 operations."""
+    values: list[float] = [row[column] for row in rows("growth") if row["operations"] >= 10_000]
+    return (max(values) / min(values) - 1) * 100
+
+
+FLOOR = "floor: direct transactions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What the row of `question` compares: `measured`, `shown` so, with `target`."""
+
+    question: str
+    measured: float
+    compare: Callable[[float, float], bool]
+    target: float
+    shown: str = "{:.1f}"
+
+    @property
+    def cells(self) -> list[str]:
+        """The row's numbers, and whether the target is met."""
+        held = "yes" if self.compare(self.measured, self.target) else "**no**"
+        return [f"{self.target:,g}", self.shown.format(self.measured), held]
+
+
+def targets() -> list[Target]:
+    at_once, slow = {"target": "0 ms", **WORKER}, {"target": "20 ms", **WORKER}
+    return [
+        Target(
+            question="CPU an operation", measured=measured("write_path", "cpu_us", **at_once), compare=le, target=40
+        ),
+        Target(
+            question="than a worker with boto3",
+            measured=measured("write_path", "times_less_cpu_than_boto3", **at_once),
+            compare=ge,
+            target=5,
+        ),
+        Target(
+            question="than boto3 with `TypeSerializer`",
+            measured=measured("write_path", "times_less_cpu_than_boto3", target="0 ms", **CLIENT),
+            compare=ge,
+            target=10,
+        ),
+        Target(
+            question="at 20 ms a transaction",
+            measured=measured("write_path", "operations_per_s", **slow),
+            compare=ge,
+            target=15_000,
+            shown="{:,}",
+        ),
+        Target(
+            question="of the floor",
+            measured=measured("pipeline", "of_the_floor", **OURS),
+            compare=ge,
+            target=0.8,
+            shown="{}",
+        ),
+        Target(
+            question="stock Celery",
+            measured=measured("pipeline", "times_stock_celery", **OURS),
+            compare=ge,
+            target=2.5,
+            shown="{}",
+        ),
+        Target(
+            question="every peer",
+            measured=measured("pipeline", "operations_per_s", **OURS),
+            compare=ge,
+            target=best_peer(),
+            shown="{:,}",
+        ),
+        Target(
+            question="sum of the bare calls",
+            measured=measured("latency", "p50_of_the_bare_calls", **APPLIED),
+            compare=le,
+            target=1.3,
+            shown="{}",
+        ),
+        *(
+            Target(
+                question=f"{who}'s CPU an operation",
+                measured=spread(f"{who}_cpu_us"),
+                compare=le,
+                target=15,
+                shown="{:.0f}",
+            )
+            for who in ("worker", "producer")
+        ),
+        *(
+            Target(
+                question=f"{who}'s memory",
+                measured=measured("growth", f"{who}_peak_mb", **MILLION),
+                compare=lt,
+                target=300,
+                shown="{:.0f}",
+            )
+            for who in ("worker", "producer")
+        ),
+        Target(
+            question="calls a task",
+            measured=measured("broker", "calls_per_task", **OURS),
+            compare=le,
+            target=0.4,
+            shown="{}",
+        ),
+        Target(
+            question="tasks a second",
+            measured=measured("broker", "times_as_fast", **OURS),
+            compare=ge,
+            target=3,
+        ),
+        Target(
+            question="a group of a thousand",
+            measured=measured("broker", "publish_times_as_fast", **OURS),
+            compare=ge,
+            target=5,
+        ),
+    ]
+
+
+NUMBER = r"\d[\d,]*(?:\.\d+)?"
+
+
+def test_the_page_of_benchmarks_says_what_was_measured() -> None:
+    """Each row of its table of targets has the target, the number and the verdict that follow from the results."""
+    page = (RESULTS / "README.md").read_text("utf-8")
+    table = page.partition("| question | target | measured | met |\n")[2].partition("\n\n")[0]
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[1:]]
+    assert len(found) == len(targets())
+    for (question, target, number, met), wanted in zip(found, targets(), strict=True):
+        assert wanted.question in question
+        assert [*re.findall(NUMBER, target), *re.findall(NUMBER, number), met] == wanted.cells, question
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    """The paragraph under the picture has these numbers and no others, and its picture is there."""
+    _, picture, after = (ROOT / "README.md").read_text("utf-8").partition("(docs/benchmarks/write_path.png)\n\n")
+    assert picture
+    assert (RESULTS / "write_path.png").is_file()
+    paragraph = after.partition("\n\n")[0]
+    slow = {"target": "20 ms", **WORKER}
+    assert re.findall(NUMBER, paragraph.replace("boto3", "")) == [
+        str(measured("write_path", "cpu_us", target="0 ms", **WORKER)),
+        str(measured("write_path", "times_less_cpu_than_boto3", target="0 ms", **WORKER)),
+        f"{measured('write_path', 'operations_per_s', **slow):,}",
+        "20",  # ms, of that row
+        str(measured("pipeline", "times_stock_celery", **OURS)),
+        str(measured("pipeline", "of_the_floor", **OURS)),
+    ]
+
+
+def test_the_decision_on_pools_quotes_what_was_measured() -> None:
+    """Its table has the worker's rows of the write path."""
+    page = (ROOT / "docs" / "adr" / "0013-pool-and-parallelism.md").read_text("utf-8")
+    found = re.findall(rf"^\| (\d+ ms) \| ({NUMBER}) \| ({NUMBER}) µs \|$", page, re.MULTILINE)
+    assert found == [
+        (row["target"], f"{row['operations_per_s']:,}", str(row["cpu_us"]))
+        for row in rows("write_path")
+        if row["contender"] == WORKER["contender"] and row["target"].endswith(" ms")
+    ]
+
+
+def test_the_page_of_the_transport_says_what_was_measured() -> None:
+    """Its table has both rows of the broker's result."""
+    page = (ROOT / "docs" / "celery-on-sqs.md").read_text("utf-8")
+    table = page.partition("Measured with 10,000 tasks")[2].partition("| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    found = [re.findall(NUMBER, line.partition("|")[2].partition("|")[2]) for line in table.splitlines()]
+    stock, own = rows("broker")
+    assert [row["contender"] for row in (stock, own)] == ["stock Celery", "mdstore"]
+    assert found == [
+        [f"{row['tasks_per_s']:.0f}" for row in (stock, own)],
+        [f"{row['calls_per_task']:.3g}" for row in (stock, own)],
+        [f"{row['publish_s']:.3g}" for row in (stock, own)],
+    ]

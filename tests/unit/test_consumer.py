@@ -1,0 +1,185 @@
+"""The worker's consumer: what cannot become a task is dead-lettered with its reason, and the worker goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery, signals, states
+from celery.exceptions import InvalidTaskError, NotRegistered
+from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.message import Message
+
+from mdstore.queue.consumer import Consumer
+
+
+@dataclass
+class NotedChannel:
+    """Keeps which messages are buried, and why."""
+
+    no_ack_consumers: frozenset[str] = frozenset()
+    letters: list[tuple[str, str]] = field(default_factory=list)
+
+    def bury(self, delivery_tag: str, reason: str, *, then: Callable[[], Any] | None = None) -> None:
+        self.letters.append((delivery_tag, reason))
+        if then is not None:
+            then()
+
+    @property
+    def reasons(self) -> list[str]:
+        return [reason for _, reason in self.letters]
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    found = Celery("mdstore", broker="memory://", backend="cache+memory://", set_as_current=False)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def consumer(app: Celery) -> Consumer:
+    return Consumer(lambda _: None, app=app, controller=SimpleNamespace(use_eventloop=True))
+
+
+@pytest.fixture
+def channel() -> NotedChannel:
+    return NotedChannel()
+
+
+@pytest.fixture
+def rejected() -> Iterator[list[Any]]:
+    """What the signal `task_rejected` told its listeners."""
+    heard: list[Any] = []
+
+    def listen(exc: Any, **_: Any) -> None:
+        heard.append(exc)
+
+    signals.task_rejected.connect(listen)
+    yield heard
+    signals.task_rejected.disconnect(listen)
+
+
+def message(channel: NotedChannel, headers: Any = None, **changes: Any) -> Message:
+    """A message of a task; `changes` are to what it is made of."""
+    made = {
+        "body": "[[],{},{}]",
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "delivery_tag": "tag",
+        "properties": {"correlation_id": "id-1", "reply_to": "caller"},
+        "headers": {"task": "mdstore.ingest", "id": "id-1"} if headers is None else headers,
+        "accept": {"application/json"},
+    }
+    return Message(channel=channel, **{**made, **changes})
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def strategy(*_: Any) -> None:
+        raise error
+
+    return strategy
+
+
+def test_a_task_s_message_goes_its_way(consumer: Consumer, channel: NotedChannel) -> None:
+    """Its strategy gets it, and nothing is said of it."""
+    seen: list[Message] = []
+    consumer.strategies["mdstore.ingest"] = lambda message, *_: seen.append(message)
+    one = message(channel)
+    consumer.create_task_handler()(one)
+    assert seen == [one]
+    assert channel.letters == []
+
+
+def test_an_unknown_task_is_dead_lettered_and_its_result_says_so(
+    app: Celery, consumer: Consumer, channel: NotedChannel
+) -> None:
+    """The letter is the message as it came; whoever waits for the result learns that no worker knows the task."""
+    heard: list[tuple[str, str]] = []
+
+    def listen(name: str, id: str, **_: Any) -> None:  # noqa: A002  the signal calls it so
+        heard.append((name, id))
+
+    signals.task_unknown.connect(listen)
+    consumer.create_task_handler()(message(channel, {"task": "mdstore.evil", "id": "id-1", "root_id": "root"}))
+    signals.task_unknown.disconnect(listen)
+    assert channel.letters == [("tag", "unknown task 'mdstore.evil'")]
+    result = app.AsyncResult("id-1")
+    assert result.state == states.FAILURE
+    assert isinstance(result.result, NotRegistered)
+    assert heard == [("mdstore.evil", "id-1")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (ValueError, "words"),
+        (KeyError, "'words'"),
+        (RecursionError, "words"),
+        (InvalidTaskError, "words"),
+        (ContentDisallowed, "words"),
+        (DecodeError, "words"),
+    ],
+)
+def test_whatever_a_message_makes_the_handler_raise_ends_with_it(
+    consumer: Consumer, channel: NotedChannel, rejected: list[Any], kind: type[Exception], words: str
+) -> None:
+    """It is dead-lettered with the error as its reason, and gone; the next message is handled as ever."""
+    error = kind("words")
+    consumer.strategies["mdstore.ingest"] = raising(error)
+    handle = consumer.create_task_handler()
+    handle(message(channel))
+    assert channel.letters == [("tag", f"{kind.__name__}: {words}")]
+    assert rejected == [error]
+
+    seen: list[Message] = []
+    consumer.strategies["mdstore.ingest"] = lambda message, *_: seen.append(message)
+    handle(message(channel))
+    assert len(seen) == 1
+
+
+def test_a_broken_connection_is_not_the_message_s_fault(consumer: Consumer, channel: NotedChannel) -> None:
+    """It is for the worker to connect again; the message comes again by itself."""
+    consumer.connection_errors = (ConnectionResetError,)
+    consumer.strategies["mdstore.ingest"] = raising(ConnectionResetError("gone"))
+    with pytest.raises(ConnectionResetError):
+        consumer.create_task_handler()(message(channel))
+    assert channel.letters == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"body": "{"}, "DecodeError: "),
+        ({"body": "x", "content_type": "application/x-yaml"}, "ContentDisallowed: "),
+        ({"body": b"\x80\x04K\x07.", "content_type": "application/x-python-serialize"}, "ContentDisallowed: "),
+        ({"body": b"\xff", "content_type": "application/json"}, "DecodeError: "),
+    ],
+    ids=["no JSON", "YAML", "pickle", "no UTF-8"],
+)
+def test_what_cannot_be_decoded_is_dead_lettered(
+    consumer: Consumer, channel: NotedChannel, changes: dict[str, Any], reason: str
+) -> None:
+    """Without headers of a task it is the body that Celery reads; what is not allowed is not read."""
+    consumer.create_task_handler()(message(channel, {"other": 1}, **changes))
+    (words,) = channel.reasons
+    assert words.startswith(reason)
+
+
+@pytest.mark.parametrize("body", ["[]", "7", "null", "{}", '"task"'])
+def test_what_is_no_task_is_dead_lettered(consumer: Consumer, channel: NotedChannel, body: str) -> None:
+    """JSON that names no task, neither in its headers nor in its body."""
+    consumer.create_task_handler()(message(channel, {"other": 1}, body=body))
+    assert channel.reasons == ["not a task's message"]
+
+
+def test_headers_that_are_none_are_no_task(consumer: Consumer, channel: NotedChannel, rejected: list[Any]) -> None:
+    """Headers of another type than an object."""
+    one = message(channel)
+    one.headers = 7
+    consumer.create_task_handler()(one)
+    assert channel.reasons == ["not a task's message"]
+    assert rejected == [None]

@@ -1,0 +1,316 @@
+"""Envelopes: what Celery sends passes, and what is wrong with any other message is said by name."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from queue import Empty
+from typing import Any
+
+import msgspec
+import pytest
+from celery import Celery, Signature, chain, chord, group
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdstore.model import MAX_AGE
+from mdstore.queue.envelope import Headers, Malformed, check, task_of
+
+Message = dict[str, Any]
+DAY = timedelta(days=1)
+
+
+# -- what Celery sends
+
+
+@pytest.fixture(scope="module")
+def celery() -> Iterator[Celery]:
+    """An app of Celery's own; what it sends stays in memory."""
+    app = Celery("sender", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.task_default_queue = "envelopes"
+    app.finalize()
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def sent(celery: Celery) -> Callable[[], list[str]]:
+    """Returns the messages that were sent since, as kombu's SQS transport writes them."""
+
+    def messages() -> list[str]:
+        found: list[str] = []
+        with celery.connection_for_read() as connection, suppress(Empty):
+            while True:
+                found.append(json.dumps(connection.default_channel._get("envelopes")))
+        return found
+
+    messages()
+    return messages
+
+
+def part(app: Celery, *arguments: Any) -> Signature:
+    return app.signature("shop.apply", args=arguments)
+
+
+SENT: dict[str, Callable[[Celery], Any]] = {
+    "a task": lambda app: part(app, {"v": 1}, 3).apply_async(),
+    "without arguments": lambda app: app.signature("t").apply_async(),
+    "with names": lambda app: app.signature("t", kwargs={"a": "ü", "b": None}).apply_async(),
+    "later": lambda app: part(app).apply_async(countdown=60),
+    "much later": lambda app: part(app).apply_async(eta=datetime.now(UTC) + 13 * DAY),
+    "that expires": lambda app: part(app).apply_async(expires=60),
+    "that expired": lambda app: part(app).apply_async(expires=datetime(2001, 1, 1, tzinfo=UTC)),
+    "with limits": lambda app: part(app).apply_async(time_limit=60, soft_time_limit=1.5),
+    "with a hard limit": lambda app: part(app).apply_async(time_limit=60),
+    "without a result": lambda app: part(app).apply_async(ignore_result=True),
+    "under another name": lambda app: part(app).apply_async(shadow="other"),
+    "tried before": lambda app: part(app).apply_async(retries=3),
+    "with a priority": lambda app: part(app).apply_async(priority=3),
+    "with headers": lambda app: part(app).apply_async(headers={"traceparent": "00-ab-cd-01"}),
+    "stamped": lambda app: part(app).apply_async(stamped_headers=["batch"], batch="7"),
+    "with callbacks": lambda app: part(app).apply_async(link=part(app), link_error=part(app)),
+    "a chain": lambda app: chain(part(app), part(app), part(app)).apply_async(),
+    "a group": lambda app: group([part(app, n) for n in range(3)], app=app).apply_async(),
+    "a chord": lambda app: chord([part(app, n) for n in range(3)], app=app)(part(app)),
+    "a chain of chords": lambda app: chain(chord([part(app), part(app)], part(app), app=app), part(app)).apply_async(),
+}
+
+
+@pytest.mark.parametrize("kind", SENT)
+def test_what_celery_sends_passes(celery: Celery, sent: Callable[[], list[str]], kind: str) -> None:
+    """Every way to send a task makes messages that a worker may execute."""
+    SENT[kind](celery)
+    messages = sent()
+    assert messages
+    for text in messages:
+        check(text)
+        assert task_of(text) == json.loads(text)["headers"]["task"]
+
+
+def test_every_header_that_celery_sends_is_known_to_be_harmless(celery: Celery, sent: Callable[[], list[str]]) -> None:
+    """A version of Celery that sends another header asks whether something depends on it."""
+    SENT["a chord"](celery)
+    SENT["stamped"](celery)
+    judged = set(Headers.__struct_fields__)
+    only_shown = {"lang", "argsrepr", "kwargsrepr", "origin", "batch"}
+    assert {name for text in sent() for name in json.loads(text)["headers"]} <= judged | only_shown
+
+
+# -- what is wrong
+
+
+def message(**headers: Any) -> Message:
+    """A good message, with more headers."""
+    return {
+        "body": base64.b64encode(b'[[{"v":1}],{},{"chord":null}]').decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": "mdstore.ingest", "id": "r1", **headers},
+        "properties": {"body_encoding": "base64", "delivery_tag": "tag"},
+    }
+
+
+def refused(text: str | Message) -> str:
+    """Why a message is refused."""
+    with pytest.raises(Malformed) as caught:
+        check(text if isinstance(text, str) else json.dumps(text))
+    reason = str(caught.value)
+    assert reason.startswith("not a task's message: ")
+    return reason
+
+
+def test_the_message_that_others_are_made_of_is_good() -> None:
+    """So that each of them is refused for what was changed in it."""
+    check(json.dumps(message()))
+    check(json.dumps({**message(), "properties": {}, "body": "[[],{},null]"}))
+
+
+@pytest.mark.parametrize("field", ["body", "content-type", "content-encoding", "headers", "properties"])
+@pytest.mark.parametrize("value", [None, 7, [], "\u2400"], ids=["null", "number", "list", "text"])
+def test_each_part_of_the_envelope_is_checked(field: str, value: Any) -> None:
+    """A part of another type, or of other words than Celery's, is named; so is one that is missing."""
+    reason = refused({**message(), field: value})
+    assert f"`$.{field}`" in reason or reason.startswith(f"not a task's message: {field}: ")
+    missing = message()
+    del missing[field]
+    assert f"missing required field `{field}`" in refused(missing)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("content-type", "application/x-yaml"),
+        ("content-type", "application/x-python-serialize"),
+        ("content-type", "application/json; charset=utf-8"),
+        ("content-encoding", "utf-16"),
+        ("content-encoding", "binary"),
+    ],
+)
+def test_only_json_is_read(field: str, value: str) -> None:
+    """Other ways to write a message may mean code, or anything."""
+    assert f"`$.{field}`" in refused({**message(), field: value})
+
+
+LONG = "x" * 501
+NAMES = ("task", "id", "root_id", "parent_id", "group", "shadow")
+NO_NAMES: tuple[Any, ...] = ("", LONG, 7, ["a"], {})
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        *((name, value) for name in NAMES for value in NO_NAMES),
+        ("task", None),
+        ("id", None),
+        ("group_index", "a"),
+        ("group_index", 1.5),
+        ("retries", "a"),
+        ("retries", [1]),
+        ("eta", 7),
+        ("expires", []),
+        ("timelimit", 7),
+        ("timelimit", "ab"),
+        ("timelimit", [1]),
+        ("timelimit", [1, 2, 3]),
+        ("timelimit", ["a", None]),
+        ("timelimit", [0.5, None]),
+        ("timelimit", [None, 0]),
+        ("timelimit", [-1, None]),
+        ("ignore_result", "yes"),
+        ("ignore_result", 1),
+        ("replaced_task_nesting", "a"),
+        ("stamped_headers", 7),
+        ("stamped_headers", [7]),
+        ("stamps", 7),
+        ("stamps", []),
+        ("compression", "gzip"),
+        ("compression", ""),
+    ],
+)
+def test_each_header_that_something_depends_on_is_checked(header: str, value: Any) -> None:
+    """Its value is of the type that Celery goes on with, and in bounds; else the header is named."""
+    assert f"`$.headers.{header}" in refused(message(**{header: value}))
+
+
+@pytest.mark.parametrize("header", ["task", "id"])
+def test_a_task_without_a_name_or_an_id_is_none(header: str) -> None:
+    """Each of the two is missed by name."""
+    found = message()
+    del found["headers"][header]
+    assert f"missing required field `{header}` - at `$.headers`" in refused(found)
+
+
+@pytest.mark.parametrize("header", set(Headers.__struct_fields__) - {"task", "id"})
+def test_what_celery_leaves_empty_may_be_empty(header: str) -> None:
+    """A header that may be missing may be null too."""
+    check(json.dumps(message(**{header: None})))
+
+
+def test_bounds_are_what_is_still_allowed() -> None:
+    """The longest name, and the shortest time limit."""
+    check(json.dumps(message(id="x" * 500, timelimit=[1, 1.0])))
+
+
+@pytest.mark.parametrize("header", ["eta", "expires"])
+@pytest.mark.parametrize("value", ["tomorrow", "", "2026-13-01T00:00:00", "2026-11-23T00:00:00+99:00", "1"])
+def test_a_moment_is_in_iso_8601(header: str, value: str) -> None:
+    """What Celery could not read is said by name before Celery tries."""
+    assert refused(message(**{header: value})).startswith(f"not a task's message: {header}: ")
+
+
+def test_no_message_waits_for_longer_than_sqs_keeps_it() -> None:
+    """A worker would hold it for ever; with or without a time zone, up to the last year there is."""
+    now, most = datetime.now(UTC), timedelta(seconds=MAX_AGE)
+    for late in (now + most + DAY, now.replace(tzinfo=None) + most + DAY):
+        assert refused(message(eta=late.isoformat())).startswith("not a task's message: eta: ")
+    assert "eta" in refused(message(eta="9999-12-31T23:59:59-23:59"))
+    for early in (now - DAY, now + most - DAY, now.replace(tzinfo=None) + most - DAY):
+        check(json.dumps(message(eta=early.isoformat())))
+
+
+def test_a_message_may_expire_whenever() -> None:
+    """Seconds since 1970 are taken as well; whether it has expired is another's question."""
+    for moment in ("2001-01-01T00:00:00+00:00", "2999-01-01T00:00:00", 1_795_000_000.5):
+        check(json.dumps(message(expires=moment)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"null", b"7", b"{}", b"[]", b"[[],{}]", b"[[],{},{},{}]", b"[7,{},{}]", b"[[],[],{}]", b"[[],{},[]]",
+     b"[{},{},{}]", b"[[],{},{}", b"\xff", b"- [1]\n- {}\n- {}\n", b"\x80\x04K\x07."],
+)  # fmt: skip
+def test_the_body_is_arguments_names_and_the_rest(content: bytes) -> None:
+    """Celery would drop arguments that are no list, and call the task without them."""
+    reason = refused({**message(), "body": base64.b64encode(content).decode()})
+    assert reason.startswith("not a task's message: body: ")
+
+
+@pytest.mark.parametrize("body", ["%%%", "W1tdLHt9LHt9X", "W1tdLHt9LG51bGxd\n!", "ü"])
+def test_a_body_in_base64_is_nothing_but_that(body: str) -> None:
+    """Python would skip what is no base64."""
+    assert refused({**message(), "body": body}).startswith("not a task's message: body: ")
+
+
+@pytest.mark.parametrize("encoding", ["rot13", "", 7, ["base64"]])
+def test_a_body_in_another_encoding_is_refused(encoding: Any) -> None:
+    """A codec of that name would be looked for."""
+    assert "`$.properties.body_encoding`" in refused({**message(), "properties": {"body_encoding": encoding}})
+
+
+@pytest.mark.parametrize("text", ["", "7", "null", "[]", '"x"', "{", "{}", "[" * 100_000, '{"a":' * 100_000, "\ud800"])
+def test_what_is_no_envelope_is_refused(text: str) -> None:
+    """No JSON, not an object, or nested deeper than a parser goes."""
+    assert refused(text).startswith("not a task's message: envelope: ")
+    assert task_of(text) == ""
+
+
+def test_nesting_is_no_way_out() -> None:
+    """Deep arguments, names and headers are refused, and not a crash."""
+    deep: Any = "[" * 100_000 + "]" * 100_000
+    for content in (f"[{deep},{{}},{{}}]", f'[[],{{"a":{deep}}},{{}}]', f'[[],{{}},{{"chord":{deep}}}]'):
+        assert "body" in refused({**message(), "body": base64.b64encode(content.encode()).decode()})
+    assert "envelope" in refused(json.dumps(message(x="?")).replace('"?"', deep))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.sampled_from([*message(), *Headers.__struct_fields__]), JSON)
+def test_any_value_anywhere_is_taken_or_refused(name: str, value: Any) -> None:
+    """There is no third way out."""
+    found = message()
+    place = found["headers"] if name in Headers.__struct_fields__ else found
+    place[name] = value
+    text = msgspec.json.encode(found).decode()
+    with suppress(Malformed):
+        check(text)
+    assert isinstance(task_of(text), str)
+
+
+# -- its name
+
+
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [
+        (json.dumps(message()), "mdstore.ingest"),
+        ('{"headers":{"task":"t"}}', "t"),
+        ('{"headers":{"task":""}}', ""),
+        ('{"headers":{"task":7}}', ""),
+        ('{"headers":{}}', ""),
+        ('{"headers":[]}', ""),
+        ("{}", ""),
+        ('{"headers":{"task":"t"}', ""),
+    ],
+)
+def test_the_task_is_what_the_message_names(text: str, task: str) -> None:
+    """Also of one that is refused for something else; where it names none, that is no error."""
+    assert task_of(text) == task

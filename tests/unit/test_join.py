@@ -1,0 +1,330 @@
+"""The join, over a table in memory: deliveries in any order, several times, side by side, and killed between two calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count, permutations, product
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdstore.errors import ConditionFailed
+from mdstore.queue.join import Join, Joins, Part
+from tests.unit.jointable import ResultsTable, Workers
+
+NOW = 1_700_000_000
+DAYS = 15 * 86_400
+
+
+def joins_over(table: ResultsTable, *, shard: int = 200, clock: Callable[[], float] = lambda: NOW) -> Joins:
+    """Joins with shards small enough to have several."""
+    return Joins(dynamo=table, table="results", retention=DAYS, clock=clock, shard=shard)
+
+
+def part(index: int, number: int | None = None) -> Part:
+    """A part of an index; the number tells those of one index apart."""
+    return Part(index, str(UUID(int=index if number is None else 1_000 + number)))
+
+
+def opened(table: ResultsTable, size: int, *, shard: int = 200) -> Joins:
+    """A join "j" whose parts are all published."""
+    joins = joins_over(table, shard=shard)
+    joins.open("j", callback="{}")
+    joins.resize("j", size)
+    return joins
+
+
+class History:
+    """One join, its deliveries, and what was published; each delivery does what the backend does."""
+
+    def __init__(self, *, shard: int, choose: Callable[[int], int], dies: Callable[[], bool], redelivers: bool) -> None:
+        self.table = ResultsTable()
+        self.joins = joins_over(self.table, shard=shard)
+        self.workers = Workers(choose, dies)
+        self.table.turn = self.workers.turn
+        self.published: list[str] = []
+        self.kills = 0
+        self._redelivers = redelivers
+
+    def deliver(self, one: Part, *, ok: bool) -> None:
+        """Put a message into the queue; it comes again when its worker is killed."""
+
+        def done(killed: bool) -> None:
+            self.kills += killed
+            if killed and self._redelivers:
+                self.deliver(one, ok=ok)
+
+        self.workers.start(lambda: self.settle(self.joins.note("j", one, ok=ok)), done=done)
+
+    def settle(self, join: Join) -> None:
+        """Publish, then note it."""
+        outcome = "success" if join.clean else "failure"
+        if join.complete and join.fired not in ("success", outcome):
+            self.workers.turn("publish")
+            self.published.append(outcome)
+            self.joins.fire("j", "success" if join.clean else "failure")
+
+    def publish(self, parts: list[tuple[Part, list[bool]]]) -> None:
+        """A publisher, as Celery is one: the size comes before the last part, whose workers begin at once."""
+        self.joins.open("j", callback="{}")
+        for number, (one, outcomes) in enumerate(parts):
+            if number == len(parts) - 1:
+                self.joins.resize("j", len(parts))
+            for ok in outcomes:
+                self.deliver(one, ok=ok)
+
+    @property
+    def fired(self) -> str | None:
+        """What is noted in the root."""
+        fired: str | None = self.table.items["chord-join-j"].get("fired", {"S": None})["S"]
+        return fired
+
+
+#: Outcomes of each delivery of each part.
+deliveries = st.lists(st.lists(st.booleans(), min_size=1, max_size=3), min_size=1, max_size=7)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), deliveries, st.integers(1, 3), st.booleans(), st.integers(0, 3), st.booleans())
+def test_any_history_ends_with_the_right_callback(
+    data: st.DataObject, outcomes: list[list[bool]], shard: int, even: bool, kills: int, redelivers: bool
+) -> None:
+    """In any order of calls, with duplicates and deaths: fired once every part returned, a success when each succeeded once.
+
+    Where messages of killed workers do not come again, reading the shards repairs what is complete.
+    """
+    size = len(outcomes)
+    indexes = list(range(size)) if even else [data.draw(st.integers(0, size - 1)) for _ in range(size)]
+    left = count(kills, -1)
+    history = History(
+        shard=shard,
+        choose=lambda n: data.draw(st.integers(0, n - 1)) if n > 1 else 0,
+        dies=lambda: kills > 0 and data.draw(st.integers(0, 9)) == 0 and next(left) > 0,
+        redelivers=redelivers,
+    )
+    parts = [(part(index, number), one) for number, (index, one) in enumerate(zip(indexes, outcomes, strict=True))]
+    history.workers.start(lambda: history.publish(parts), mortal=False)
+    history.workers.run()
+
+    clean = all(any(one) for one in outcomes)
+    if redelivers or not history.kills:
+        assert history.fired == ("success" if clean else "failure")
+        assert history.published[-1] == history.fired or "success" in history.published
+    if even and not history.kills and all(len(one) == 1 for one in outcomes):
+        assert history.published == [history.fired]
+    if not redelivers and history.kills:
+        history.settle(history.joins.counted("j", size))
+        returned = history.joins.returned("j", size)
+        if len(returned.parts) == size:
+            assert history.fired == ("failure" if returned.failed else "success")
+        else:
+            assert history.fired is None
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))), ids=str)
+def test_parts_of_the_same_index_complete_their_join_in_any_order(order: tuple[int, ...]) -> None:
+    """With three parts of index 0 and one of index 2, shards are neither as full as they should be nor all there."""
+    parts = [part(0, 0), part(0, 1), part(0, 2), part(2, 3)]
+    joins = opened(ResultsTable(), 4, shard=2)
+    done = [joins.note("j", parts[number], ok=True).complete for number in order]
+    assert done == [False, False, False, True]
+
+
+@pytest.mark.parametrize("steps", list(product((0, 1), repeat=7)), ids=str)
+@pytest.mark.parametrize("is_sized", [True, False], ids=["sized", "not yet sized"])
+def test_who_finds_a_join_uneven_misses_no_part(steps: tuple[int, ...], is_sized: bool) -> None:
+    """In each order of its calls and those of the publisher and the last part, one of both completes the join."""
+    table = ResultsTable()
+    joins = joins_over(table, shard=2)
+    joins.open("j")
+    if is_sized:
+        joins.resize("j", 4)
+    for one in (part(0, 0), part(1, 1)):
+        joins.note("j", one, ok=True)
+    choices = iter(steps)
+    workers = Workers(lambda n: next(choices, 0) % n, lambda: False)
+    table.turn = workers.turn
+    done: list[bool] = []
+
+    def last() -> None:
+        if not is_sized:
+            joins.resize("j", 4)
+        done.append(joins.note("j", part(2, 3), ok=True).complete)
+
+    workers.start(lambda: done.append(joins.note("j", part(0, 2), ok=True).complete))
+    workers.start(last)
+    workers.run()
+    assert any(done)
+
+
+def test_a_part_in_any_state_counts_once() -> None:
+    """Noted ten times, failed and succeeded, a part is one part, and it succeeded."""
+    table = ResultsTable()
+    joins = opened(table, 2)
+    for ok in (True, False, False, True, False):
+        assert not joins.note("j", part(0), ok=ok).complete
+    done = joins.note("j", part(1), ok=True)
+    assert (done.complete, done.clean, done.fired, done.size) == (True, True, None, 2)
+    assert joins.returned("j", 2).succeeded == [part(0), part(1)]
+
+
+def test_a_failed_part_makes_a_join_unclean_until_it_succeeds() -> None:
+    """The note that tells of it later is a complete join again."""
+    joins = opened(ResultsTable(), 3, shard=2)
+    joins.note("j", part(0), ok=False)
+    joins.note("j", part(2), ok=True)
+    done = joins.note("j", part(1), ok=True)
+    assert (done.complete, done.clean) == (True, False)
+    assert joins.returned("j", 3).failed == [part(0)]
+    joins.fire("j", "failure")
+    mended = joins.note("j", part(0), ok=True)
+    assert (mended.complete, mended.clean, mended.fired) == (True, True, "failure")
+
+
+def test_a_success_stays_and_a_fired_join_is_not_open() -> None:
+    """Whatever is noted after it; the index of open joins has those of before, until they are fired."""
+    table = ResultsTable()
+    joins = opened(table, 1)
+    assert list(joins.unfired(NOW + 60)) == ["j"]
+    assert list(joins.unfired(NOW + 59)) == []
+    joins.fire("j", "success")
+    joins.fire("j", "failure")
+    assert joins.note("j", part(0), ok=True).fired == "success"
+    assert list(joins.unfired(NOW + 60)) == []
+
+
+def test_a_look_puts_off_the_next_one() -> None:
+    """By a minute, or by a quarter of the join's age: what never completes costs less and less, and ends."""
+    table = ResultsTable()
+    joins = opened(table, 2)
+    looks = [second for second in range(600) if list(joins.unfired(NOW + second)) and joins.look("j", NOW + second)]
+    assert looks == [60, 120, 180, 240, 300, 375, 468, 585]
+    assert int(table.items["chord-join-j"]["ttl"]["N"]) == NOW + DAYS
+    assert joins.look("nobody", NOW) is None
+
+
+def test_a_full_shard_is_looked_at_soon() -> None:
+    """However old the join is: the last shard's noter may die before the callback is published."""
+    table = ResultsTable()
+    hours = 8 * 3_600
+    joins = opened(table, 1)
+    assert joins.look("j", NOW + hours) is not None
+    late = joins_over(table, clock=lambda: NOW + hours)
+    late.note("j", part(0), ok=True)
+    found = late.look("j", NOW + hours + 60)
+    assert found is not None
+    assert found.complete
+
+
+def test_one_process_looks_at_a_join() -> None:
+    """Of two that found it at the same moment."""
+    table = ResultsTable()
+    joins = opened(table, 2)
+    workers = Workers(lambda _: 0, lambda: False)  # the one that waited longest: call by call
+    table.turn = workers.turn
+    looked: list[bool] = []
+    for _ in range(2):
+        workers.start(lambda: looked.append(joins.look("j", NOW + 60) is not None))
+    workers.run()
+    assert sorted(looked) == [False, True]
+    assert joins.look("j", NOW + 61) is None
+
+
+def test_a_join_that_is_opened_again_goes_on() -> None:
+    """The chord in a chain is applied again when the task before it is delivered again; its ids are the same."""
+    table = ResultsTable()
+    joins = opened(table, 2)
+    joins.note("j", part(0), ok=True)
+    joins.open("j", callback="another")
+    joins.resize("j", 2)
+    done = joins.note("j", part(1), ok=True)
+    assert done.complete
+    assert done.given == {"callback": "{}"}
+
+
+def test_the_size_never_shrinks() -> None:
+    """Celery 5.6 says the size of an inner group as if it were that of the chord around it."""
+    joins = opened(ResultsTable(), 3)
+    joins.resize("j", 2)
+    assert [joins.note("j", part(index), ok=True).complete for index in range(3)] == [False, False, True]
+
+
+def test_a_size_that_grows_waits_for_every_part() -> None:
+    """Shards that were the last by the size before are not done when that many of their parts returned."""
+    joins = joins_over(ResultsTable(), shard=2)
+    joins.open("j")
+    for size in (1, 5):
+        joins.resize("j", size)
+    assert [joins.note("j", part(index), ok=True).complete for index in (0, 4, 2, 3, 1)] == [*[False] * 4, True]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))), ids=str)
+def test_parts_are_published_in_any_order(order: tuple[int, ...]) -> None:
+    """The last shard may be full before the size is said, which is before the last part is published."""
+    joins = joins_over(ResultsTable(), shard=3)
+    joins.open("j")
+    *first, last = order
+    done = [joins.note("j", part(number), ok=False).complete for number in first]
+    joins.resize("j", 4)
+    assert [*done, joins.note("j", part(last), ok=False).complete] == [False, False, False, True]
+
+
+def test_an_added_part_is_waited_for() -> None:
+    """Added twice it is one; it has its adder's index, whose shard is fuller than it should be."""
+    joins = opened(ResultsTable(), 3, shard=2)
+    added = part(0, 7)
+    joins.extend("j", added.id)
+    joins.extend("j", added.id)
+    for index in range(3):
+        assert not joins.note("j", part(index), ok=True).complete
+    assert joins.note("j", added, ok=True).complete
+
+
+def test_a_join_that_is_gone_says_so() -> None:
+    """Its parts come too late; what they left ends by itself."""
+    table = ResultsTable()
+    joins = opened(table, 2)
+    joins.note("j", part(0), ok=True)
+    del table.items["chord-join-j"]
+    with pytest.raises(ConditionFailed):
+        joins.note("j", part(1), ok=True)
+    joins.resize("j", 2)
+    assert set(table.items) == {"chord-join-j#0"}
+
+
+def test_every_item_ends_and_each_write_puts_that_off() -> None:
+    """A join is kept as long as messages of its parts may come."""
+    table = ResultsTable()
+    joins = opened(table, 300)
+    later = joins_over(table, clock=lambda: NOW + 5)
+    joins.note("j", part(0), ok=True)
+    later.note("j", part(250), ok=True)
+    assert {key: int(item["ttl"]["N"]) - DAYS for key, item in table.items.items()} == {
+        "chord-join-j": NOW,
+        "chord-join-j#0": NOW,
+        "chord-join-j#1": NOW + 5,
+    }
+
+
+def test_20_000_parts() -> None:
+    """A call each, and one more for each of 100 shards; no item reaches 6 KB."""
+    table = ResultsTable()
+    joins = opened(table, 20_000)
+    table.calls.clear()
+    done = [joins.note("j", part(index), ok=True).complete for index in range(20_000)]
+    assert done.index(True) == 19_999
+    assert table.calls == ["UpdateItem"] * 20_100
+    sizes = [sum(len(member) * 3 // 4 for member in item["ok"]["BS"]) for item in table.items.values() if "ok" in item]
+    assert len(sizes) == 100
+    assert max(sizes) < 6_000
+
+
+def test_ids_need_not_be_uuids() -> None:
+    """They come back as they were, in the order of their indexes."""
+    joins = opened(ResultsTable(), 3)
+    names = ["request/17", str(UUID(int=5)), str(UUID(int=6)).upper().replace("-", "")]
+    for index, name in enumerate(names):
+        joins.note("j", Part(index, name), ok=True)
+    assert [one.id for one in joins.returned("j", 3).parts] == names

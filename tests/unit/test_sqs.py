@@ -1,0 +1,356 @@
+"""Messages over signed calls: batches, what becomes of each entry, and what each answer means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from hashlib import md5
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdstore.errors import DeploymentBroken, MdstoreError, Unavailable
+from mdstore.signed import SignedHttp
+from mdstore.sqs import MAX_BYTES, MAX_ENTRIES, Entry, Failed, Sqs, spans
+from tests.unit.endpoint import Endpoint, FakeTime, Keys
+
+QUEUE = "https://sqs.eu-central-1.amazonaws.com/123456789012/mdstore"
+
+
+@pytest.fixture
+def sqs(endpoint: Endpoint, time: FakeTime) -> Iterator[Sqs]:
+    http = SignedHttp(service="sqs", region="eu-central-1", credentials=Keys())
+    yield Sqs(http=http, endpoint=endpoint.url, retry=time.retry(base=1, patience=5))
+    http.close()
+
+
+def entry(body: str = "x", **more: Any) -> Entry:
+    return Entry(message_body=body, **more)
+
+
+def attribute(text: str) -> dict[str, str]:
+    return {"DataType": "String", "StringValue": text}
+
+
+def refused(code: str) -> dict[str, Any]:
+    return {"__type": f"com.amazonaws.sqs#{code}", "message": "words"}
+
+
+def taken(*bodies: str) -> dict[str, Any]:
+    """SQS's answer to a batch, all of whose entries it took."""
+    return {
+        "Successful": [
+            {
+                "Id": str(at),
+                "MessageId": f"m{at}",
+                "MD5OfMessageBody": md5(body.encode(), usedforsecurity=False).hexdigest(),
+            }
+            for at, body in enumerate(bodies)
+        ]
+    }
+
+
+def batches(entries: list[Entry]) -> list[list[Entry]]:
+    """The entries of each call."""
+    return [[entries[at] for at in span] for span in spans(entries)]
+
+
+# -- batches
+
+
+@pytest.mark.parametrize(
+    ("one", "size"),
+    [
+        (entry(""), 0),
+        (entry("abc"), 3),
+        (entry("üü€😀"), 2 + 2 + 3 + 4),
+        (entry("abc", message_attributes={"näme": attribute("ü")}), 3 + 5 + len("String") + 2),
+        (entry("abc", message_attributes={"a": attribute("b"), "c": attribute("d")}), 3 + 2 * (1 + len("String") + 1)),
+        (entry("abc", delay_seconds=900, message_group_id="group", message_deduplication_id="id"), 3),
+    ],
+)
+def test_a_size_is_what_sqs_counts(one: Entry, size: int) -> None:
+    """The bytes of the body in UTF-8, and of each attribute its name, type and value; nothing else."""
+    assert one.size == size
+
+
+SIZES = st.lists(
+    st.sampled_from([0, 1, 100, MAX_BYTES // 10, MAX_BYTES // 10 + 1, MAX_BYTES // 2, MAX_BYTES - 1, MAX_BYTES])
+    | st.integers(0, MAX_BYTES),
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(SIZES)
+def test_a_batch_is_what_one_call_takes(sizes: list[int]) -> None:
+    """Each has its entries in order, at most 10 and at most 1 MiB in all, and as many of them as go in."""
+    whole = "x" * MAX_BYTES
+    entries = [entry(whole[:size]) for size in sizes]
+    cut = batches(entries)
+    assert [one for batch in cut for one in batch] == entries
+    assert all(0 < len(batch) <= 10 and sum(one.size for one in batch) <= 2**20 for batch in cut)
+    for batch, following in pairwise(cut):
+        assert len(batch) == 10 or sum(one.size for one in batch) + following[0].size > 2**20
+
+
+def test_ten_entries_are_a_batch_and_the_eleventh_begins_another() -> None:
+    """Of 21 small ones there are 10, 10 and 1."""
+    assert [len(batch) for batch in batches([entry(str(n)) for n in range(21)])] == [10, 10, 1]
+    assert MAX_ENTRIES == 10
+
+
+def test_a_mebibyte_is_a_batch_and_a_byte_more_begins_another() -> None:
+    """The bytes of all bodies count, and those of the attributes."""
+    half = "x" * 2**19
+    assert [len(batch) for batch in batches([entry(half), entry(half), entry("")])] == [3]
+    assert [len(batch) for batch in batches([entry(half), entry(half + "x")])] == [1, 1]
+    assert [len(batch) for batch in batches([entry("ü" * 2**18), entry(half), entry("x")])] == [2, 1]
+    labelled = entry(half, message_attributes={"a": attribute("")})
+    assert [len(batch) for batch in batches([labelled, entry(half)])] == [1, 1]
+
+
+def test_what_is_too_large_for_any_batch_is_one_of_its_own() -> None:
+    """It is SQS that refuses it, and its neighbours go."""
+    large = entry("x" * (MAX_BYTES + 1))
+    assert [len(batch) for batch in batches([large, entry("a"), large, entry("b")])] == [1, 1, 1, 1]
+
+
+def test_no_entries_are_no_batch() -> None:
+    """Nothing is sent for nothing."""
+    assert batches([]) == []
+
+
+# -- sending
+
+
+def test_a_batch_is_sent_as_the_api_names_its_parts(endpoint: Endpoint, sqs: Sqs) -> None:
+    """What is not said is left out: a delay on a FIFO queue, for one, is refused even where it is null."""
+    endpoint.says((200, taken("ü", "b")))
+    full = entry(
+        "b",
+        delay_seconds=5,
+        message_group_id="g",
+        message_deduplication_id="d",
+        message_attributes={"reason": attribute("r")},
+    )
+    assert sqs.send(QUEUE, [entry("ü"), full]) == [None, None]
+    ((headers, body),) = endpoint.requests
+    assert json.loads(body) == {
+        "QueueUrl": QUEUE,
+        "Entries": [
+            {"Id": "0", "MessageBody": "ü"},
+            {
+                "Id": "1",
+                "MessageBody": "b",
+                "DelaySeconds": 5,
+                "MessageGroupId": "g",
+                "MessageDeduplicationId": "d",
+                "MessageAttributes": {"reason": {"DataType": "String", "StringValue": "r"}},
+            },
+        ],
+    }
+    assert headers["x-amz-target"] == "AmazonSQS.SendMessageBatch"
+    assert headers["content-type"] == "application/x-amz-json-1.0"
+    assert "/eu-central-1/sqs/aws4_request" in headers["authorization"]
+
+
+def test_entries_that_sqs_did_not_take_are_tried_alone(endpoint: Endpoint, sqs: Sqs) -> None:
+    """Found by their ids in whatever order; what would fail again is not tried again, and comes back with its reason."""
+    answer = taken("a", "b", "c", "d")
+    answer["Successful"] = [answer["Successful"][2], answer["Successful"][0]]
+    wrong = {"Id": "3", "Code": "InvalidMessageContents", "Message": "no", "SenderFault": True}
+    answer["Failed"] = [wrong, {"Id": "1", "Code": "InternalError", "SenderFault": False}]
+    endpoint.says((200, answer), (200, {"Successful": [{"Id": "1", "MessageId": "m"}]}))
+    assert sqs.send(QUEUE, [entry(body) for body in "abcd"]) == [
+        None,
+        None,
+        None,
+        Failed(id="3", code="InvalidMessageContents", sender_fault=True, message="no"),
+    ]
+    assert [[one["Id"] for one in json.loads(body)["Entries"]] for _, body in endpoint.requests] == [
+        ["0", "1", "2", "3"],
+        ["1"],
+    ]
+
+
+def test_an_entry_that_is_not_taken_alone_either_comes_back(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
+    """It is tried until the patience ends; the others were sent once."""
+    busy = {"Id": "1", "Code": "InternalError", "Message": "busy", "SenderFault": False}
+    endpoint.says((200, {**taken("a"), "Failed": [busy]}), (200, {"Failed": [busy]}))
+    assert sqs.send(QUEUE, [entry("a"), entry("b")]) == [None, Failed(id="1", code="InternalError", message="busy")]
+    assert time.slept == [1, 2]
+    assert len(endpoint.requests) == 4
+
+
+def test_a_batch_of_which_nothing_was_taken_is_tried_whole(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
+    """SQS is busy: ten calls instead of one would not make it less so."""
+    busy = [{"Id": str(at), "Code": "InternalError", "SenderFault": False} for at in range(2)]
+    endpoint.says((200, {"Failed": busy}), (200, taken("a", "b")))
+    assert sqs.send(QUEUE, [entry("a"), entry("b")]) == [None, None]
+    assert time.slept == [1]
+
+
+def test_many_batches_are_many_calls(endpoint: Endpoint, sqs: Sqs) -> None:
+    """25 entries are three calls, and each entry has its own answer, whichever call is answered first."""
+    sent = [entry("same") for _ in range(25)]
+    answer = {"Successful": [{"Id": str(at), "MessageId": "m"} for at in range(25)]}
+    endpoint.says((200, answer))
+    assert sqs.send(QUEUE, sent) == [None] * 25
+    assert sorted(len(json.loads(body)["Entries"]) for _, body in endpoint.requests) == [5, 10, 10]
+
+
+def test_deletes_and_changes_of_visibility_are_batches_too(endpoint: Endpoint, sqs: Sqs) -> None:
+    """Each entry has its handle, and what is to become of it."""
+    endpoint.says((200, {"Successful": [{"Id": "0"}, {"Id": "1"}]}))
+    assert sqs.delete(QUEUE, ["a", "b"]) == [None, None]
+    assert sqs.change_visibility(QUEUE, [("a", 0), ("b", 30)]) == [None, None]
+    (first, deleted), (second, changed) = endpoint.requests
+    assert first["x-amz-target"] == "AmazonSQS.DeleteMessageBatch"
+    assert json.loads(deleted)["Entries"] == [{"Id": "0", "ReceiptHandle": "a"}, {"Id": "1", "ReceiptHandle": "b"}]
+    assert second["x-amz-target"] == "AmazonSQS.ChangeMessageVisibilityBatch"
+    assert json.loads(changed)["Entries"][1] == {"Id": "1", "ReceiptHandle": "b", "VisibilityTimeout": 30}
+
+
+def test_a_message_that_was_damaged_on_its_way_is_not_sent(endpoint: Endpoint, sqs: Sqs) -> None:
+    """SQS says the MD5 of each body that it has; one that is another's is not the message that was to be sent."""
+    endpoint.says((200, taken("a", "other")))
+    fine, damaged = sqs.send(QUEUE, [entry("a"), entry("b")])
+    assert fine is None
+    assert damaged is not None
+    assert damaged.code == "ChecksumMismatch"
+
+
+def test_an_entry_without_a_digest_is_believed(endpoint: Endpoint, sqs: Sqs) -> None:
+    """Not every service of this protocol says it."""
+    endpoint.says((200, {"Successful": [{"Id": "0", "MessageId": "m"}]}))
+    assert sqs.send(QUEUE, [entry("a")]) == [None]
+
+
+def test_an_entry_that_no_answer_names_is_not_sent(endpoint: Endpoint, sqs: Sqs) -> None:
+    """What is not known to be sent is said to be unsent."""
+    endpoint.says((200, taken("a")))
+    fine, unknown = sqs.send(QUEUE, [entry("a"), entry("b")])
+    assert fine is None
+    assert unknown is not None
+
+
+def test_messages_are_received_with_their_counts(endpoint: Endpoint, sqs: Sqs) -> None:
+    """One call, whose answer may have no messages at all."""
+    message = {"MessageId": "m", "ReceiptHandle": "r", "Body": "b", "Attributes": {"ApproximateReceiveCount": "3"}}
+    endpoint.says((200, {"Messages": [message, {**message, "Attributes": {}}]}), (200, {}))
+    counted, uncounted = sqs.receive(QUEUE, 7, wait=20, visibility=60)
+    assert (counted.message_id, counted.receipt_handle, counted.body, counted.receives) == ("m", "r", "b", 3)
+    assert uncounted.receives == 1
+    assert sqs.receive(QUEUE, 7, wait=20, visibility=60) == []
+    assert json.loads(endpoint.requests[0][1]) == {
+        "QueueUrl": QUEUE,
+        "MaxNumberOfMessages": 7,
+        "WaitTimeSeconds": 20,
+        "VisibilityTimeout": 60,
+        "AttributeNames": ["ApproximateReceiveCount"],
+    }
+
+
+def test_a_queue_s_url_is_asked_for_once(endpoint: Endpoint, sqs: Sqs) -> None:
+    """It does not change while the queue is there."""
+    endpoint.says((200, {"QueueUrl": QUEUE}))
+    assert [sqs.url("mdstore"), sqs.url("mdstore")] == [QUEUE, QUEUE]
+    assert len(endpoint.requests) == 1
+
+
+# -- answers
+
+NOT_NOW = [
+    (400, "RequestThrottled"),
+    (400, "ThrottlingException"),
+    (400, "OverLimit"),
+    (400, "KmsThrottled"),
+    (400, "RequestTimeout"),
+    (403, "RequestThrottled"),
+    (500, "InternalFailure"),
+    (503, "ServiceUnavailable"),
+    (500, "SomethingNew"),
+]
+
+
+@pytest.mark.parametrize(("status", "code"), NOT_NOW)
+def test_not_now_is_tried_again_until_the_patience_ends(
+    endpoint: Endpoint, sqs: Sqs, time: FakeTime, status: int, code: str
+) -> None:
+    """Throttles and any 5xx; the same bytes each time, and the last error names its code."""
+    endpoint.says((status, refused(code)))
+    with pytest.raises(Unavailable) as caught:
+        sqs.call("PurgeQueue", {"QueueUrl": QUEUE})
+    assert caught.value.code == code
+    assert str(caught.value) == f"{code}: PurgeQueue: words"
+    assert time.slept == [1, 2]
+    assert len({body for _, body in endpoint.requests}) == 1
+    assert len(endpoint.requests) == 3
+
+
+def test_what_was_not_now_is_taken_later(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
+    """The caller does not hear of a throttle or a cut connection that passed."""
+    endpoint.says((400, refused("RequestThrottled")), (0, b""), (502, b"<html></html>"), (200, taken("x")))
+    assert sqs.send(QUEUE, [entry()]) == [None]
+    assert time.slept == [1, 2]  # libcurl itself replaces a kept connection that was closed
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "QueueDoesNotExist"),
+        (400, "AccessDeniedException"),
+        (400, "BatchRequestTooLong"),
+        (403, "InvalidClientTokenId"),
+        (400, "SomethingNew"),
+        (403, "HTTP403"),
+    ],
+)
+def test_never_like_this_is_a_broken_deployment(
+    endpoint: Endpoint, sqs: Sqs, time: FakeTime, status: int, code: str
+) -> None:
+    """No queue, no permission, or a call that is wrong: said once, with its code."""
+    endpoint.says((status, b"<html>go away</html>" if code == "HTTP403" else refused(code)))
+    with pytest.raises(MdstoreError) as caught:
+        sqs.call("ReceiveMessage", {"QueueUrl": QUEUE})
+    assert type(caught.value) is DeploymentBroken
+    assert caught.value.code == code
+    assert time.slept == []
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "sender_fault"), [(503, "ServiceUnavailable", False), (400, "QueueDoesNotExist", True)]
+)
+def test_a_batch_that_got_no_answer_is_unsent(
+    endpoint: Endpoint, sqs: Sqs, status: int, code: str, sender_fault: bool
+) -> None:
+    """Every entry of it says why, and whether the same would fail again."""
+    endpoint.says((status, refused(code)))
+    for failed in sqs.send(QUEUE, [entry()] * 12):
+        assert failed is not None
+        assert (failed.code, failed.sender_fault) == (code, sender_fault)
+
+
+def test_any_call_goes_by_its_name(endpoint: Endpoint, sqs: Sqs) -> None:
+    """An answer comes back decoded; one without a body is an empty one."""
+    endpoint.says((200, {"Messages": [{"Body": "ü"}]}), (200, b""))
+    assert sqs.call("ReceiveMessage", {"QueueUrl": QUEUE}) == {"Messages": [{"Body": "ü"}]}
+    assert sqs.call("DeleteMessage", {"QueueUrl": QUEUE, "ReceiptHandle": "r"}) == {}
+    assert [headers["x-amz-target"] for headers, _ in endpoint.requests] == [
+        "AmazonSQS.ReceiveMessage",
+        "AmazonSQS.DeleteMessage",
+    ]
+
+
+def test_a_success_that_is_no_json_is_unavailable(endpoint: Endpoint, sqs: Sqs) -> None:
+    """Whether the call took effect is unknown, so it is the same again, later."""
+    endpoint.says((200, b"<html>login please</html>"))
+    with pytest.raises(Unavailable) as caught:
+        sqs.call("ReceiveMessage", {})
+    assert caught.value.code == "NoAnswer"
+    assert len(endpoint.requests) == 3

@@ -1,0 +1,311 @@
+"""The channel over an SQS in memory: what is settled how, and what never reaches a worker."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from queue import Empty
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Producer, Queue
+from kombu.message import Message
+
+from mdstore.errors import Unavailable
+from mdstore.queue.claims import Claims, is_claim
+from mdstore.queue.courier import backoff
+from mdstore.queue.outbox import Outbox
+from mdstore.queue.transport import Channel
+from tests.unit.fake_sqs import FakeSqs
+from tests.unit.fakes import MemoryObjects
+from tests.waiting import until
+
+
+class Letters(list[dict[str, Any]]):
+    """Dead letters; `is_broken` where none can be written, and only once `may_go` is set."""
+
+    is_broken = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go = threading.Event()
+        self.may_go.set()
+
+    def keep(self, **letter: Any) -> None:
+        assert self.may_go.wait(5)
+        if self.is_broken:
+            raise Unavailable("down", code="Down")
+        self.append(letter)
+
+
+@pytest.fixture
+def sqs(monkeypatch: pytest.MonkeyPatch) -> FakeSqs:
+    found = FakeSqs()
+    monkeypatch.setattr(found, "url", lambda name: f"url of {name}", raising=False)
+    return found
+
+
+class Later(list[tuple[Any, ...]]):
+    """A due-time table in memory."""
+
+    def put(self, queue: str, body: str, due: float, *, ident: str, group_id: str | None = None) -> None:
+        self.append((queue, json.loads(body)["headers"]["id"], round(due - time.time()), ident, group_id))
+
+
+@pytest.fixture
+def later() -> Later:
+    return Later()
+
+
+@pytest.fixture
+def objects() -> MemoryObjects:
+    return MemoryObjects()
+
+
+@pytest.fixture
+def letters() -> Letters:
+    return Letters()
+
+
+@pytest.fixture
+def channel(sqs: FakeSqs, letters: Letters, objects: MemoryObjects, later: Later) -> Iterator[Channel]:
+    options = {
+        "sqs": lambda: sqs,
+        "outbox": Outbox(lambda: sqs),
+        "dead_letter": letters.keep,
+        "claims": lambda: Claims(objects=objects, prefix="claims/", threshold=2_000, max_bytes=2**20),
+        "due_table": lambda: later,
+        "visibility_timeout": 60,
+        "wait_time_seconds": 1,
+        "region": "eu-central-1",
+    }
+    with Connection("sqs://", transport="mdstore.queue.transport:Transport", transport_options=options) as connection:
+        yield connection.channel()
+
+
+def text(**headers: Any) -> str:
+    return json.dumps(
+        {
+            "body": "[[], {}, null]",
+            "headers": {"task": "add", "id": "1-2", **headers},
+            "properties": {"delivery_tag": "t", "body_encoding": "utf-8", "delivery_info": {}},
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+        }
+    )
+
+
+def consume(channel: Channel) -> list[Message]:
+    """Messages as they are handed out."""
+    found: list[Message] = []
+    Consumer(channel, [Queue("work")], on_message=found.append).consume()
+    return found
+
+
+def first(channel: Channel, found: list[Message]) -> Message:
+    channel.drain_events(timeout=5)
+    return found[-1]
+
+
+def test_a_message_says_how_often_it_came(channel: Channel, sqs: FakeSqs) -> None:
+    sqs.arrive("url of work", text(), ident="m", receives=3)
+    message = first(channel, consume(channel))
+    assert (message.delivery_tag, message.headers["receives"], message.body) == ("m", 3, b"[[], {}, null]")
+    assert message.delivery_info == {"exchange": "", "routing_key": "work", "priority": 0, "redelivered": True}
+
+
+def test_an_acknowledged_message_is_deleted(channel: Channel, sqs: FakeSqs) -> None:
+    sqs.arrive("url of work", text(), handle="h")
+    first(channel, consume(channel)).ack()
+    until(lambda: sqs.all_deleted == ["h"])
+
+
+@pytest.mark.parametrize(("receives", "seconds"), [(1, 5), (2, 10), (7, 300), (5_000, 300)])
+def test_a_requeued_message_comes_the_later_the_more_often_it_came(
+    channel: Channel, sqs: FakeSqs, letters: Letters, receives: int, seconds: int
+) -> None:
+    sqs.arrive("url of work", text(), handle="h", receives=receives)
+    first(channel, consume(channel)).requeue()
+    until(lambda: sqs.shown == [("h", seconds)])
+    assert backoff(receives) == seconds
+    assert (sqs.deleted, letters) == ([], [])
+
+
+def test_a_rejected_message_is_dead_lettered(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
+    sqs.arrive("url of work", text(), handle="h", receives=2)
+    first(channel, consume(channel)).reject()
+    until(lambda: sqs.all_deleted == ["h"])
+    assert letters == [{"body": text(), "reason": "rejected", "task": "add", "receives": 2}]
+
+
+def test_burying_keeps_nobody_waiting(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
+    """The letter is written on a thread; the message is held until then, and who waits for it is told afterwards."""
+    told = threading.Event()
+    letters.may_go.clear()
+    sqs.arrive("url of work", text(), handle="h")
+    message = first(channel, consume(channel))
+    channel.bury(message.delivery_tag, "unknown", then=told.set)
+    assert not told.is_set()
+    assert channel.pulse()["held"] == 1
+    letters.may_go.set()
+    assert told.wait(5)
+    until(lambda: sqs.all_deleted == ["h"])
+    assert [letter["reason"] for letter in letters] == ["unknown"]
+
+
+def test_what_is_not_buried_yet_is_given_back(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
+    """A worker that stops while a letter is written gives back what comes after it."""
+    letters.may_go.clear()
+    for number in range(3):
+        sqs.arrive("url of work", text(), ident=f"m{number}", handle=f"h{number}")
+    found = consume(channel)
+    for _ in range(3):
+        channel.bury(first(channel, found).delivery_tag, "unknown")
+    threading.Timer(0.3, letters.may_go.set).start()
+    channel.close()
+    assert sqs.all_deleted == ["h0"]
+    assert sorted(sqs.shown) == [("h1", 0), ("h2", 0)]
+
+
+def test_a_message_that_cannot_be_dead_lettered_comes_again(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
+    sqs.arrive("url of work", text(), handle="h")
+    letters.is_broken = True
+    message = first(channel, consume(channel))
+    channel.bury(message.delivery_tag, "why")
+    until(lambda: sqs.shown == [("h", 5)])
+    assert sqs.deleted == []
+
+
+def test_a_message_that_is_none_never_reaches_the_worker(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
+    sqs.arrive("url of work", "hello", handle="h")
+    found = consume(channel)
+    with pytest.raises(Empty):
+        channel.drain_events(timeout=0.5)
+    until(lambda: sqs.all_deleted == ["h"])
+    ((letter,), handed) = letters, found
+    assert (letter["body"], letter["task"], handed) == ("hello", "", [])
+
+
+def test_a_message_that_is_none_is_kept_where_it_cannot_be_dead_lettered(
+    channel: Channel, sqs: FakeSqs, letters: Letters
+) -> None:
+    letters.is_broken = True
+    sqs.arrive("url of work", "hello", handle="h")
+    consume(channel)
+    until(lambda: sqs.shown == [("h", 300)])
+    assert sqs.deleted == []
+
+
+def test_a_consumer_that_breaks_keeps_neither_message_nor_room(channel: Channel, sqs: FakeSqs) -> None:
+    def broken(_: Message) -> None:
+        raise ZeroDivisionError
+
+    sqs.arrive("url of work", text(), handle="h")
+    channel.basic_qos(prefetch_count=1)
+    Consumer(channel, [Queue("work")], on_message=broken).consume()
+    channel.drain_events(timeout=5)
+    until(lambda: sqs.shown == [("h", 5)])
+    assert channel.qos.can_consume()
+
+
+def test_settling_what_is_not_held_does_nothing(channel: Channel, sqs: FakeSqs) -> None:
+    consume(channel)
+    channel.basic_ack("nobody")
+    channel.basic_reject("nobody", requeue=True)
+    channel.bury("nobody", "why")
+    time.sleep(0.3)
+    assert (sqs.deleted, sqs.shown) == ([], [])
+
+
+def test_a_cancelled_consumer_gives_back_what_waits(channel: Channel, sqs: FakeSqs) -> None:
+    sqs.arrive("url of work", text(), handle="h")
+    consumer = Consumer(channel, [Queue("work")], on_message=lambda _: None)
+    consumer.consume()
+    until(lambda: channel.pulse().get("held") == 1)
+    consumer.cancel()
+    until(lambda: sqs.shown == [("h", 0)])
+
+
+def test_one_message_can_be_asked_for(channel: Channel, sqs: FakeSqs) -> None:
+    sqs.arrive("url of work", text(), ident="m", handle="h")
+    message = Queue("work")(channel).get()
+    assert message.delivery_tag == "m"
+    message.ack()
+    until(lambda: sqs.all_deleted == ["h"])
+    assert Queue("work")(channel).get() is None
+    sqs.arrive("url of work", text(), ident="n", handle="i")
+    assert Queue("work")(channel).get(no_ack=True).delivery_tag == "n"
+    until(lambda: sqs.all_deleted == ["h", "i"])
+
+
+def publish(channel: Channel, body: Any, queue: str = "work", *, seconds: float = 0, **properties: Any) -> None:
+    eta = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat() if seconds else None
+    headers = {"task": "add", "id": "1-2", "eta": eta}
+    Producer(channel).publish([[body], {}, {}], routing_key=queue, serializer="json", headers=headers, **properties)
+
+
+def test_a_message_is_sent_as_json_of_one_layer(channel: Channel, sqs: FakeSqs) -> None:
+    publish(channel, "ü")
+    ((entry,),) = sqs.sent
+    sent = json.loads(entry.message_body)
+    assert json.loads(sent["body"]) == [["ü"], {}, {}]
+    assert entry.delay_seconds is None
+
+
+def test_a_large_message_goes_through_s3_and_comes_back(channel: Channel, sqs: FakeSqs) -> None:
+    publish(channel, "x" * 5_000)
+    ((entry,),) = sqs.sent
+    assert is_claim(entry.message_body)
+    assert len(entry.message_body) < 500
+    sqs.arrive("url of work", entry.message_body)
+    message = first(channel, consume(channel))
+    assert message.payload == [["x" * 5_000], {}, {}]
+
+
+def test_a_claim_that_lies_is_dead_lettered_with_its_reason(
+    channel: Channel, sqs: FakeSqs, letters: Letters, objects: MemoryObjects
+) -> None:
+    publish(channel, "x" * 5_000)
+    ((entry,),) = sqs.sent
+    objects.stored.clear()
+    sqs.arrive("url of work", entry.message_body, handle="h")
+    consume(channel)
+    until(lambda: sqs.all_deleted == ["h"])
+    (letter,) = letters
+    assert (letter["task"], letter["body"]) == ("add", entry.message_body)
+    assert "claim" in letter["reason"]
+
+
+@pytest.mark.parametrize(
+    ("queue", "seconds", "delay", "is_late"),
+    [
+        ("work", 30, 30, False),
+        ("work", 900, 900, False),
+        ("work", 902, None, True),
+        ("work", 10**7, None, True),
+        ("work.fifo", 30, None, True),
+    ],
+)
+def test_what_sqs_cannot_wait_for_waits_in_the_table(
+    channel: Channel, sqs: FakeSqs, later: Later, queue: str, seconds: int, delay: int | None, is_late: bool
+) -> None:
+    publish(channel, "x", queue, seconds=seconds, MessageGroupId="erp")
+    sent = [entry.delay_seconds for call in sqs.sent for entry in call]
+    if not is_late:
+        assert sent == [pytest.approx(delay, abs=1)]
+        assert later == []
+        return
+    assert sent == []
+    ((name, task_id, wait, ident, group),) = later
+    assert (name, task_id, len(ident), group) == (queue, "1-2", 64, "erp")
+    assert wait == pytest.approx(seconds, abs=1)
+
+
+def test_a_late_message_of_a_fifo_queue_keeps_its_deduplication_id(channel: Channel, later: Later) -> None:
+    """Sent twice with one id it is executed once, however long it waits."""
+    publish(channel, "x", "work.fifo", seconds=30, MessageGroupId="erp", MessageDeduplicationId="order-7")
+    ((*_, ident, _group),) = later
+    assert ident == "order-7"

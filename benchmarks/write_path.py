@@ -1,102 +1,61 @@
-"""CPU and wall time an operation, of one process that applies lanes of inserts of ~240 bytes to the embedded AWS.
-
-Side by side, runs interleaved, medians of five:
-
-* `boto3`: `transact_write_items` of 99 puts with `TypeSerializer`, as most code does it; no payload, no receipts, no retries;
-* `mdstore`: the whole write path: fetch, decode, plan, marshal, sign, send, receipts, summary.
-"""
+"""CPU and speed of one process that writes: this project's worker and client, their peers, and the floor."""
 
 from __future__ import annotations
 
-import statistics
-import time
 import uuid
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
-from boto3.dynamodb.types import TypeSerializer
+from benchmarks.contender import Measured, contender
+from benchmarks.results import Result, Row, median
+from benchmarks.services import embedded_aws, environ_of, stub
+from benchmarks.write_contenders import CONTENDERS
+from mdstore.settings import Settings
 
-from mdstore.model import Reference
-from mdstore.stack import Stack
-from mdstore.store import Store
-
-OPERATIONS, RUNS = 3_960, 5
-RECORD: dict[str, Any] = {
-    "icao": "00AR", "iata": "", "name": "Arland Airport", "city": "Bennington", "subd": "Kansas", "country": "US",
-    "elevation": 1352, "lat": Decimal("38.96966"), "lon": Decimal("-97.601562"), "tz": "America/Chicago", "lid": "00AR",
-}  # fmt: skip
+LATENCIES = (0, 5, 20)  # milliseconds
+MINISTACK = "ministack"
+OPERATIONS = {MINISTACK: 2_970}  # the emulator is the bound: more would only take longer
+_MANY = 9_900
 
 
-def run() -> list[dict[str, Any]]:
-    """Measure; returns one row a contender, times in microseconds an operation, ratios against boto3."""
-    with Stack(with_api=False, with_worker=False) as stack:
-        store = Store(stack.settings)
-        contenders: dict[str, Callable[[], None]] = {"boto3": lambda: _boto3(store), "mdstore": _mdstore(store)}
-        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-        for _ in range(RUNS + 1):
-            for name, contender in contenders.items():
-                cpu, wall = time.process_time(), time.perf_counter()
-                contender()
-                measured[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    rows = []
-    base = statistics.median(cpu for cpu, _ in measured["boto3"][1:])
-    for name, runs in measured.items():
-        cpu = statistics.median(cpu for cpu, _ in runs[1:])  # the first run warms up
-        wall = statistics.median(wall for _, wall in runs[1:])
-        rows.append(
-            {
-                "contender": name,
-                "cpu_us": round(cpu / OPERATIONS * 1e6, 1),
-                "wall_us": round(wall / OPERATIONS * 1e6, 1),
-                "cpu_ratio": round(base / cpu, 2),
-            }
-        )
+def run(*, runs: int, scale: float) -> Result:
+    """Measure all contenders against each target; rows have `target` and `contender`, CPU in microseconds an operation."""
+    measured: dict[tuple[str, str], list[Measured]] = defaultdict(list)
+    with embedded_aws() as settings:
+        for target in [*(f"{latency} ms" for latency in LATENCIES), MINISTACK]:
+            operations = max(198, int(OPERATIONS.get(target, _MANY) * scale))
+            with _target(target, settings) as endpoint, ExitStack() as stack:
+                environ = {**environ_of(settings), "AWS_ENDPOINT_URL_DYNAMODB": endpoint}
+                entered = {name: stack.enter_context(contender(name, environ)) for name in CONTENDERS}
+                for number in range(runs + 1):
+                    for name, one in entered.items():  # side by side: what disturbs one run disturbs all
+                        found = one.run(run=str(uuid.uuid4()), operations=operations)
+                        if number:  # the first run warms up
+                            measured[target, name].append(found)
+    return Result(name="write_path", title=__doc__ or "", runs=runs, rows=_rows(measured))
+
+
+@contextmanager
+def _target(target: str, settings: Settings) -> Iterator[str]:
+    if target == MINISTACK:
+        yield str(settings.endpoint_url)
+        return
+    with stub(float(target.removesuffix(" ms"))) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def _rows(measured: dict[tuple[str, str], list[Measured]]) -> list[Row]:
+    rows: list[Row] = []
+    for (target, name), found in measured.items():
+        cpu = median([one.cpu_us for one in found])
+        kind = name.partition(":")[0]
+        base = measured.get((target, f"{kind}: boto3"), measured[target, "client: boto3"])
+        rows.append({
+            "target": target,
+            "contender": name,
+            "cpu_us": round(cpu, 1),
+            "operations_per_s": round(median([one.rate for one in found])),
+            "times_less_cpu_than_boto3": round(median([one.cpu_us for one in base]) / cpu, 1),
+        })  # fmt: skip
     return rows
-
-
-def _boto3(store: Store) -> None:
-    client, table = store.aws.dynamodb, store.settings.records_table
-    serializer, run_id = TypeSerializer(), uuid.uuid4()
-
-    def write(start: int) -> None:
-        items = [
-            {"pk": f"bench#{run_id}-{n}", "entity": "bench", "key": f"{run_id}-{n}", "version": 1, "data": RECORD}
-            for n in range(start, start + 99)
-        ]
-        client.transact_write_items(
-            TransactItems=[
-                {
-                    "Put": {
-                        "TableName": table,
-                        "Item": {name: serializer.serialize(value) for name, value in item.items()},
-                        "ConditionExpression": "attribute_not_exists(pk)",
-                    }
-                }
-                for item in items
-            ]
-        )
-
-    with ThreadPoolExecutor(store.settings.transactions_in_flight) as pool:
-        for future in [pool.submit(write, start) for start in range(0, OPERATIONS, 99)]:
-            future.result()
-
-
-def _mdstore(store: Store) -> Callable[[], None]:
-    requests: list[Reference] = []
-    for _ in range(RUNS + 1):  # what a producer does is not the worker's time
-        run_id = uuid.uuid4()
-        store.ingestor.submit(
-            ({"op": "insert", "entity": "bench", "key": f"{run_id}-{n}", "data": RECORD} for n in range(OPERATIONS)),
-            publish=requests.append,
-        )
-
-    def apply() -> None:
-        reference = requests.pop()
-        for lane in range(reference.lanes):
-            summary = store.writer.apply_lane(reference, lane)
-            if summary.counts.refused:
-                raise RuntimeError(f"operations were refused: {summary.counts}")
-
-    return apply

@@ -1,0 +1,1 @@
+"""What others use for the same job, set up as their documentation says and with the same two worker processes."""

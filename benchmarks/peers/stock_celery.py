@@ -1,0 +1,59 @@
+"""Celery as it comes, on SQS and its DynamoDB backend: a chord of boto3 tasks, one message per 100 operations.
+
+Queues are predefined and polled without pause, so that it is not slowed down by its defaults.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from celery import Celery, chord
+from celery.signals import worker_process_init
+
+from benchmarks.peers import writing
+
+_ENDPOINT = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+
+app = Celery(
+    "stock",
+    broker=f"sqs://{_ENDPOINT.netloc}//",
+    # Keys in this URL would have the client made before the fork, and its socket shared by the processes.
+    backend=f"dynamodb://@localhost:{_ENDPOINT.port}/bench-results",
+)
+app.conf.update(
+    broker_transport_options=writing.stock_options(os.environ["AWS_ENDPOINT_URL"]),
+    task_default_queue=writing.QUEUE,
+    task_acks_late=True,
+    worker_concurrency=writing.PROCESSES,
+    worker_hijack_root_logger=False,
+)
+_client: Any = None
+
+
+@worker_process_init.connect
+def _connect(**_: Any) -> None:
+    global _client  # noqa: PLW0603  as a task module would keep it
+    _client = boto3.client("dynamodb")
+
+
+@app.task
+def apply(operations: list[dict[str, Any]]) -> int:
+    """One transaction."""
+    _client.transact_write_items(TransactItems=writing.actions(operations))
+    return len(operations)
+
+
+@app.task
+def finish(counts: list[int]) -> int:
+    """All are done."""
+    return sum(counts)
+
+
+def submit(operations: list[dict[str, Any]]) -> int:
+    """Send all and wait; returns the number of operations that were applied."""
+    header = [apply.s(operations[start : start + writing.CHUNK]) for start in range(0, len(operations), writing.CHUNK)]
+    applied: int = chord(header)(finish.s()).get(timeout=600, interval=0.02)
+    return applied

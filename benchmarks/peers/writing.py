@@ -1,0 +1,56 @@
+"""How the peers write: 100 operations, one boto3 transaction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from boto3.dynamodb.types import TypeSerializer
+
+CHUNK = 100  # operations of one message and one transaction
+PROCESSES = 2  # that work, of every contender
+TABLE = os.environ.get("BENCH_TABLE", "mdstore-records")
+QUEUE = "bench"
+_serializer = TypeSerializer()
+
+
+def stock_options(endpoint: str) -> dict[str, Any]:
+    """Transport options of kombu's own: the queue is predefined and polled without pause."""
+    return {
+        "region": os.environ["AWS_REGION"],
+        "is_secure": False,
+        "polling_interval": 0.02,
+        "wait_time_seconds": 1,
+        "visibility_timeout": 300,
+        "predefined_queues": {QUEUE: {"url": f"{endpoint}/000000000000/{QUEUE}"}},
+    }
+
+
+def actions(operations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`TransactItems` for operations as JSON gives them, floats included."""
+    return [
+        {
+            "Put": {
+                "TableName": TABLE,
+                "Item": {name: _serializer.serialize(value) for name, value in _item(operation).items()},
+                "ConditionExpression": "attribute_not_exists(pk)",
+            }
+        }
+        for operation in operations
+    ]
+
+
+def _item(operation: dict[str, Any]) -> dict[str, Any]:
+    data = operation["data"]
+    exact = {name: Decimal(repr(value)) if isinstance(value, float) else value for name, value in data.items()}
+    return {
+        "pk": f"{operation['entity']}#{operation['key']}",
+        "entity": operation["entity"],
+        "key": operation["key"],
+        "version": 1,
+        "data": exact,
+        "updated_at": 1_764_000_000_000,
+        "updated_by": "bench",
+    }

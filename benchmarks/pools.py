@@ -1,0 +1,85 @@
+"""Celery's pools as hosts of the write path: many requests of one operation, and one of 100,000, at 5 and 20 ms a call."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from unittest import mock
+
+from benchmarks.alone import alone
+from benchmarks.growth import tree_cpu
+from benchmarks.pipeline import worker_process
+from benchmarks.records import operations
+from benchmarks.results import Result, Row, median
+from benchmarks.services import embedded_aws, environ_of, stub
+from mdstore.client import Client
+
+POOLS = (("prefork", 2), ("prefork", 8), ("threads", 2), ("threads", 8), ("threads", 16))
+QUICK = (("prefork", 2), ("threads", 8))  # of a run that only shows that it works
+LATENCIES = (5, 20)  # milliseconds
+_SMALL, _LARGE = 300, 100_000
+
+
+def run(*, runs: int, scale: float) -> Result:
+    """Measure; rows have requests/s of small requests, operations/s and CPU an operation of a large one."""
+    found: dict[tuple[int, str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for _ in range(runs):
+        for latency in LATENCIES:
+            for pool, size in POOLS:
+                if scale < 1 and (pool, size) not in QUICK:
+                    continue
+                for name, value in alone(_measure, pool, size, latency, scale).items():
+                    found[latency, pool, size][name].append(value)
+    rows: list[Row] = [
+        {
+            "latency_ms": latency,
+            "pool": pool,
+            "size": size,
+            **{name: round(median(one), 1) for name, one in values.items()},
+        }
+        for (latency, pool, size), values in found.items()
+    ]
+    return Result(name="pools", title=__doc__ or "", runs=runs, rows=rows)
+
+
+def _measure(pool: str, size: int, latency: float, scale: float) -> dict[str, float]:
+    small, large = max(20, int(_SMALL * scale)), max(2_000, int(_LARGE * scale))
+    with _worker(pool, size, latency) as (worker, client):
+        requests = _small(client, small)
+        before = tree_cpu(worker)
+        rate = _large(client, large)
+        cpu = (tree_cpu(worker) - before) / large * 1e6
+    return {"small_requests_per_s": requests, "large_operations_per_s": rate, "large_cpu_us": cpu}
+
+
+@contextmanager
+def _worker(pool: str, size: int, latency: float) -> Iterator[tuple[int, Client]]:
+    with embedded_aws() as settings, stub(latency, upstream=int(str(settings.endpoint_url).rpartition(":")[2])) as port:
+        environ = {**environ_of(settings), "AWS_ENDPOINT_URL_DYNAMODB": f"http://127.0.0.1:{port}"}
+        with mock.patch.dict(os.environ, environ), worker_process("mdstore", "-P", pool, "-c", str(size)) as worker:
+            client = Client()
+            _small(client, 4 * size)  # warm
+            yield worker, client
+
+
+def _small(client: Client, count: int) -> float:
+    """Requests a second, submitted by four threads."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(4) as pool:
+        receipts = list(pool.map(lambda _: client.submit(operations(1, str(uuid.uuid4()))), range(count)))
+        for receipt in receipts:
+            receipt.wait(timeout=300)
+    return count / (time.perf_counter() - began)
+
+
+def _large(client: Client, count: int) -> float:
+    """Operations a second, from the first message on: a producer's time is not the worker's."""
+    receipt = client.submit(operations(count, str(uuid.uuid4())))
+    began = time.perf_counter()
+    receipt.wait(timeout=600)
+    return count / (time.perf_counter() - began)

@@ -1,0 +1,75 @@
+"""What contenders talk to, each a process of its own on loopback: stand-ins for DynamoDB, and the embedded AWS."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mdstore.local import EmbeddedAws, free_port
+from mdstore.provision import provision
+from mdstore.settings import Settings, load_settings
+
+
+@contextmanager
+def stub(latency_ms: float, *, upstream: int | None = None) -> Iterator[int]:
+    """A stand-in that answers after `latency_ms`; yields its port."""
+    with _service("benchmarks.stub", str(latency_ms), *([str(upstream)] if upstream else [])) as port:
+        yield port
+
+
+@contextmanager
+def proxy(upstream: int, latency_ms: float) -> Iterator[int]:
+    """A proxy that counts calls, and makes each take `latency_ms` longer; yields its port."""
+    with _service("benchmarks.proxy", str(upstream), str(latency_ms)) as port:
+        yield port
+
+
+@contextmanager
+def _service(module: str, *arguments: str) -> Iterator[int]:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", module, str(port), *arguments])  # noqa: S603  our own modules
+    try:
+        _wait_for(port)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def embedded_aws(module: str = "ministack") -> Iterator[Settings]:
+    """A provisioned ministack, started from `module`; yields the settings that lead to it."""
+    with EmbeddedAws(port=free_port(), module=module) as aws:
+        settings = load_settings({"AWS_ENDPOINT_URL": aws.url}).settings
+        for _ in provision(settings):
+            pass
+        yield settings
+
+
+def environ_of(settings: Settings) -> dict[str, str]:
+    """What a child's environment needs to find the same services, whichever library it uses."""
+    return {
+        "MDSTORE_PROFILE": "local",
+        "AWS_ENDPOINT_URL": str(settings.endpoint_url),
+        "AWS_REGION": settings.region,
+        "AWS_DEFAULT_REGION": settings.region,
+        "AWS_ACCESS_KEY_ID": str(settings.aws_access_key_id),
+        "AWS_SECRET_ACCESS_KEY": str(settings.aws_secret_access_key),
+    }
+
+
+def _wait_for(port: int, *, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return

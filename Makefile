@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo up test check format bench clean
+.PHONY: help demo up test conformance check format bench clean
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -18,6 +18,11 @@ help:
 	$(PIP) -e '.[dev]'
 	touch $@ .venv/demo
 
+.venv/bench: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e '.[bench]'
+	touch $@ .venv/dev .venv/demo
+
 demo: .venv/demo ## the whole way of the data, on real airports, in a few minutes
 	$(BIN)/python examples/demo.py
 
@@ -26,6 +31,9 @@ up: .venv/demo ## embedded AWS, worker and front door, in the foreground
 
 test: .venv/dev ## all tests
 	$(BIN)/python -m pytest
+
+conformance: .venv/dev ## what DynamoDB must do, of the emulators; of another with ENDPOINT=url, of AWS with AWS=1
+	$(BIN)/python -m pytest tests/conformance $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(if $(AWS),--aws)
 
 check: .venv/dev ## format, lint, types, imports
 	$(BIN)/ruff format --check .
@@ -37,8 +45,8 @@ format: .venv/dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/dev ## measure; results and plots go to benchmarks/results
-	$(BIN)/python -m benchmarks
+bench: .venv/bench ## measure speed, side by side with others (an hour; QUICK=1: two minutes, shows only that all of it works)
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick,--out docs/benchmarks)
 
 clean: ## remove what make made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

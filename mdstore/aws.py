@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import botocore.session
 from boto3.session import Session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
 
 from mdstore.awsjson import is_not_now
 from mdstore.dynamo.client import DynamoClient
@@ -117,8 +117,16 @@ def _translation(what: str, error: ClientError) -> MdstoreError:
 
 def _session(settings: Settings) -> Session:
     """Keys from the settings where given, else botocore's own chain (roles, profiles, SSO)."""
-    # A developer's AWS_PROFILE must not decide where the local profile looks.
-    core = botocore.session.Session(profile=None if settings.profile == "local" else settings.aws_profile)
+    if settings.profile == "local":
+        # A developer's AWS_PROFILE must not decide where the local profile looks.
+        core = botocore.session.Session(session_vars={"profile": (None, [], None, None)})
+    else:
+        core = botocore.session.Session(profile=settings.aws_profile)
+        try:
+            core.get_scoped_config()
+        except ProfileNotFound as error:
+            expected = "the name of a profile in AWS's configuration files"
+            raise ConfigurationError(key="aws_profile", value=settings.aws_profile, expected=expected) from error
     return Session(
         botocore_session=core,
         region_name=settings.region,

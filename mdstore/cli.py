@@ -31,6 +31,7 @@ from mdstore.files import read_operations
 from mdstore.ledger import Request
 from mdstore.model import FINAL_STATES, Outcome, State
 from mdstore.settings import LOCAL_PORT, load_settings
+from mdstore.signed import NO_CONNECTION
 
 P = ParamSpec("P")
 REFUSED, ABSENT, UNVERIFIED, INTERRUPTED = 3, 4, 5, 130
@@ -56,9 +57,12 @@ def json_option(command: Callable[P, None]) -> Callable[P, None]:
                 emit({"error": type(error).__name__, "message": str(error)})
             else:
                 messages.print(f"[bold red]error:[/] {_escaped(error)}")
-                if isinstance(error, Unavailable) and error.code == "EndpointConnectionError":
+                if isinstance(error, Unavailable) and error.code in ("EndpointConnectionError", NO_CONNECTION):
                     messages.print("Nothing answers there. In the profile local: is `mdstore up` (make up) running?")
             sys.exit(ABSENT if isinstance(error, NotFound) else 1)
+        except KeyboardInterrupt:
+            messages.print("interrupted")
+            sys.exit(INTERRUPTED)
 
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(run)
 

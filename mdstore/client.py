@@ -88,7 +88,7 @@ class Client:
         """Make `operations` (any iterable, read once) a durable request.
 
         Raises `InvalidOperations` where any is invalid, unless `on_invalid="refuse"`; `RequestConflict` where
-        `request_id` was used for other content.
+        `request_id` was used for other content, or more than 14 days ago.
         """
         accepted = self.ingest.submit(operations, request_id=request_id, source=source, on_invalid=on_invalid)
         return Submission(self, accepted)

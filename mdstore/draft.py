@@ -19,7 +19,7 @@ from mdstore.compression import compressor
 from mdstore.errors import PayloadTooLarge
 from mdstore.model import NOTHING, SCHEMA_VERSION, Indexed, Operation, Reason, Refusal
 from mdstore.payload import MAGIC, Encoded, Header, Section
-from mdstore.plan import MAX_ACTIONS, Partition, refusal
+from mdstore.plan import MAX_ACTIONS, MAX_LANE_OPERATIONS, Partition, refusal
 from mdstore.settings import Settings
 from mdstore.spool import Spool
 from mdstore.validation import Flaw, Validator
@@ -150,11 +150,12 @@ class Draft:
             if some_refused and self._refused_with_group(self._item(position)):
                 continue
             lane.add(self._line(position))
-            if lane.raw > limit:
+            if lane.raw > limit or lane.count > MAX_LANE_OPERATIONS:
+                what, most = ("bytes", limit) if lane.raw > limit else ("operations", MAX_LANE_OPERATIONS)
                 raise PayloadTooLarge(
                     field="operations",
-                    value=f"{lane.raw} bytes that share key {self._item(position).key!r} or a group with it",
-                    expected=f"at most {limit} bytes that share a key or a group: send several requests",
+                    value=f"more {what} that share key {self._item(position).key!r} or a group with it",
+                    expected=f"at most {most} {what} that share a key or a group: send several requests",
                 )
         return lane
 

@@ -5,7 +5,7 @@
     ├── InvalidRequest         the caller's input is wrong: nothing was stored
     │   ├── InvalidOperations  ... and these operations are why
     │   └── PayloadTooLarge    ... it is more than one request may hold
-    ├── RequestConflict        the request id is taken by other content
+    ├── RequestConflict        the request id is taken, by other content or by a request too old to be sent again
     ├── NotFound               no such request or record
     ├── Untrusted              a message or payload that must not be executed: dead-letter it
     ├── Unavailable            throttled, conflicted, unreachable: the same again, later
@@ -76,10 +76,13 @@ class PayloadTooLarge(InvalidRequest):
 
 
 class RequestConflict(MdstoreError):
-    """The request id was used before, for other content. Field: `request_id`."""
+    """The request id was used before, for other content, or so long ago that nobody knows what became of it.
 
-    def __init__(self, request_id: str) -> None:
-        super().__init__(f"request {request_id!r} was accepted before with other content; use another request id")
+    Field: `request_id`.
+    """
+
+    def __init__(self, request_id: str, why: str = "was accepted before with other content") -> None:
+        super().__init__(f"request {request_id!r} {why}; use another request id")
         self.request_id = request_id
 
 

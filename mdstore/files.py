@@ -16,6 +16,7 @@ from mdstore.errors import InvalidRequest
 from mdstore.model import OpName
 
 _ABSENT: Any = object()
+_MAX_FIELD = 16 * 2**20  # bytes of a CSV file's value; without the end of a quoted one, csv reads on
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
@@ -25,7 +26,7 @@ def read_operations(
     """The operations of a file, one by one. `-` is JSON Lines from standard input.
 
     A table's rows become `op` of `entity`, their key in column `key`; the rest of the row is the data (of a CSV file, as
-    text). Raises `InvalidRequest` where the file is missing or of no known kind.
+    text). Raises `InvalidRequest` where the file is missing, of no known kind, or no CSV.
     """
     name = path.lower()
     if path != "-" and not Path(path).is_file():
@@ -59,18 +60,28 @@ def _lines(path: str) -> Iterator[bytes]:
 
 def _csv_rows(path: str, key: str) -> Iterator[dict[str, Any]]:
     with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+        csv.field_size_limit(_MAX_FIELD)  # of the process; csv's own is smaller than records may be
         reader = csv.DictReader(stream, restval=_ABSENT)
-        columns = reader.fieldnames or []
-        if key not in columns:
-            raise InvalidRequest(field="--key", value=key, expected=f"a column: {', '.join(columns)}")
-        for row in reader:
-            surplus = len(row.pop(None, []))  # where csv puts what has no column
-            absent = sum(value is _ABSENT for value in row.values())
-            if surplus or absent:
-                # Not an operation: it is refused as invalid, and the reason tells why.
-                yield {f"row of {len(columns) + surplus - absent} values for {len(columns)} columns": None}
-            else:
-                yield row
+        try:
+            yield from _whole_rows(reader, key)
+        except csv.Error as error:
+            raise InvalidRequest(
+                field="file", value=f"{path}, after line {reader.line_num}", expected=f"CSV ({error})"
+            ) from error
+
+
+def _whole_rows(reader: csv.DictReader[str], key: str) -> Iterator[dict[str, Any]]:
+    columns = list(reader.fieldnames or [])
+    if key not in columns:
+        raise InvalidRequest(field="--key", value=key, expected=f"a column: {', '.join(columns)}")
+    for row in reader:
+        surplus = len(row.pop(None, []))  # where csv puts what has no column
+        absent = sum(value is _ABSENT for value in row.values())
+        if surplus or absent:
+            # Not an operation: it is refused as invalid, and the reason tells why.
+            yield {f"row of {len(columns) + surplus - absent} values for {len(columns)} columns": None}
+        else:
+            yield row
 
 
 def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:

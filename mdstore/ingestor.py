@@ -23,7 +23,7 @@ from typing import Any, Literal
 import msgspec
 
 from mdstore.draft import Draft, Source
-from mdstore.errors import DeploymentBroken, InvalidOperations, NotFound, Problem, Unavailable
+from mdstore.errors import DeploymentBroken, InvalidOperations, NotFound, Problem, RequestConflict, Unavailable
 from mdstore.ledger import Ledger, Request
 from mdstore.log import event
 from mdstore.model import FINAL_STATES, MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
@@ -77,8 +77,8 @@ class Ingestor:
 
         An invalid operation raises `InvalidOperations` before anything is stored; with `on_invalid="refuse"` it gets
         the outcome refused, and the others go on. Raises `RequestConflict` where `request_id` has other content. A
-        request that is known already is not sent again unless `republish`; sending it again is harmless for 14 days, and
-        it is never sent after that.
+        request that is known already is not sent again unless `republish`; sending it again is harmless for 14 days. After
+        that it is never sent: `RequestConflict` again, unless it is known to be completed.
         """
         request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
         check_source(source)
@@ -86,7 +86,7 @@ class Ingestor:
         with closing(encoded.body):
             reference, new = self._payloads.put(encoded)
         header = encoded.header
-        if not new and (self._is_too_old(reference) or (not republish and self._is_under_way(request_id))):
+        if not new and self._is_done_with(reference, republish=republish):
             return _accepted(reference, header, new=False)
         published = publish(reference)
         self._note(reference, header)
@@ -103,6 +103,8 @@ class Ingestor:
             except NotFound:
                 raise unknown from None
             header = self._payloads.header(reference)
+            if self._is_too_old(header):  # it may be completed, and its note has expired
+                raise unknown from None
             early = Counts(refused=header.refused_counts)
             return Request(
                 request_id=request_id,
@@ -134,19 +136,27 @@ class Ingestor:
             # The request is durable: to say otherwise now would have it sent a second time under another id.
             event("request.unnoted", level=logging.WARNING, request_id=reference.request_id, error=str(error))
 
-    def _is_too_old(self, reference: Reference) -> bool:
+    def _is_too_old(self, header: Header) -> bool:
         """Whether its receipts may be gone, so that sending it again could apply it again."""
-        return self._clock() - self._payloads.header(reference).created_at > MAX_AGE
+        return self._clock() - header.created_at > MAX_AGE
 
-    def _is_under_way(self, request_id: str) -> bool:
+    def _is_done_with(self, reference: Reference, *, republish: bool) -> bool:
+        """Whether the request need not be sent again. Raises `RequestConflict` where it would have to be and must not."""
+        try:
+            request = self._ledger.get(reference.request_id)
+        except NotFound:
+            request = None
+        if self._is_too_old(self._payloads.header(reference)):
+            if request is None or request.state is not State.COMPLETED:
+                raise RequestConflict(reference.request_id, "is more than 14 days old, and not known to be completed")
+            return True
+        return not republish and request is not None and self._is_under_way(request)
+
+    def _is_under_way(self, request: Request) -> bool:
         """Whether the request is completed, or was sent so lately that its message must still be on its way.
 
         A request that is neither is sent again: whatever it was that held it up, its receipts make that harmless.
         """
-        try:
-            request = self._ledger.get(request_id)
-        except NotFound:
-            return False
         if request.state in FINAL_STATES:
             return request.state is State.COMPLETED
         return self._clock() - (request.started_at or request.accepted_at) < self._settings.visibility_timeout

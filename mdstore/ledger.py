@@ -154,7 +154,7 @@ class Ledger:
         return changed or self.get(reference.request_id)
 
     def finish(self, request_id: str) -> Request:
-        """Running -> completed or failed, once every lane has its summary. Repeating it changes nothing."""
+        """Running -> completed or failed, once every lane has its summary. Once completed, repeating it changes nothing."""
         request, summaries = self._request_and_lanes(request_id)
         if len(summaries) < request.lanes or request.state is State.COMPLETED:
             return request
@@ -214,7 +214,7 @@ class Ledger:
         """Write a lane's summary. A completed one is never replaced; a failed one is, when the lane is run again."""
         values = {
             "pk": request_id,
-            "sk": f"lane#{summary.lane:05d}",
+            "sk": _lane_key(summary.lane),
             "state": summary.state,
             "counts": _counts_value(summary.counts),
             "started_at": _milliseconds(summary.started_at),
@@ -236,6 +236,11 @@ class Ledger:
                 operations=summary.counts.total,
                 ms=milliseconds,
             )
+
+    def lane(self, request_id: str, number: int) -> LaneSummary | None:
+        """The summary of one lane, if it is written."""
+        item = self._get(request_id, _lane_key(number))
+        return _lane(item) if item else None
 
     def lanes(self, request_id: str) -> list[LaneSummary]:
         """The summaries written so far, by lane."""
@@ -353,6 +358,10 @@ class Ledger:
 def receipt_key(request_id: str, lane: int, number: int) -> dict[str, str]:
     """The primary key of a receipt."""
     return {"pk": f"{request_id}#{lane:05d}", "sk": f"tx#{number:05d}"}
+
+
+def _lane_key(number: int) -> str:
+    return f"lane#{number:05d}"
 
 
 def receipt_of(item: Mapping[str, Any]) -> Receipt:

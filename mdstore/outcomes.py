@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from mdstore.plan import pack
 from mdstore.records import Record, Records
 
 Only = Literal["applied", "refused", "failed"]
+_PARTS = 20  # of a page at most: each is read from S3 and planned
 
 
 class Outcomes:
@@ -34,20 +36,22 @@ class Outcomes:
         """Up to `limit` outcomes in the order of the lanes, and the cursor of the next page (None at the end).
 
         The refusals made before anything was sent come first. A cursor is `part:position`; part 0 are those refusals,
-        part n is lane n-1. An operation without outcome as yet is left out, so a running request's pages grow.
+        part n is lane n-1. An operation without outcome as yet is left out, so a running request's pages grow. A page ends
+        after 20 parts, full or not: with `only`, most parts may have nothing to show.
         """
         part, position = _parsed(cursor)
+        last = min(part + _PARTS - 1, request.lanes)
         found: list[Outcome] = []
-        while part <= request.lanes:
+        while part <= last:
             outcomes = [one for one in self.part(request, part) if only in (None, one.outcome)]
             room = limit - len(found)
             found += outcomes[position : position + room]
             if position + room < len(outcomes):
                 return found, f"{part}:{position + room}"
             part, position = part + 1, 0
-            if len(found) == limit and part <= request.lanes:
-                return found, f"{part}:0"
-        return found, None
+            if len(found) == limit:
+                break
+        return found, f"{part}:0" if part <= request.lanes else None
 
     def all(self, request: Request, *, only: Only | None = None) -> Iterator[Outcome]:
         """Every outcome there is, in the order of the lanes."""
@@ -79,7 +83,8 @@ class Outcomes:
         return sorted(outcomes, key=lambda one: one.index)
 
     def _gave_up(self, request_id: str, lane: int) -> bool:
-        return any(one.lane == lane and one.state is State.FAILED for one in self._ledger.lanes(request_id))
+        summary = self._ledger.lane(request_id, lane)
+        return summary is not None and summary.state is State.FAILED
 
 
 @dataclass(kw_only=True)
@@ -151,38 +156,54 @@ class Verifier:
 
     def _verify_effects(self, found: Verification, request: Request, lane: int, outcomes: list[Outcome]) -> None:
         applied = {one.index for one in outcomes if one.outcome == "applied"}
-        last: dict[tuple[str, str], tuple[str, Indexed]] = {}
+        writers: dict[tuple[str, str], str] = {}
+        changes: dict[tuple[str, str], list[Indexed]] = defaultdict(list)
         for wave in pack(self._payloads.lane(request.reference, lane)):
             for transaction in wave:
                 writer = f"{request.request_id}/{lane}/{transaction.number}"
                 for item in transaction.operations:
                     if item.index in applied and item.op != "check":
-                        last[item.entity, item.key] = writer, item
-        records = self._records.look_up(last)
-        for key, (writer, item) in last.items():
-            self._verify_effect(found, records.get(key), writer, item)
+                        writers[item.entity, item.key] = writer
+                        changes[item.entity, item.key].append(item)
+        records = self._records.look_up(writers)
+        for key, writer in writers.items():
+            self._verify_effect(found, records.get(key), writer, changes[key])
 
-    def _verify_effect(self, found: Verification, record: Record | None, writer: str, item: Indexed) -> None:
+    def _verify_effect(self, found: Verification, record: Record | None, writer: str, changes: list[Indexed]) -> None:
+        item = changes[-1]
         name = f"operation {item.index} ({item.op} {item.entity}/{item.key})"
         if record is None:
             found.fault(f"{name}: the record has vanished")
         elif record.updated_by != writer:
             if record.updated_by.rsplit("/", 2)[0] == writer.rsplit("/", 2)[0]:
                 found.fault(f"{name}: the record was last written by {record.updated_by}, not {writer}")
-            found.superseded += 1
-        elif not _is_effect(item, record):
-            found.fault(f"{name}: the record's data is not what the operation makes of it")
+            else:
+                found.superseded += 1
+        elif not _is_effect(changes, record):
+            found.fault(f"{name}: the record's data is not what the request's operations on it make of it")
 
 
-def _is_effect(item: Indexed, record: Record) -> bool:
-    if item.op == "delete":
+def _is_effect(changes: list[Indexed], record: Record) -> bool:
+    """Whether `record` is what `changes` make, one after the other.
+
+    Patches that nothing of the request comes before were made on data that is not known; made again, they change nothing.
+    """
+    last = changes[-1]
+    if last.op == "delete":
         return record.deleted
-    if item.sequence is not None and record.sequence != item.sequence:
+    if last.sequence is not None and record.sequence != last.sequence:
         return False
-    data = exactjson.loads(bytes(item.data)) if item.data else from_attribute(exactjson.loads(bytes(item.attribute)))
-    if item.op == "patch":
-        data = merged(record.data, data)
+    data = record.data
+    for item in changes:
+        if item.op == "patch":
+            data = merged(data, _data(item))
+        elif item.op != "delete":
+            data = _data(item)
     return exactjson.canonical(record.data) == exactjson.canonical(data)
+
+
+def _data(item: Indexed) -> Any:
+    return exactjson.loads(bytes(item.data)) if item.data else from_attribute(exactjson.loads(bytes(item.attribute)))
 
 
 def _outcome(item: Indexed, outcome: Only) -> Outcome:

@@ -20,10 +20,11 @@ from typing import IO, Annotated, Literal
 
 import msgspec
 
-from mdstore.compression import decompress
+from mdstore.compression import decompress, most
 from mdstore.errors import InvalidRequest, NotFound, RequestConflict, Untrusted
 from mdstore.model import ACCEPTED_VERSIONS, Indexed, Reference, Refusal, check_request_id
 from mdstore.objects import READS, Objects, read_again
+from mdstore.plan import MAX_LANE_OPERATIONS
 
 MAGIC = b"MDS1"
 _PREFIX = len(MAGIC) + 4
@@ -122,6 +123,8 @@ class Payloads:
         if not 0 <= number < len(header.lanes):
             raise Untrusted(f"lane {number}: the payload has {len(header.lanes)}")
         section = header.lanes[number]
+        if section.count > MAX_LANE_OPERATIONS:
+            raise Untrusted(f"lane {number} of {reference.payload!r} claims {section.count} operations")
         try:
             operations = _lane_decoder.decode_lines(self._text(reference, section))
         except (ValueError, RecursionError) as error:
@@ -151,6 +154,8 @@ class Payloads:
             raise Untrusted(
                 f"a part of {reference.payload!r} claims {section.raw} bytes, at most {self._max_lane_bytes}"
             )
+        if section.length > most(section.raw):
+            raise Untrusted(f"a part of {reference.payload!r} claims more bytes than its {section.raw} can take")
         for data in self._tries(reference, section):
             if hashlib.sha256(data).hexdigest() == section.digest:
                 break

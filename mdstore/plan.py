@@ -10,7 +10,7 @@ import hashlib
 import heapq
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,6 +18,8 @@ from mdstore.model import Indexed, Operation, Reason, Refusal
 
 #: Of DynamoDB's 100 actions a transaction, one is the receipt's.
 MAX_ACTIONS = 99
+#: Of a lane, and so of one key or group in a request: a worker decodes a lane whole, and runs one key's operations one by one.
+MAX_LANE_OPERATIONS = 200_000
 #: Of a transaction's 4 MB, in JSON; more would take 2,000 write units at once, which a young table does not have.
 MAX_TRANSACTION_BYTES = 2**20
 
@@ -26,7 +28,7 @@ class Partition:
     """Deals operations to lanes so that a key, and a group, lives in exactly one lane.
 
     Operations sharing a key or a group are one component (union-find). A component goes to the lane that its hash names, so
-    nothing is kept per key: 20 bytes an operation, whatever the keys are. Only keys of groups are remembered.
+    nothing is kept per key: 16 bytes an operation, whatever the keys are. Only keys of groups are remembered.
     """
 
     def __init__(self) -> None:
@@ -49,26 +51,38 @@ class Partition:
     def lanes(self, *, operations: int, size: int, limit: int = 2**63) -> list[array[int]]:
         """Positions of the operations of each lane, in the order given; about `operations` and `size` bytes a lane.
 
-        A lane is over `limit` bytes only where one component is.
+        A lane is over `limit` bytes only where one component is. A component of more than half of it has a lane of its own.
         """
         roots = array("Q", (self._find(key) if key in self._parents else key for key in self._keys))
-        count = max(-(-len(roots) // operations), -(-sum(self._sizes) // size))
-        while self._is_crowded(roots, count, limit):
-            count *= 2
+        total = sum(self._sizes)
+        count = max(-(-len(roots) // operations), -(-total // size))
+        alone: set[int] = set()
+        if total > limit:
+            alone = self._large_components(roots, count, limit // 2)
+            while self._crowded(roots, count, limit, alone):
+                count *= 2
+        own = {root: count + number for number, root in enumerate(sorted(alone))}
         lanes: dict[int, array[int]] = defaultdict(lambda: array("L"))
         for position, root in enumerate(roots):
-            lanes[root % count].append(position)
+            lanes[own.get(root) or root % count].append(position)
         return [lanes[number] for number in sorted(lanes)]
 
-    def _is_crowded(self, roots: array[int], count: int, limit: int) -> bool:
-        """Whether some lane is over `limit` because components share it."""
-        if sum(self._sizes) <= limit:
-            return False
+    def _large_components(self, roots: array[int], count: int, size: int) -> set[int]:
+        """The components of more than `size` bytes. Only lanes that are as large are looked into, which takes little memory."""
+        crowded = self._crowded(roots, count, size)
         sizes: dict[int, int] = defaultdict(int)
-        for root, size in zip(roots, self._sizes, strict=True):
-            sizes[root % count] += size
-        large = {lane for lane, size in sizes.items() if size > limit}
-        return bool(large) and len({root for root in roots if root % count in large}) > len(large)
+        for root, more in zip(roots, self._sizes, strict=True):
+            if root % count in crowded:
+                sizes[root] += more
+        return {root for root, found in sizes.items() if found > size}
+
+    def _crowded(self, roots: array[int], count: int, size: int, alone: Collection[int] = ()) -> set[int]:
+        """The lanes of more than `size` bytes, without those that are `alone`."""
+        sizes: dict[int, int] = defaultdict(int)
+        for root, more in zip(roots, self._sizes, strict=True):
+            if root not in alone:
+                sizes[root % count] += more
+        return {lane for lane, found in sizes.items() if found > size}
 
     def _unite(self, left: int, right: int) -> None:
         self._parents.setdefault(left, left)

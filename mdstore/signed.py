@@ -214,5 +214,13 @@ def _check_libcurl() -> None:
         raise ConfigurationError(key="pycurl", value=pycurl.version, expected=expected)
 
 
+def _code(code: int) -> str:
+    return f"Curl{code}"
+
+
+#: The code of `Unavailable` where nothing listens.
+NO_CONNECTION = _code(pycurl.E_COULDNT_CONNECT)
+
+
 def _unavailable(code: int, message: str) -> Unavailable:
-    return Unavailable(message, code=f"Curl{code}")
+    return Unavailable(message, code=_code(code))

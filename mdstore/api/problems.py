@@ -72,7 +72,7 @@ _KINDS: Mapping[type[Exception], Kind] = {
     InvalidRequest: Kind(status=422, name="invalid-request", title="The call is invalid"),
     Flaw: Kind(status=422, name="invalid-request", title="The call is invalid"),
     RequestValidationError: Kind(status=422, name="invalid-request", title="The call is invalid"),
-    RequestConflict: Kind(status=409, name="request-conflict", title="The idempotency key was used for other content"),
+    RequestConflict: Kind(status=409, name="request-conflict", title="The idempotency key is taken"),
     NotFound: Kind(status=404, name="not-found", title="Not found"),
     Unavailable: _UNAVAILABLE,
     DeploymentBroken: _BROKEN,

@@ -141,7 +141,9 @@ def _check_names(value: dict[str, Any]) -> None:
 
 def _number(value: Decimal) -> str:
     text = str(value)
-    if len(text) <= MAX_DIGITS and "E" not in text and text[-1].isdigit():
+    if (
+        len(text) <= MAX_DIGITS and "E" not in text and "N" not in text and text[-1].isdigit()
+    ):  # a NaN may end with digits
         return text
     if not value.is_finite():
         raise Unstorable(f"{value} is not a JSON number")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mdstore.entities import Entities
-from mdstore.errors import InvalidOperations, RequestConflict, Unavailable
+from mdstore.errors import InvalidOperations, NotFound, RequestConflict, Unavailable
 from mdstore.ingestor import Ingestor
-from mdstore.ledger import Ledger
+from mdstore.ledger import Ledger, Request
 from mdstore.model import MAX_AGE, Counts, Reference, State
 from mdstore.payload import Payloads
 from mdstore.settings import Settings
@@ -33,10 +33,10 @@ class FakeLedger(Ledger):
             raise Unavailable("no ledger", code="Test")
         return self.states.setdefault(reference.request_id, (State.ACCEPTED, self.now)) is not None
 
-    def get(self, request_id: str) -> Any:
-        from mdstore.errors import NotFound  # noqa: PLC0415
-        from mdstore.ledger import Request  # noqa: PLC0415
+    def progress(self, request_id: str) -> Request:
+        return self.get(request_id)
 
+    def get(self, request_id: str) -> Request:
         if request_id not in self.states:
             raise NotFound("request", request_id)
         state, at = self.states[request_id]
@@ -91,12 +91,28 @@ def test_a_request_that_is_held_up_or_failed_is_sent_again(bench: Bench) -> None
 
 
 def test_a_request_is_never_sent_once_its_receipts_may_be_gone(bench: Bench) -> None:
-    """After 14 days a stored request is not sent again, although nothing in the ledger tells of it any more."""
+    """After 14 days a stored request is not sent again, and not said to be accepted, unless it is known to be completed."""
     assert bench.submit()
-    bench.ledger.states.clear()
     bench.ledger.now += MAX_AGE + 1
+    for states in ({}, {"r": (State.FAILED, 0.0)}, {"r": (State.ACCEPTED, 0.0)}):
+        bench.ledger.states = states
+        for republish in (False, True):
+            with pytest.raises(RequestConflict, match="is more than 14 days old, and not known to be completed"):
+                bench.submit(republish=republish)
+    bench.ledger.states["r"] = State.COMPLETED, 0.0
     assert not bench.submit()
     assert not bench.submit(republish=True)
+    assert len(bench.sent) == 1
+
+
+def test_an_old_request_that_nobody_knows_is_not_found(bench: Bench) -> None:
+    """Until a worker has noted it, a payload is an accepted request; when its note must have expired it says nothing."""
+    assert bench.submit()
+    del bench.ledger.states["r"]
+    assert bench.ingestor.status("r").state is State.ACCEPTED
+    bench.ledger.now += MAX_AGE + 1
+    with pytest.raises(NotFound):
+        bench.ingestor.status("r")
 
 
 def test_a_message_that_is_sent_is_an_accepted_request(bench: Bench) -> None:

@@ -100,6 +100,8 @@ UNSTORABLE: dict[str, tuple[Any, str, str]] = {
     "bytes": ([b"x"], "[0]", "bytes is not a JSON type"),
     "39 digits": ({"a": {"b": 10**38 + 1}}, ".a.b", "39 significant digits, at most 38 can be stored exactly"),
     "NaN": ([0, float("nan")], "[1]", "NaN is not a JSON number"),
+    "NaN with digits": ({"n": Decimal("NaN123")}, ".n", "NaN123 is not a JSON number"),
+    "signalling NaN": (Decimal("-sNaN5"), "", "-sNaN5 is not a JSON number"),
     "1E+126": ([Decimal("1E+126")], "[0]", "magnitude 1E+126 is outside 1E-130 to 9.9E+125"),
     "half a pair": ({"a": "x\ud800"}, ".a", "not valid Unicode at character 1"),
     "half a pair as a name": ({"a": {"\ud800": 1}}, ".a", "not valid Unicode at character 0"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mdstore import draft as draft_module
 from mdstore import exactjson
+from mdstore import payload as payload_module
 from mdstore.blobs import Blobs
 from mdstore.draft import Draft, Source
 from mdstore.entities import Entities
@@ -318,6 +319,7 @@ LIES = {
     "larger than a lane may be": (LINE * (MAX_LANE // len(LINE) + 1), {}),
     "claims more bytes": (LINE, {"raw": len(LINE) + 1}),
     "claims fewer bytes": (LINE, {"raw": len(LINE) - 1}),
+    "stores more than it can take": (LINE, {"length": 2_000}),
     "claims more lines": (LINE, {"count": 2}),
     "claims fewer lines": (LINE * 2, {"count": 1}),
     "not compressed": (LINE, {"stored": LINE}),
@@ -623,6 +625,20 @@ def crowded(count: int, crowd: int) -> list[str]:
         if max(map(len, partition.lanes(operations=1, size=count))) >= crowd:
             return keys
     raise AssertionError("no such keys")
+
+
+def test_a_key_has_so_many_operations_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More small operations than a lane may have are refused where they share a key, and dealt where they do not."""
+    for module in (draft_module, payload_module):
+        monkeypatch.setattr(module, "MAX_LANE_OPERATIONS", 10)
+    payloads, objects = store()
+    reference, _ = put(payloads, [upsert("k") for _ in range(10)])
+    assert len(payloads.lane(reference, 0)) == 10
+    with pytest.raises(PayloadTooLarge) as caught, encoded([upsert("k") for _ in range(11)]):
+        pass
+    assert caught.value.expected == "at most 10 operations that share a key or a group: send several requests"
+    with pytest.raises(Untrusted, match="claims 11 operations"):
+        payloads.lane(forge(objects, LINE * 11), 0)
 
 
 @pytest.mark.usefixtures("spools")

@@ -1,0 +1,78 @@
+"""The core over tables and objects in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mdstore.blobs import Blobs
+from mdstore.draft import Draft
+from mdstore.dynamo.marshal import from_item
+from mdstore.entities import Entities
+from mdstore.ledger import Ledger
+from mdstore.model import Counts, Operation, Reason, Reference
+from mdstore.payload import Payloads
+from mdstore.records import Records
+from mdstore.settings import Settings
+from mdstore.validation import Validator
+from mdstore.writer import Writer
+from tests.unit.fakes import MemoryDynamo, MemoryObjects
+
+
+class Bench:
+    """A writer over tables and objects in memory, and a lane to apply."""
+
+    def __init__(self) -> None:
+        self.dynamo = MemoryDynamo()
+        self.objects = MemoryObjects()
+        self.now = 1_000.0
+        self.settings = Settings(lane_operations=100_000)
+        self.validator = Validator(entities=Entities(), max_record_bytes=2**20)
+        self.payloads = Payloads(objects=self.objects, prefix="payloads/", max_lane_bytes=2**26)
+        self.blobs = Blobs(objects=self.objects, prefix="blobs/", max_bytes=2**26)
+        self.records = Records(dynamo=self.dynamo, table="records", blobs=self.blobs)
+        self.ledger = Ledger(dynamo=self.dynamo, table="ledger", retention_days=15, clock=lambda: self.now)
+
+    def writer(self) -> Writer:
+        """Another worker."""
+        return Writer(
+            payloads=self.payloads,
+            records=self.records,
+            blobs=self.blobs,
+            ledger=self.ledger,
+            dynamo=self.dynamo,
+            validator=self.validator,
+            table="records",
+            tombstone_seconds=60,
+            in_flight=1,
+            budget=30,
+            monotonic=lambda: self.now,
+            clock=lambda: self.now,
+        )
+
+    def request(self, operations: Sequence[Operation], request_id: str = "r1") -> Reference:
+        draft = Draft(validator=self.validator, settings=self.settings)
+        for operation in operations:
+            assert draft.add(operation) is None
+        encoded = draft.encode(request_id, "shop")
+        draft.close()
+        with encoded.body:
+            return self.payloads.put(encoded)[0]
+
+    def apply(self, operations: Sequence[Operation], request_id: str = "r1") -> Counts:
+        return self.writer().apply_lane(self.request(operations, request_id), 0).counts
+
+    def refused(self, request_id: str = "r1") -> dict[int, tuple[Reason, str]]:
+        receipts = self.ledger.receipts(request_id, 0).values()
+        return {one.index: (one.reason, one.detail) for receipt in receipts for one in receipt.refused}
+
+    def data(self, key: str) -> Any:
+        return self.records.get("e", key).data
+
+    def snapshot(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """All records and receipts; lane summaries, which have times, are left out."""
+        return {
+            place: {name: value for name, value in from_item(found).items() if name != "expires_at"}
+            for place, found in self.dynamo.items.items()
+            if not place[2].startswith("lane#")
+        }

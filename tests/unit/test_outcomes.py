@@ -1,0 +1,137 @@
+"""Outcomes by page, and what `verify` finds, over tables in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from mdstore.dynamo.marshal import to_attribute
+from mdstore.ledger import LaneSummary, Request
+from mdstore.model import Counts, Operation, OpName, State
+from mdstore.outcomes import Outcomes, Verification, Verifier
+from tests.unit.bench import Bench
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def op(name: OpName, key: str = "k", sequence: int | None = None, **data: Any) -> Operation:
+    return Operation(op=name, entity="e", key=key, data=None if name == "delete" else data, sequence=sequence)
+
+
+def applied(bench: Bench, operations: Sequence[Operation], request_id: str = "r1") -> Request:
+    """The completed request, each of its lanes applied."""
+    reference = bench.request(operations, request_id)
+    counts = Counts()
+    for lane in range(reference.lanes):
+        counts += bench.writer().apply_lane(reference, lane).counts
+    return Request(
+        request_id=request_id, state=State.COMPLETED, source="shop", operations=len(operations), lanes=reference.lanes,
+        reference=reference, early=Counts(), counts=counts, accepted_at=0,
+    )  # fmt: skip
+
+
+def verified(bench: Bench, request: Request) -> Verification:
+    return Verifier(payloads=bench.payloads, ledger=bench.ledger, records=bench.records).verify(request)
+
+
+def spoil(bench: Bench, **values: Any) -> None:
+    """Change attributes of the record `k` behind the store's back."""
+    bench.dynamo.items["records", "e#k", ""] |= {name: to_attribute(value) for name, value in values.items()}
+
+
+HISTORIES: dict[str, tuple[list[Operation], Any]] = {
+    "insert": ([op("insert", a=1)], {"a": 1}),
+    "patches of an insert": ([op("insert", a=1), op("patch", b=2), op("patch", a=None)], {"b": 2}),
+    "update": ([op("insert", a=1), op("update", b=2)], {"b": 2}),
+    "again after a delete": ([op("insert", a=1), op("delete"), op("insert", c=3)], {"c": 3}),
+}
+
+
+@pytest.mark.parametrize(("operations", "data"), HISTORIES.values(), ids=HISTORIES)
+def test_verify_compares_what_all_operations_on_a_key_make(
+    bench: Bench, operations: list[Operation], data: Any
+) -> None:
+    """The record is right as it is, and wrong with any field more, fewer or other, whichever operation wrote it."""
+    request = applied(bench, operations)
+    assert bench.data("k") == data
+    assert verified(bench, request).ok
+    for wrong in ({**data, "x": 1}, {}, dict.fromkeys(data, 0)):
+        spoil(bench, data=wrong)
+        assert verified(bench, request).fault_count == 1
+
+
+def test_verify_of_patches_alone_looks_at_what_they_say(bench: Bench) -> None:
+    """What the record had before is not known: only what the patches set or removed can be wrong."""
+    applied(bench, [op("insert", a=1, b={"c": 1})], "r0")
+    request = applied(bench, [op("patch", b={"d": 2}), op("patch", b={"d": 3}, x=None)])
+    assert verified(bench, request).ok
+    spoil(bench, data={"a": 7, "b": {"c": 8, "d": 3}})
+    assert verified(bench, request).ok
+    for wrong in ({"b": {"c": 1, "d": 2}}, {"b": {"c": 1}}, {"b": {"d": 3}, "x": 0}):
+        spoil(bench, data=wrong)
+        assert verified(bench, request).fault_count == 1
+
+
+def test_verify_finds_what_vanished_and_what_another_transaction_wrote(bench: Bench) -> None:
+    """A record that is not there, or of the same request's other transaction, is a fault and nothing else."""
+    request = applied(bench, [op("insert", a=1)])
+    spoil(bench, updated_by="r1/0/7")
+    found = verified(bench, request)
+    assert (found.fault_count, found.superseded) == (1, 0)
+    del bench.dynamo.items["records", "e#k", ""]
+    assert verified(bench, request).faults == ["operation 0 (insert e/k): the record has vanished"]
+
+
+def test_a_later_request_supersedes(bench: Bench) -> None:
+    """What another request has replaced since can not be compared, and is counted."""
+    request = applied(bench, [op("insert", sequence=1, a=1)])
+    applied(bench, [op("update", sequence=2, a=2)], "r2")
+    found = verified(bench, request)
+    assert (found.ok, found.superseded) == (True, 1)
+
+
+def test_a_sequence_that_is_not_the_operations_own_is_a_fault(bench: Bench) -> None:
+    """The data alone does not make it the operation's effect."""
+    request = applied(bench, [op("insert", sequence=5, a=1)])
+    spoil(bench, sequence=6)
+    assert verified(bench, request).fault_count == 1
+
+
+def test_a_page_looks_at_so_many_lanes_and_no_more(bench: Bench) -> None:
+    """Where nothing is to be shown, pages are empty but end: following the cursors finds the one that is refused."""
+    bench.settings = bench.settings.model_copy(update={"lane_operations": 1})
+    request = applied(bench, [op("insert", f"k{n}") for n in range(60)] + [op("update", "none")])
+    outcomes = Outcomes(payloads=bench.payloads, ledger=bench.ledger)
+    pages: list[list[str]] = []
+    reads, cursor = [], None
+    while cursor or not pages:
+        bench.dynamo.calls.clear()
+        page, cursor = outcomes.page(request, only="refused", cursor=cursor)
+        pages.append([one.key for one in page])
+        reads.append(len(bench.dynamo.calls))
+    assert [key for page in pages for key in page] == ["none"]
+    assert len(pages) == -(-(request.lanes + 1) // 20) > 1
+    assert max(reads) <= 20  # a lane's receipts each
+    whole, cursor = outcomes.page(request, limit=3)
+    assert (len(whole), bool(cursor)) == (3, True)
+
+
+def test_what_a_failed_lane_did_not_apply_has_failed(bench: Bench) -> None:
+    """The operations without receipt of a lane that gave up are failed; those of another lane are left out."""
+    bench.settings = bench.settings.model_copy(update={"lane_operations": 1})
+    operations = [op("insert", f"k{n}") for n in range(8)]
+    reference = bench.request(operations)
+    for lane, state in enumerate((State.FAILED, State.COMPLETED)):
+        bench.ledger.close_lane("r1", LaneSummary(lane=lane, state=state, counts=Counts(), started_at=0, finished_at=0))
+    request = Request(
+        request_id="r1", state=State.FAILED, source="shop", operations=8, lanes=reference.lanes,
+        reference=reference, early=Counts(), counts=Counts(), accepted_at=0,
+    )  # fmt: skip
+    found = Outcomes(payloads=bench.payloads, ledger=bench.ledger).page(request)[0]
+    assert {one.key for one in found} == {one.key for one in bench.payloads.lane(reference, 0)}
+    assert {one.outcome for one in found} == {"failed"}

@@ -219,7 +219,7 @@ class DynamoBackend(DynamoResults):
         wants = _wants_results(callback)
         if join.clean and not wants:
             return []
-        returned = self._joins.returned(join_id, join.size)
+        returned = self._joins.returned(join_id)
         if returned.failed and (policy == "all" or (policy == "any" and not returned.succeeded)):
             raise self._error(returned.failed[0])
         if not wants:

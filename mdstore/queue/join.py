@@ -2,12 +2,14 @@
 
 A join is a root item and shards of 200 indexes each. A shard holds two sets that only grow, of the parts that succeeded and of
 those that failed; a part that is in both did succeed. So a part may be noted any number of times, in any order. The part
-that fills a shard notes the shard in the root, and the one that fills the root completes the join: one call a part, and one
-more a shard. Every later note of a part reads the root as well, so whatever died on its way is found.
+that fills a shard notes the shard in the root, and the one that fills the root completes the join: one call a part, and
+three more a shard. Every later note of a part reads the root as well, so whatever died on its way is found.
 
     id = chord-join-{join}        size        parts, once all but the last are published
                                   added       ids of parts that were added later (SS)
+                                  seen        numbers of shards that are there, but for the first (NS)
                                   full, clean numbers of shards whose parts all returned; whose parts all succeeded (NS)
+                                  taken       the part that found an uneven join complete, and publishes its callback
                                   uneven      true: indexes are not those from 0 to size - 1, each once
                                   fired       success | failure: the callback was published, or failed
                                   open, look_at   shard and key of the index of joins that were not fired: when one is to be
@@ -16,13 +18,15 @@ more a shard. Every later note of a part reads the root as well, so whatever die
                                   at          when it was last written; ttl; what `open` was given
     id = chord-join-{join}#{n}    ok, failed  parts whose index is n * 200 ... (BS)
                                   expected    how many, of the last shard
-                                  uneven      the join's size, once it is known to be uneven
+                                  in_root     true: the root has seen the shard
+                                  uneven      true, once the join is known to be uneven
                                   at; ttl
 
 Indexes are Celery's `group_index`, which is neither unique nor without gaps where groups end up inside other canvases. What is
-counted are tasks' ids; the index only deals them to shards. Where two ids of one index turn up, each note from then on counts
-all shards (an uneven join): whoever finds that out marks the shards first and counts afterwards, so a part that was noted
-without seeing the mark is counted by the one who made it. Times are Unix seconds.
+counted are tasks' ids; the index only deals them to shards. Where two ids of one index turn up, or an index that is not below
+the size, each note from then on counts all shards (an uneven join): whoever finds that out marks the shards first and counts
+afterwards, so a part that was noted without seeing the mark is counted by the one who made it. Several may then find the join
+complete at the same time, and the first of them takes it. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -50,9 +54,11 @@ _TEXT = 1 << 31  # marks a packed part whose id is text and no UUID
 _IN_FLIGHT = 8
 #: Seconds until an open join is looked at. Later looks are as far apart, or a quarter of its age if that is more.
 _LOOK = 60
+_TRUE: dict[str, Any] = {"BOOL": True}
 _EXISTS = "attribute_exists(id)"
 _FIRST_SIZE = f"{_EXISTS} AND (attribute_not_exists(#size) OR #size = :size)"
 _LARGER_SIZE = f"{_EXISTS} AND #size < :size"
+_UNTAKEN = f"{_EXISTS} AND attribute_not_exists(#fired) AND (attribute_not_exists(#taken) OR #taken = :part)"
 _NAMED = re.compile(r"#(\w+)")  # DynamoDB reserves many words
 
 
@@ -89,18 +95,20 @@ class Shard:
     ok: frozenset[bytes] = frozenset()
     failed: frozenset[bytes] = frozenset()
     expected: int = SHARD
-    uneven: int = 0
+    in_root: bool = False
+    uneven: bool = False
     at: float = 0.0
 
     @classmethod
     def read(cls, item: Item, *, size: int) -> Shard:
         """One item; `size` is how many parts it holds unless it says so itself."""
-        numbers = {name: float(item[name]["N"]) for name in ("expected", "uneven", "at") if name in item}
+        numbers = {name: float(item[name]["N"]) for name in ("expected", "at") if name in item}
         return cls(
             ok=_members(item, "ok"),
             failed=_members(item, "failed"),
             expected=int(numbers.get("expected", size)),
-            uneven=int(numbers.get("uneven", 0)),
+            in_root="in_root" in item,
+            uneven="uneven" in item,
             at=numbers.get("at", 0.0),
         )
 
@@ -115,9 +123,14 @@ class Shard:
         return self.failed <= self.ok
 
     @property
-    def is_uneven(self) -> bool:
+    def has_twins(self) -> bool:
         """Whether two parts have one index."""
         return len({packed[:4] for packed in self.parts}) < len(self.parts)
+
+    @property
+    def last(self) -> int:
+        """The largest index."""
+        return max((Part.unpack(packed).index for packed in self.parts), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,21 +203,23 @@ class Joins:
         shard that was the last until then expects too few, so such a join is counted as an uneven one.
         """
         values: Item = {":size": {"N": str(size)}}
-        grown = {**values, ":true": {"BOOL": True}}
+        grown = {**values, ":true": _TRUE}
         root = self._update_if(_FIRST_SIZE, _root(join), "SET #size = :size", values) or self._update_if(
             _LARGER_SIZE, _root(join), "SET #size = :size, #uneven = :true", grown
         )
         if root is None:
             return
-        if "uneven" in root:
-            self._mark(join, size)
+        if "uneven" in root or self._count(root) > self._shards(size):
+            self._mark(join)
             return
         last = self._shards(size) - 1
         expected = size - last * self._shard
         item = self._update(_shard(join, last), "SET #expected = :expected", {":expected": {"N": str(expected)}})
         shard = Shard.read(item, size=expected)
-        if len(shard.parts) >= expected:  # its parts were published and returned before another shard's last one
-            self._fill(join, last, clean=shard.is_clean)
+        if shard.last >= size:
+            self._mark(join)
+        elif len(shard.parts) >= expected:  # its parts were published and returned before another shard's last one
+            self._note_full(join, last, clean=shard.is_clean)
 
     def extend(self, join: str, part: str) -> None:
         """Add a part to a join that is not complete: a task's id."""
@@ -212,31 +227,33 @@ class Joins:
 
     def note(self, join: str, part: Part, *, ok: bool) -> Join:
         """Note that a part returned; says how far the join is. Raises `ConditionFailed` where the join is gone."""
-        number = part.index // self._shard
+        number, place = divmod(part.index, self._shard)
         packed = {"BS": [base64.b64encode(part.pack()).decode()]}
         item = self._update(_shard(join, number), f"ADD #{'ok' if ok else 'failed'} :part", {":part": packed})
         shard = Shard.read(item, size=self._shard)
-        if not shard.uneven and shard.is_uneven:
-            root = self._update(_root(join), "SET #uneven = :true", {":true": {"BOOL": True}}, condition=_EXISTS)
-            size = _size(root)
-            self._mark(join, size)
-            return self.counted(join, size)
-        if shard.uneven:
-            return self.counted(join, shard.uneven)
-        if len(shard.parts) < shard.expected:
-            return Join()
-        return self._fill(join, number, clean=shard.is_clean)
+        is_beyond = number > 0 and not shard.in_root and self._is_beyond(join, number)
+        if not shard.uneven and (shard.has_twins or place >= shard.expected or is_beyond):
+            self._mark(join)
+        elif not shard.uneven:
+            if len(shard.parts) < shard.expected:
+                return Join()
+            root = self._note_full(join, number, clean=shard.is_clean)
+            if "uneven" not in root and "added" not in root:
+                shards = self._shards(_size(root))
+                full, clean_ones = (len(root.get(name, {"NS": []})["NS"]) for name in ("full", "clean"))
+                return _join(root, complete=0 < shards <= full, clean=shards <= clean_ones)
+        return self._taken(join, part)
 
-    def counted(self, join: str, size: int) -> Join:
+    def counted(self, join: str) -> Join:
         """How far a join is, by all its shards, whether they were noted in the root or not."""
-        root, *items = self._items(join, size)
-        shard = _together(items)
+        root, *items = self._items(join)
+        shard, size = _together(items), _size(root)
         expected = size + len(root.get("added", {"SS": []})["SS"])
         return _join(root, complete=size > 0 and expected <= len(shard.parts), clean=shard.is_clean, at=shard.at)
 
-    def returned(self, join: str, size: int) -> Returned:
+    def returned(self, join: str) -> Returned:
         """Which parts returned."""
-        shard = _together(self._items(join, size)[1:])
+        shard = _together(self._items(join)[1:])
         failed = shard.failed - shard.ok
         return Returned(
             succeeded=sorted(map(Part.unpack, shard.ok)),
@@ -286,31 +303,51 @@ class Joins:
             self._dynamo.call("UpdateItem", body)
         except ConditionFailed:
             return None
-        return self.counted(join, _size(root))
+        return self.counted(join)
 
     # -- items
 
-    def _fill(self, join: str, number: int, *, clean: bool) -> Join:
-        """Note in the root that a shard is full."""
+    def _is_beyond(self, join: str, number: int) -> bool:
+        """Let the root see a shard; returns whether the join's size leaves no room for it."""
+        root = self._update(_root(join), "ADD #seen :shard", {":shard": {"NS": [str(number)]}}, condition=_EXISTS)
+        self._update(_shard(join, number), "SET #in_root = :true", {":true": _TRUE})
+        return 0 < self._shards(_size(root)) <= number
+
+    def _note_full(self, join: str, number: int, *, clean: bool) -> Item:
+        """Note in the root that a shard is full; returns the root."""
         sets = "ADD #full :shard, #clean :shard" if clean else "ADD #full :shard"
-        # This may be the last shard, and its noter die before the callback is published: to be looked at soon.
-        look_at = {"N": str(int(self._clock()) + _LOOK)}
-        values: Item = {":look_at": look_at, ":shard": {"NS": [str(number)]}}
-        root = self._update(_root(join), f"SET #look_at = :look_at {sets}", values, condition=_EXISTS)
-        size = _size(root)
-        if "uneven" in root or "added" in root:
-            return self.counted(join, size)
-        shards = self._shards(size)
-        full, clean_ones = (len(root.get(name, {"NS": []})["NS"]) for name in ("full", "clean"))
-        return _join(root, complete=0 < shards <= full, clean=shards <= clean_ones)
+        values: Item = {":look_at": self._soon(), ":shard": {"NS": [str(number)]}}
+        return self._update(_root(join), f"SET #look_at = :look_at {sets}", values, condition=_EXISTS)
 
-    def _mark(self, join: str, size: int) -> None:
-        for number in range(self._shards(size)):
-            self._update(_shard(join, number), "SET #uneven = :size", {":size": {"N": str(size)}})
+    def _taken(self, join: str, part: Part) -> Join:
+        """How far an uneven join is. Until it has fired, it is complete only for the part that finds it so first."""
+        found = self.counted(join)
+        if not found.complete or found.fired:
+            return found
+        values: Item = {":look_at": self._soon(), ":part": {"S": part.id}}
+        root = self._update_if(_UNTAKEN, _root(join), "SET #look_at = :look_at, #taken = :part", values)
+        return found if root else Join()
 
-    def _items(self, join: str, size: int) -> list[Item]:
+    def _soon(self) -> dict[str, Any]:
+        """When to look at a join that may be complete: who completed it may die before the callback is published."""
+        return {"N": str(int(self._clock()) + _LOOK)}
+
+    def _mark(self, join: str) -> None:
+        """Have each note from now on count all shards."""
+        root = self._update(_root(join), "SET #uneven = :true", {":true": _TRUE}, condition=_EXISTS)
+        for number in range(self._count(root)):
+            self._update(_shard(join, number), "SET #uneven = :true", {":true": _TRUE})
+
+    def _items(self, join: str) -> list[Item]:
         """The root and the shards, empty where they are not there, strongly consistent."""
-        ids = [_root(join), *(_shard(join, number) for number in range(self._shards(size)))]
+        (root,) = self._get([_root(join)])
+        while True:
+            count = self._count(root)
+            root, *shards = self._get([_root(join), *(_shard(join, number) for number in range(count))])
+            if self._count(root) == count:
+                return [root, *shards]
+
+    def _get(self, ids: list[str]) -> list[Item]:
         batches = [ids[start : start + 100] for start in range(0, len(ids), 100)]
         tasks = (self._dynamo.batch_get(self._table, [to_item({"id": one}) for one in batch]) for batch in batches)
         found = {item["id"]["S"]: item for items in self._dynamo.run(tasks, in_flight=_IN_FLIGHT) for item in items}
@@ -344,6 +381,10 @@ class Joins:
     def _shards(self, size: int) -> int:
         return -(-size // self._shard)
 
+    def _count(self, root: Item) -> int:
+        """How many shards there are, or will be."""
+        return max(self._shards(_size(root)), *(int(number) + 1 for number in root.get("seen", {"NS": ["0"]})["NS"]))
+
 
 def _root(join: str) -> str:
     return f"chord-join-{join}"
@@ -371,12 +412,15 @@ def _together(items: Sequence[Item]) -> Shard:
 
 
 _OWN = frozenset(
-    {"id", "size", "added", "full", "clean", "uneven", "fired", "open", "look_at", "opened_at", "at", "ttl"}
-)
+    {
+        "id", "size", "added", "seen", "full", "clean", "uneven", "taken", "fired", "open", "look_at", "opened_at", "at",
+        "ttl",
+    }
+)  # fmt: skip
 
 
 def _join(root: Item, *, complete: bool, clean: bool, at: float = 0.0) -> Join:
-    known = from_item({name: value for name, value in root.items() if name not in ("added", "full", "clean")})
+    known = from_item({name: value for name, value in root.items() if name not in ("added", "seen", "full", "clean")})
     return Join(
         complete=complete,
         clean=clean,

@@ -253,12 +253,12 @@ def test_a_join_keeps_its_promises(bench: Bench) -> None:
     until(lambda: name not in joins.unfired(later))
     done = joins.note(name, Part(0, "added"), ok=True)
     assert (done.complete, done.clean, done.given) == (True, False, {"callback": "{}"})
-    assert joins.returned(name, 3).failed == [parts[1]]
+    assert joins.returned(name).failed == [parts[1]]
     assert joins.note(name, parts[1], ok=True).clean
     joins.fire(name, "success")
     joins.fire(name, "failure")
     until(lambda: name not in joins.unfired(later + 1_000))
     assert joins.look(name, later + 1_000) is None
-    assert joins.counted(name, 3).fired == "success"
+    assert joins.counted(name).fired == "success"
     with pytest.raises(ConditionFailed):
         joins.extend("nobody", "added")

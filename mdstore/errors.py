@@ -28,6 +28,17 @@ from typing import Any
 class MdstoreError(Exception):
     """Root of all errors that this package raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors go from process to process, whatever their constructors want."""
+        return restored, (type(self), self.args, self.__dict__)
+
+
+def restored(kind: type[Exception], args: tuple[object, ...], fields: dict[str, Any]) -> Exception:
+    """An error as it was."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
+
 
 class ConfigurationError(MdstoreError):
     """A setting is missing or wrong. Fields: `key`, `value`, `expected`."""

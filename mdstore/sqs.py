@@ -44,12 +44,17 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_def
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
-    """Why an entry was not taken. `sender_fault`: the same again would fail again."""
+    """Why an entry was not taken. `sender_fault`: the same again would fail again; without `id`, so would any other entry."""
 
     id: str = ""
     code: str
     sender_fault: bool = False
     message: str = ""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether SQS refused the entry for what it is."""
+        return self.sender_fault and bool(self.id)
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message or 'no message'}"

@@ -3,3 +3,4 @@
 from mdstore.queue import create_app
 
 app = create_app()
+app.conf.worker_concurrency = app.settings.concurrency

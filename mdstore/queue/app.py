@@ -184,11 +184,9 @@ def create_app(
         "result_expires": settings.result_hours * 3_600,
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
-        "task_time_limit": settings.task_time_limit,
         "task_track_started": False,
         "worker_enable_prefetch_count_reduction": False,
         "worker_prefetch_multiplier": 1,  # the transport holds more, and gives them back when the worker stops
-        "worker_concurrency": settings.concurrency,
         "worker_consumer": "mdstore.queue.consumer:Consumer",
         "control_exchange": settings.control_topic,
         "event_exchange": settings.events_topic,

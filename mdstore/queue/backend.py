@@ -25,7 +25,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from botocore.exceptions import ClientError
 from celery import states
 from celery.canvas import _chain as CeleryChain  # noqa: N812  celery's class of chains has a private name
 from celery.canvas import _chord as CeleryChord  # noqa: N812
@@ -38,9 +37,10 @@ from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 
-from mdstore.aws import error_code
-from mdstore.errors import ConditionFailed, InvalidRequest, RequestRejected
+from mdstore.errors import ConditionFailed, DeploymentBroken, InvalidRequest, RequestRejected, Unavailable
 from mdstore.queue.join import Join, Joins, Part
+from mdstore.queue.outages import comes_again
+from mdstore.queue.outbox import Unsent
 from mdstore.queue.results import DynamoResults
 
 logger = get_logger(__name__)
@@ -50,8 +50,6 @@ _CALLBACK = 16 * 2**10
 #: Seconds for which whoever completed a chord may be publishing its callback.
 _PUBLISHING = 60.0
 _POLICIES = ("all", "any", "always")
-#: SQS's words for a message that it will never take.
-_NEVER = frozenset({"InvalidParameterValue", "InvalidMessageContents", "AWS.SimpleQueueService.BatchRequestTooLong"})
 
 
 class DynamoBackend(DynamoResults):
@@ -81,8 +79,17 @@ class DynamoBackend(DynamoResults):
         store_result: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Store the failure, and note the part."""
+        """Store the failure, and note the part; no failure is one after which the message comes again."""
+        if comes_again(exc):
+            return
         super().mark_as_failure(task_id, exc, traceback, request, store_result or _is_part(request), **kwargs)
+
+    def mark_as_retry(self, task_id: Any, exc: Any, *args: Any, **kwargs: Any) -> None:
+        """Store the state, where that can be done: the message of the next try is sent already."""
+        try:
+            super().mark_as_retry(task_id, exc, *args, **kwargs)
+        except (Unavailable, DeploymentBroken) as error:
+            logger.warning("task %s is tried again, but its state could not be stored: %s", task_id, error)
 
     def mark_as_revoked(
         self, task_id: Any, reason: str = "", request: Any = None, store_result: bool = True, **kwargs: Any
@@ -207,8 +214,8 @@ class DynamoBackend(DynamoResults):
         """Raises `ChordError` where the callback's message is none that SQS takes; what may pass is raised as it is."""
         try:
             callback.delay(results)
-        except ClientError as error:
-            if error_code(error) not in _NEVER:
+        except Unsent as error:
+            if not error.is_refused:
                 raise
             raise ChordError(f"Callback error: {error!r}") from error
         except (EncodeError, InvalidRequest, RequestRejected) as error:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from celery import signals
+from celery.app.task import Context
 from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -74,14 +74,13 @@ class Consumer(CeleryConsumer):
     def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002
         """A task that this worker does not have; its result says so too."""
         headers = message.headers
-        request = SimpleNamespace(
-            name=headers["task"],
-            chord=None,
-            root_id=headers.get("root_id"),
+        canvas = message.payload[2] or {}  # what is linked to the task; the chord that it is a part of fails with it
+        request = Context(
+            headers,
+            task=headers["task"],
             correlation_id=message.properties.get("correlation_id"),
             reply_to=message.properties.get("reply_to"),
-            errbacks=None,
-            group=None,
+            **{name: canvas.get(name) for name in ("chord", "chain", "callbacks", "errbacks")},
         )
         error = NotRegistered(headers["task"])
 

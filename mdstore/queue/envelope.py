@@ -69,8 +69,11 @@ _envelope = msgspec.json.Decoder(Envelope)
 _body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], dict[str, Any] | None])
 
 
-def check(text: str) -> None:
-    """Raise `Malformed`, naming what is wrong, unless `text` is a task's message in JSON, all through."""
+def check(text: str, *, received: bool = False) -> None:
+    """Raise `Malformed`, naming what is wrong, unless `text` is a task's message in JSON, all through.
+
+    One that was `received` may not be due later than SQS can have kept it.
+    """
     with _judging("envelope"):
         envelope = _envelope.decode(text)
     with _judging("body"):
@@ -78,7 +81,7 @@ def check(text: str) -> None:
         _body.decode(base64.b64decode(envelope.body, validate=True) if is_base64 else envelope.body)
     with _judging("eta"):
         moment = _moment(envelope.headers.eta)
-        if moment and moment > datetime.now(UTC) + timedelta(seconds=MAX_AGE):
+        if received and moment and moment > datetime.now(UTC) + timedelta(seconds=MAX_AGE):
             raise ValueError(f"{moment}: SQS keeps no message for that long")
     with _judging("expires"):
         _moment(envelope.headers.expires)

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from kombu.exceptions import OperationalError
 
+from mdstore.errors import restored
 from mdstore.sqs import Entry, Failed, Sqs, is_fifo
 
 _FLUSH_AT = 100  # messages: ten calls
@@ -22,6 +24,14 @@ class Unsent(OperationalError):
         shown = "; ".join(f"{task_id}: {reason}" for task_id, reason in failed[:10])
         super().__init__(f"{len(failed)} of {of} messages were not sent: {shown}")
         self.failed = failed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return restored, (type(self), self.args, self.__dict__)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether any of the messages is one that SQS will never take."""
+        return any(reason.is_refused for _, reason in self.failed)
 
 
 class Outbox(threading.local):

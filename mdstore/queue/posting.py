@@ -11,17 +11,25 @@ from typing import Any
 
 import msgspec
 
+from mdstore.errors import InvalidRequest
+from mdstore.queue.envelope import Malformed, check
 from mdstore.sqs import MAX_DELAY, Entry, is_fifo
 
 _encode = msgspec.json.Encoder().encode
 
 
 def entry_of(queue: str, message: dict[str, Any], *, check_in: Callable[[str], str] = str) -> Entry:
-    """The message as it is sent; `check_in` returns what goes through SQS in the place of its text."""
+    """The message as it is sent; `check_in` returns what goes through SQS in the place of its text.
+
+    Raises `InvalidRequest` for a task's message that no worker would take.
+    """
     properties, headers = message.get("properties", {}), message.get("headers") or {}
     group = properties.get("MessageGroupId")
     attributes = properties.pop("message_attributes", None)
-    body = check_in(_encode(message).decode())
+    text = _encode(message).decode()
+    if "task" in headers:
+        _check(text, headers["task"])
+    body = check_in(text)
     if not is_fifo(queue):
         return Entry(
             message_body=body,
@@ -35,6 +43,13 @@ def entry_of(queue: str, message: dict[str, Any], *, check_in: Callable[[str], s
         message_deduplication_id=properties.get("MessageDeduplicationId") or ident_of(message),
         message_attributes=attributes,
     )
+
+
+def _check(text: str, task: object) -> None:
+    try:
+        check(text)
+    except Malformed as error:
+        raise InvalidRequest(field="message", value=task, expected=f"a task that a worker takes ({error})") from error
 
 
 def due_of(queue: str, message: dict[str, Any]) -> float | None:

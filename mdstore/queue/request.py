@@ -10,6 +10,12 @@ from celery.exceptions import Reject, WorkerLostError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from mdstore.queue.outages import comes_again
+
+
+class GaveUp(Exception):
+    """What ended the last delivery that is allowed was not the task's own failure."""
+
 
 class SqsRequest(Request):
     """A delivery that counts: after the last one that is allowed, a message goes to the dead letters with its reason."""
@@ -37,8 +43,11 @@ class SqsRequest(Request):
         return self.reject(requeue=True)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """Remember why, for the dead letter."""
+        """Remember why, for the dead letter. What AWS is to blame for is no failure of the task: the message comes again."""
         self._failure = exc_info
+        if comes_again(self._error()):
+            task_ready(self)
+            return self.reject(requeue=True)
         return super().on_failure(exc_info, *args, **kwargs)
 
     def reject(self, requeue: bool = False) -> None:
@@ -67,6 +76,8 @@ class SqsRequest(Request):
     def _end(self) -> None:
         """A task that will not run again has failed, and whoever waits for it is told."""
         error = self._error() if self._failure is not None else WorkerLostError(self._reason())
+        if comes_again(error):
+            error = GaveUp(self._reason())
         self.task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
 
 

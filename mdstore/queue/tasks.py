@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
-from celery import chord, shared_task
+from celery import Celery, chord, shared_task
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.result import AsyncResult
 from celery.utils.log import get_task_logger
@@ -44,6 +44,12 @@ class StoreTask(SqsTask):
     Request = "mdstore.queue.request:StoreRequest"
     #: Postponing spends no attempt; where tries are counted, they are given with the retry.
     max_retries = None
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """A task that hangs is killed; its lane goes on from its receipts. An app's own tasks have the limits it gives them."""
+        if isinstance(app, MdstoreApp):  # any app of the process shares the tasks
+            cls.time_limit = app.settings.task_time_limit
 
     @property
     def store(self) -> Store:

@@ -265,7 +265,7 @@ class Channel(FanoutChannel):
             return self.open_broadcast(queue, message)
         try:
             text = self._claims.redeem(message.body) if is_claim(message.body) else message.body
-            check(text)
+            check(text, received=True)
         except (Malformed, Untrusted) as error:
             if not self._dead_letter(message, str(error)):
                 raise Unavailable("it could not be dead-lettered", code="DeadLetters") from error

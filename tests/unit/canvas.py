@@ -53,7 +53,8 @@ class Canvas:
         return self.app.signature(name, args=args, immutable=immutable, **options)
 
     def _send(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        options.pop("producer", None)
+        for unsent in ("producer", "task_type", "result_cls"):
+            options.pop(unsent, None)
         message = SimpleNamespace(**json.loads(json.dumps({"task": name, "args": args, "kwargs": kwargs, **options})))
         self.published.append(message)
         self.sent.append(message)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, signals, states
+from celery import Celery, chord, signals, states
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
 
 from mdstore.queue.consumer import Consumer
+from tests.unit.canvas import Canvas
 
 
 @dataclass
@@ -111,6 +113,19 @@ def test_an_unknown_task_is_dead_lettered_and_its_result_says_so(
     assert result.state == states.FAILURE
     assert isinstance(result.result, NotRegistered)
     assert heard == [("mdstore.evil", "id-1")]
+
+
+def test_an_unknown_task_fails_the_chord_that_it_is_a_part_of(channel: NotedChannel) -> None:
+    """As any part that fails for good: whoever waits for the chord waits no longer."""
+    canvas = Canvas()
+    result = chord([canvas.s("part")], canvas.s("body"), app=canvas.app).apply_async()
+    (part,) = canvas.take("part")
+    consumer = Consumer(lambda _: None, app=canvas.app, controller=SimpleNamespace(use_eventloop=True))
+    headers = {"task": "part", "id": part.task_id, "group": part.group_id, "group_index": 0, "root_id": part.task_id}
+    body = json.dumps([[], {}, {"chord": part.chord}])
+    consumer.create_task_handler()(message(channel, headers, body=body))
+    assert canvas.app.AsyncResult(part.task_id).state == states.FAILURE
+    assert result.state == states.FAILURE
 
 
 @pytest.mark.parametrize(

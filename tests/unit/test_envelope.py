@@ -116,7 +116,7 @@ def message(**headers: Any) -> Message:
 def refused(text: str | Message) -> str:
     """Why a message is refused."""
     with pytest.raises(Malformed) as caught:
-        check(text if isinstance(text, str) else json.dumps(text))
+        check(text if isinstance(text, str) else json.dumps(text), received=True)
     reason = str(caught.value)
     assert reason.startswith("not a task's message: ")
     return reason
@@ -228,7 +228,7 @@ def test_no_message_waits_for_longer_than_sqs_keeps_it() -> None:
         assert refused(message(eta=late.isoformat())).startswith("not a task's message: eta: ")
     assert "eta" in refused(message(eta="9999-12-31T23:59:59-23:59"))
     for early in (now - DAY, now + most - DAY, now.replace(tzinfo=None) + most - DAY):
-        check(json.dumps(message(eta=early.isoformat())))
+        check(json.dumps(message(eta=early.isoformat())), received=True)
 
 
 def test_a_message_may_expire_whenever() -> None:

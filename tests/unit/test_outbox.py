@@ -111,7 +111,8 @@ def test_threads_do_not_wait_for_each_other(sqs: FakeSqs, outbox: Outbox) -> Non
 
 def message(**more: Any) -> dict[str, Any]:
     headers = {"task": "add", "id": "1-2", "retries": 0, **more.pop("headers", {})}
-    return {"body": "[[], {}, {}]", "headers": headers, "properties": {"delivery_tag": "t", **more}}
+    written = {"content-type": "application/json", "content-encoding": "utf-8"}
+    return {"body": "[[], {}, {}]", **written, "headers": headers, "properties": {"delivery_tag": "t", **more}}
 
 
 def test_a_message_is_one_envelope() -> None:

@@ -14,7 +14,7 @@ import pytest
 from kombu import Connection, Consumer, Producer, Queue
 from kombu.message import Message
 
-from mdstore.errors import Unavailable
+from mdstore.errors import InvalidRequest, Unavailable
 from mdstore.queue.claims import Claims, is_claim
 from mdstore.queue.courier import backoff
 from mdstore.queue.outbox import Outbox
@@ -253,6 +253,27 @@ def test_a_message_is_sent_as_json_of_one_layer(channel: Channel, sqs: FakeSqs) 
     sent = json.loads(entry.message_body)
     assert json.loads(sent["body"]) == [["ü"], {}, {}]
     assert entry.delay_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "why"),
+    [
+        (float("nan"), {}, "body: JSON is malformed"),
+        ("x\ud800", {}, "body: "),
+        ("x", {"shadow": ""}, "shadow"),
+        ("x", {"timelimit": [None, 0.5]}, "timelimit"),
+        ("x", {"compression": "application/x-gzip"}, "compression"),
+    ],
+)
+def test_what_no_worker_takes_is_not_sent(
+    channel: Channel, sqs: FakeSqs, body: Any, headers: dict[str, Any], why: str
+) -> None:
+    """It would be dead-lettered where nobody waits; its sender learns the reason instead."""
+    made = {"task": "add", "id": "1-2", **headers}
+    with pytest.raises(InvalidRequest, match="message: expected a task that a worker takes") as raised:
+        Producer(channel).publish([[body], {}, {}], routing_key="work", serializer="json", headers=made)
+    assert why in str(raised.value)
+    assert sqs.sent == []
 
 
 def test_a_large_message_goes_through_s3_and_comes_back(channel: Channel, sqs: FakeSqs) -> None:

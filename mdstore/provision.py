@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 from mdstore.aws import Aws, error_code, translated
 from mdstore.model import CLAIM_DAYS, MAX_AGE, OPEN_INDEX
 from mdstore.settings import Settings
+from mdstore.sqs import is_gone
 
 _RETENTION = str(MAX_AGE)
 #: The index of chords whose callback was not published yet; an item is in it for as long as it has the attribute `open`.
@@ -115,7 +116,7 @@ def _queue(aws: Aws, name: str, attributes: dict[str, str]) -> tuple[str, bool]:
     try:
         url = aws.sqs.get_queue_url(QueueName=name)["QueueUrl"]
     except ClientError as error:
-        if "NonExistentQueue" not in error.response["Error"]["Code"] and "QueueDoesNotExist" not in str(error):
+        if not is_gone(error_code(error)):
             raise
         return aws.sqs.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"], True  # type: ignore[arg-type]
     aws.sqs.set_queue_attributes(QueueUrl=url, Attributes=attributes)  # type: ignore[arg-type]

@@ -169,6 +169,11 @@ class Sqs:
         return read(operation, self.http.send(*self._protocol.request(operation, body)))
 
 
+def is_gone(code: str) -> bool:
+    """Whether an error says that there is no such queue; its name has changed with the protocol."""
+    return code.endswith(("QueueDoesNotExist", "NonExistentQueue"))
+
+
 def is_fifo(queue: str) -> bool:
     """Whether a queue, by its name or its URL, keeps the order of its messages."""
     return queue.endswith(".fifo")

@@ -16,7 +16,7 @@ from mdstore.errors import MdstoreError, Unavailable
 from mdstore.signed import Answer, Flights
 
 T = TypeVar("T")
-Call = tuple[str, bytes]  # operation, body in DynamoDB JSON
+Call = tuple[str, bytes]  # operation, body in JSON
 Task = Generator[Call, Any, T]
 
 _NEVER = 3_600.0

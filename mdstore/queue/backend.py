@@ -152,7 +152,8 @@ class DynamoBackend(DynamoResults):
         if not join_id or not request.id:
             return
         try:
-            join = self._note_part(join_id, Part(request.group_index or 0, request.id), ok=state == states.SUCCESS)
+            part = Part(request.group_index or 0, request.id)
+            join = self._joins.note(join_id, part, ok=state == states.SUCCESS)
         except ConditionFailed:
             logger.error("chord %s: part %s returned after the chord's record had expired", join_id, request.id)  # noqa: TRY400
             return
@@ -185,9 +186,6 @@ class DynamoBackend(DynamoResults):
             logger.exception("chord %s could not be repaired", join_id)
             return False
         return True
-
-    def _note_part(self, join_id: str, part: Part, *, ok: bool) -> Join:
-        return self._joins.note(join_id, part, ok=ok)
 
     def _settle(self, join_id: str, chord: Any, join: Join) -> None:
         callback = signature(chord, app=self.app).clone()

@@ -38,8 +38,7 @@ class Drain(PeriodicStep):
         ]
         safe = []
         for one, failed in zip(batch, sqs.send(sqs.url(queue), entries, in_order=in_order), strict=True):
-            is_at_fault = failed is not None and failed.sender_fault and failed.id  # the entry itself, and not the call
-            if failed is None or (is_at_fault and self._is_buried(one, f"due for {queue}: {failed}")):
+            if failed is None or (failed.is_refused and self._is_buried(one, f"due for {queue}: {failed}")):
                 safe.append(one)
         return safe
 

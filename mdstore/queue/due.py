@@ -49,7 +49,8 @@ THREADS = 4  # shards that one worker drains at the same time
 #: Seconds between two looks of one worker, on average, and from the end of a look at a shard until it may be looked at again.
 INTERVAL = 10.0
 REST = 7.0
-#: Seconds that a shard is leased for, and after which its drainer begins nothing more: what it has begun ends within the rest.
+#: Seconds that a shard is leased for, and after which its drainer begins nothing more. A batch whose calls are tried for long
+#: may outlast the rest, and then be sent by the next drainer too: a message may come twice anyway.
 LEASE = 60.0
 TURN = 15.0
 #: Seconds for which a clock may be wrong, or a put under way: AWS refuses a call whose time is off by 15 minutes.

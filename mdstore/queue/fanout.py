@@ -51,12 +51,11 @@ class FanoutChannel(SQS.Channel):
             type = "fanout"  # noqa: A001  kombu's name
         super().exchange_declare(exchange, type=type, **kwargs)
 
-    def queue_declare(self, queue: str | None = None, passive: bool = False, **kwargs: Any) -> Any:
-        """Make a queue; those of tasks exist, and are looked up."""
+    def queue_declare(self, queue: str | None = None, *_: Any, **__: Any) -> Any:
+        """Make a queue of the fan-out; those of tasks are provisioned, and looked up when they are used."""
         if self.topics and queue and self.kind_of(queue):
             self.topics.make(queue)
-            return queue_declare_ok_t(queue, 0, 0)
-        return super().queue_declare(queue, passive, **kwargs)
+        return queue_declare_ok_t(queue or "", 0, 0)
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: Any, queue: str) -> None:
         """Do nothing: a queue joins its topic when it is consumed from."""
@@ -74,10 +73,9 @@ class FanoutChannel(SQS.Channel):
             self.transport_options["janitor"].release(queue)
         super().basic_cancel(consumer_tag)
 
-    def _delete(self, queue: str, exchange: str | None = None, *args: Any, **kwargs: Any) -> None:
+    def _delete(self, queue: str, exchange: str | None = None, *_: Any, **__: Any) -> None:
         if not (self.topics and self.kind_of(queue)):
-            super()._delete(queue, exchange, *args, **kwargs)
-            return
+            raise NotImplementedError(f"queue {queue}: those of tasks are deleted where they were provisioned")
         table = self.get_table(exchange)
         table[:] = [
             binding for binding in table if binding[2] != queue

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kombu.log import get_logger
 
-from mdstore.sqs import MAX_ENTRIES, Failed, Sqs
+from mdstore.sqs import MAX_ENTRIES, Failed, Sqs, is_gone
 
 if TYPE_CHECKING:
     from mdstore.queue.courier import Held
@@ -20,7 +20,6 @@ logger = get_logger(__name__)
 _FLUSH_AFTER = 0.1  # seconds that a change waits for nine others
 _LOOK_EVERY = 0.5  # seconds from one look for what must be extended to the next
 _TRIES = 3
-_QUEUE_IS_GONE = ("QueueDoesNotExist", "NonExistentQueue")
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +124,7 @@ class Keeper:
 
     def _failed(self, change: _Change, failed: Failed) -> None:
         """Try again what may work then; what is left is visible again after its visibility timeout."""
-        if failed.code.endswith(_QUEUE_IS_GONE):
+        if is_gone(failed.code):
             return  # and its messages with it
         change.tries += 1
         is_its_own = failed.sender_fault and bool(failed.id)  # the entry's fault, and not the call's

@@ -22,12 +22,12 @@ from botocore.exceptions import ClientError
 
 from mdstore.aws import Aws, error_code, translated
 from mdstore.settings import Settings
+from mdstore.sqs import is_gone
 
 NAMESPACE_TAG, SEEN_TAG = "mdstore:namespace", "mdstore:seen"
 REPLY_ID = r"^[0-9a-f]{20}$"
 _MAX_NAME = 80  # of a queue
 _ATTRIBUTES = {"MessageRetentionPeriod": "60", "VisibilityTimeout": "30"}
-_GONE = ("NonExistentQueue", "QueueDoesNotExist")
 _EXISTS = ("QueueNameExists", "QueueAlreadyExists")
 
 
@@ -167,7 +167,7 @@ class Topics:
             try:
                 tags = self._aws().sqs.list_queue_tags(QueueUrl=self._url(name)).get("Tags", {})
             except ClientError as error:
-                if error_code(error).endswith(_GONE):
+                if is_gone(error_code(error)):
                     return 0.0
                 raise
         when = tags.get(SEEN_TAG, "")
@@ -182,7 +182,7 @@ class Topics:
             try:
                 self._aws().sqs.delete_queue(QueueUrl=self._url(name))
             except ClientError as error:
-                if not error_code(error).endswith(_GONE):
+                if not is_gone(error_code(error)):
                     raise
 
     # -- calls

@@ -86,12 +86,6 @@ class Channel(FanoutChannel):
             return super()._new_queue(queue)
         return self._sqs_calls.url(self.canonical_queue_name(queue))
 
-    def queue_declare(self, queue: str | None = None, passive: bool = False, **kwargs: Any) -> Any:  # noqa: ARG002
-        """Make a queue of the fan-out; those of tasks are provisioned, and looked up when they are used."""
-        if self.kind_of(queue or ""):
-            return super().queue_declare(queue, **kwargs)
-        return virtual.base.queue_declare_ok_t(queue or "", 0, 0)
-
     def _size(self, queue: str) -> int:
         body = {"QueueUrl": self._new_queue(queue), "AttributeNames": ["ApproximateNumberOfMessages"]}
         return int(self._sqs_calls.call("GetQueueAttributes", body)["Attributes"]["ApproximateNumberOfMessages"])

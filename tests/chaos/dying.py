@@ -20,6 +20,7 @@ from mdstore.ledger import Ledger
 from mdstore.payload import Payloads
 from mdstore.queue import create_app
 from mdstore.queue.backend import DynamoBackend
+from mdstore.queue.join import Joins
 from mdstore.queue.transport import Channel, Transport
 from mdstore.signed import Answer
 from mdstore.writer import Writer
@@ -108,7 +109,7 @@ _around(Ledger, "start", "start")
 _around(Ledger, "complete", "complete")
 _around(Ledger, "finish", "finish")
 _around(DynamoBackend, "apply_chord", "chord")
-_around(DynamoBackend, "_note_part", "part")
+_around(Joins, "note", "part")
 _around(DynamoBackend, "_fire", "fire")
 _around(DynamoBackend, "_store_result", "result")
 

@@ -145,10 +145,10 @@ def _growth(result: Result) -> Figure:
 
 
 def _pools(result: Result) -> Figure:
-    figure = Figure(figsize=(8.4, 2.9), layout="constrained")
+    figure = Figure(figsize=(10.5, 2.5), layout="constrained")
     latency = max(row["latency_ms"] for row in result.rows)
     rows = [row for row in result.rows if row["latency_ms"] == latency]
-    names = [f"{row['pool']} {row['size']}" for row in rows]
+    names = [f"{row['pool']} {row['size']}, {row['in_flight']} in flight" for row in rows]
     for axes, column, title in zip(
         figure.subplots(1, 3),
         ("small_requests_per_s", "large_operations_per_s", "large_cpu_us"),

@@ -1,4 +1,4 @@
-"""Celery's pools as hosts of the write path: many requests of one operation, and one of 100,000, at 5 and 20 ms a call."""
+"""Pools, and transactions under way in a lane: many requests of one operation, and one of 50,000, at 5 and 20 ms a call."""
 
 from __future__ import annotations
 
@@ -19,37 +19,44 @@ from benchmarks.results import Result, Row, median
 from benchmarks.services import embedded_aws, environ_of, stub
 from mdstore.client import Client
 
-POOLS = (("prefork", 2), ("prefork", 8), ("threads", 2), ("threads", 8), ("threads", 16))
-QUICK = (("prefork", 2), ("threads", 8))  # of a run that only shows that it works
+#: Pool, its size, and transactions in flight for each lane.
+HOSTS = (
+    ("prefork", 2, 24),
+    ("threads", 2, 24),
+    ("threads", 8, 24),
+    ("prefork", 2, 8),
+    ("prefork", 2, 16),
+    ("prefork", 2, 48),
+)
+QUICK = HOSTS[::2]  # of a run that only shows that it works
 LATENCIES = (5, 20)  # milliseconds
-_SMALL, _LARGE = 300, 100_000
+_SMALL, _LARGE = 200, 50_000
 
 
 def run(*, runs: int, scale: float) -> Result:
     """Measure; rows have requests/s of small requests, operations/s and CPU an operation of a large one."""
-    found: dict[tuple[int, str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[int, str, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for _ in range(runs):
         for latency in LATENCIES:
-            for pool, size in POOLS:
-                if scale < 1 and (pool, size) not in QUICK:
-                    continue
-                for name, value in alone(_measure, pool, size, latency, scale).items():
-                    found[latency, pool, size][name].append(value)
+            for host in HOSTS if scale >= 1 else QUICK:
+                for name, value in alone(_measure, *host, latency, scale).items():
+                    found[latency, *host][name].append(value)
     rows: list[Row] = [
         {
             "latency_ms": latency,
             "pool": pool,
             "size": size,
+            "in_flight": in_flight,
             **{name: round(median(one), 1) for name, one in values.items()},
         }
-        for (latency, pool, size), values in found.items()
+        for (latency, pool, size, in_flight), values in found.items()
     ]
     return Result(name="pools", title=__doc__ or "", runs=runs, rows=rows)
 
 
-def _measure(pool: str, size: int, latency: float, scale: float) -> dict[str, float]:
+def _measure(pool: str, size: int, in_flight: int, latency: float, scale: float) -> dict[str, float]:
     small, large = max(20, int(_SMALL * scale)), max(2_000, int(_LARGE * scale))
-    with _worker(pool, size, latency) as (worker, client):
+    with _worker(pool, size, in_flight, latency) as (worker, client):
         requests = _small(client, small)
         before = tree_cpu(worker)
         rate = _large(client, large)
@@ -58,9 +65,12 @@ def _measure(pool: str, size: int, latency: float, scale: float) -> dict[str, fl
 
 
 @contextmanager
-def _worker(pool: str, size: int, latency: float) -> Iterator[tuple[int, Client]]:
+def _worker(pool: str, size: int, in_flight: int, latency: float) -> Iterator[tuple[int, Client]]:
     with embedded_aws() as settings, stub(latency, upstream=int(str(settings.endpoint_url).rpartition(":")[2])) as port:
-        environ = {**environ_of(settings), "AWS_ENDPOINT_URL_DYNAMODB": f"http://127.0.0.1:{port}"}
+        environ = environ_of(settings) | {
+            "AWS_ENDPOINT_URL_DYNAMODB": f"http://127.0.0.1:{port}",
+            "MDSTORE_TRANSACTIONS_IN_FLIGHT": str(in_flight),
+        }
         with mock.patch.dict(os.environ, environ), worker_process("mdstore", "-P", pool, "-c", str(size)) as worker:
             client = Client()
             _small(client, 4 * size)  # warm

@@ -2,7 +2,8 @@
 
 *Workers* do what a worker does: read the payload from S3, decode it, marshal, sign and send transactions in parallel; this
 project's also writes receipts, outcomes and summaries, which the other does without. *Clients* marshal, sign and send what
-is in memory already. All have `IN_FLIGHT` transactions under way at the same time.
+is in memory already. All have `IN_FLIGHT` transactions under way at the same time, but for boto3 with one
+thread, which spends less CPU where nothing is waited for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar
 
 import boto3
@@ -100,25 +102,43 @@ class Floor(MdstoreClient):
         return lambda: self._send(map(task, calls))
 
 
-class Boto3Client:
-    """`transact_write_items` with `TypeSerializer`, as its documentation shows it."""
+class Threaded:
+    """A client that sends from threads, `_send` a transaction each; subclasses say how."""
 
-    config: ClassVar[dict[str, Any]] = {}
+    threads = IN_FLIGHT
+    takes_decimals = True
 
     def __init__(self) -> None:
-        self._table = load_settings().settings.records_table
-        self._client = boto3.client("dynamodb", config=Config(max_pool_connections=IN_FLIGHT, **self.config))
-        self._serializer = TypeSerializer()
-        self._pool = ThreadPoolExecutor(IN_FLIGHT)
+        self._pool = ThreadPoolExecutor(self.threads)
 
     def prepare(self, run: str, count: int) -> Work:
         """Items as Python values."""
         chunks = [items(start, end, run) for start, end in _chunks(count)]
+        if not self.takes_decimals:
+            for item in chain.from_iterable(chunks):
+                item["data"] = {
+                    name: float(value) if isinstance(value, Decimal) else value for name, value in item["data"].items()
+                }
         return lambda: self._send_all(chunks)
 
     def _send_all(self, chunks: list[list[dict[str, Any]]]) -> None:
         for future in [self._pool.submit(self._send, chunk) for chunk in chunks]:
             future.result()
+
+    def _send(self, chunk: list[dict[str, Any]]) -> None:
+        raise NotImplementedError
+
+
+class Boto3Client(Threaded):
+    """`transact_write_items` with `TypeSerializer`, as its documentation shows it."""
+
+    config: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._table = load_settings().settings.records_table
+        self._client = boto3.client("dynamodb", config=Config(max_pool_connections=IN_FLIGHT, **self.config))
+        self._serializer = TypeSerializer()
 
     def _send(self, chunk: list[dict[str, Any]]) -> None:
         self._client.transact_write_items(
@@ -133,6 +153,12 @@ class Boto3Client:
                 for item in chunk
             ]
         )
+
+
+class Boto3OneThread(Boto3Client):
+    """The same, one transaction after the other."""
+
+    threads = 1
 
 
 class Boto3Unvalidated(Boto3Client):
@@ -178,16 +204,23 @@ class Boto3Worker(Boto3Client):
             self._send_all([made[start:end] for start, end in _chunks(len(made))])
 
 
-class PynamoDB:
+class Boto3WorkerOneThread(Boto3Worker):
+    """The same, one transaction after the other."""
+
+    threads = 1
+
+
+class PynamoDB(Threaded):
     """`TransactWrite` of models."""
 
+    takes_decimals = False
+
     def __init__(self) -> None:
-        from pynamodb.attributes import JSONAttribute, MapAttribute, NumberAttribute, UnicodeAttribute  # noqa: PLC0415
+        super().__init__()
+        from pynamodb.attributes import MapAttribute, NumberAttribute, UnicodeAttribute  # noqa: PLC0415
         from pynamodb.connection import Connection  # noqa: PLC0415
         from pynamodb.models import Model  # noqa: PLC0415
         from pynamodb.transactions import TransactWrite  # noqa: PLC0415
-
-        del JSONAttribute
 
         class Airport(MapAttribute):
             icao = UnicodeAttribute()
@@ -218,21 +251,6 @@ class PynamoDB:
 
         self._row, self._airport, self._write = Row, Airport, TransactWrite
         self._connection = Connection(region=Row.Meta.region, host=Row.Meta.host, max_pool_connections=IN_FLIGHT)
-        self._pool = ThreadPoolExecutor(IN_FLIGHT)
-
-    def prepare(self, run: str, count: int) -> Work:
-        """Items as Python values; numbers as PynamoDB takes them."""
-        chunks = [items(start, end, run) for start, end in _chunks(count)]
-        for chunk in chunks:
-            for item in chunk:
-                data = item["data"]
-                item["data"] = {name: float(data[name]) if name in ("lat", "lon") else data[name] for name in data}
-
-        def work() -> None:
-            for future in [self._pool.submit(self._send, chunk) for chunk in chunks]:
-                future.result()
-
-        return work
 
     def _send(self, chunk: list[dict[str, Any]]) -> None:
         with self._write(connection=self._connection) as transaction:
@@ -241,10 +259,13 @@ class PynamoDB:
                 transaction.save(row, condition=self._row.pk.does_not_exist())
 
 
-class Pydynox:
+class Pydynox(Threaded):
     """`sync_transact_write`, whose work is done in Rust."""
 
+    takes_decimals = False
+
     def __init__(self) -> None:
+        super().__init__()
         from pydynox import DynamoDBClient  # noqa: PLC0415
 
         self._table = load_settings().settings.records_table
@@ -254,21 +275,6 @@ class Pydynox:
             secret_key=os.environ["AWS_SECRET_ACCESS_KEY"],
             endpoint_url=os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or os.environ["AWS_ENDPOINT_URL"],
         )
-        self._pool = ThreadPoolExecutor(IN_FLIGHT)
-
-    def prepare(self, run: str, count: int) -> Work:
-        """Items as Python values; it takes no `Decimal`."""
-        chunks = [items(start, end, run) for start, end in _chunks(count)]
-        for chunk in chunks:
-            for item in chunk:
-                data = item["data"]
-                item["data"] = {name: float(data[name]) if name in ("lat", "lon") else data[name] for name in data}
-
-        def work() -> None:
-            for future in [self._pool.submit(self._send, chunk) for chunk in chunks]:
-                future.result()
-
-        return work
 
     def _send(self, chunk: list[dict[str, Any]]) -> None:
         self._client.sync_transact_write(
@@ -279,10 +285,12 @@ class Pydynox:
 CONTENDERS: dict[str, Callable[[], Any]] = {
     "worker: mdstore": Mdstore,
     "worker: boto3": Boto3Worker,
+    "worker: boto3, one thread": Boto3WorkerOneThread,
     "client: mdstore": MdstoreClient,
     "client: pydynox": Pydynox,
     "client: PynamoDB": PynamoDB,
     "client: boto3, no validation": Boto3Unvalidated,
     "client: boto3": Boto3Client,
+    "client: boto3, one thread": Boto3OneThread,
     "floor: bare loop": Floor,
 }

@@ -55,5 +55,5 @@ def finish(counts: list[int]) -> int:
 def submit(operations: list[dict[str, Any]]) -> int:
     """Send all and wait; returns the number of operations that were applied."""
     header = [apply.s(operations[start : start + writing.CHUNK]) for start in range(0, len(operations), writing.CHUNK)]
-    applied: int = chord(header)(finish.s()).get(timeout=600, interval=0.02)
+    applied: int = chord(header)(finish.s()).get(timeout=600, interval=writing.INTERVAL)
     return applied

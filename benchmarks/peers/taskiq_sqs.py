@@ -43,7 +43,8 @@ async def _submit(operations: list[dict[str, Any]]) -> int:
     try:
         chunks = [operations[start : start + writing.CHUNK] for start in range(0, len(operations), writing.CHUNK)]
         sent = await asyncio.gather(*(apply.kiq(chunk) for chunk in chunks))
-        results = await asyncio.gather(*(one.wait_result(check_interval=0.2, timeout=600) for one in sent))
+        # One after the other: each that is waited for is asked for in S3 five times a second.
+        results = [await one.wait_result(check_interval=writing.INTERVAL, timeout=600) for one in sent]
         return sum(result.return_value for result in results)
     finally:
         await broker.shutdown()

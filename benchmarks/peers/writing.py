@@ -9,6 +9,7 @@ from typing import Any
 
 from boto3.dynamodb.types import TypeSerializer
 
+INTERVAL = 0.2  # seconds between two looks of a submitter that waits, of every contender
 CHUNK = 100  # operations of one message and one transaction
 PROCESSES = 2  # that work, of every contender
 TABLE = os.environ.get("BENCH_TABLE", "mdstore-records")

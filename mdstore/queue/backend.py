@@ -38,10 +38,11 @@ from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 
 from mdstore.errors import ConditionFailed, DeploymentBroken, InvalidRequest, RequestRejected, Unavailable
-from mdstore.queue.join import Join, Joins, Part
+from mdstore.queue.join import Join, Joins
 from mdstore.queue.outages import comes_again
 from mdstore.queue.outbox import Unsent
 from mdstore.queue.results import DynamoResults
+from mdstore.queue.shard import Part
 
 logger = get_logger(__name__)
 

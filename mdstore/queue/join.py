@@ -37,20 +37,17 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
-from uuid import UUID
 
 from mdstore.dynamo.client import DynamoClient
 from mdstore.dynamo.marshal import Item, from_item, to_item
 from mdstore.errors import ConditionFailed
 from mdstore.model import OPEN_INDEX
+from mdstore.queue.shard import SHARD, Part, Shard
 
 Outcome = Literal["success", "failure"]
 
-SHARD = 200
 _OPEN_SHARDS = 8  # so that the index does not funnel all joins through one of its partitions
-_TEXT = 1 << 31  # marks a packed part whose id is text and no UUID
 _IN_FLIGHT = 8
 #: Seconds until an open join is looked at. Later looks are as far apart, or a quarter of its age if that is more.
 _LOOK = 60
@@ -60,77 +57,6 @@ _FIRST_SIZE = f"{_EXISTS} AND (attribute_not_exists(#size) OR #size = :size)"
 _LARGER_SIZE = f"{_EXISTS} AND #size < :size"
 _UNTAKEN = f"{_EXISTS} AND attribute_not_exists(#fired) AND (attribute_not_exists(#taken) OR #taken = :part)"
 _NAMED = re.compile(r"#(\w+)")  # DynamoDB reserves many words
-
-
-@dataclass(frozen=True, order=True)
-class Part:
-    """One part of a join."""
-
-    index: int
-    id: str
-
-    def pack(self) -> bytes:
-        """20 bytes where the id is a UUID: an item is charged by its size, each time that it is written."""
-        try:
-            uuid = UUID(self.id)
-        except ValueError:
-            uuid = None
-        if uuid is not None and str(uuid) == self.id:
-            return self.index.to_bytes(4, "big") + uuid.bytes
-        return (self.index | _TEXT).to_bytes(4, "big") + self.id.encode()
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> Part:
-        """What was packed."""
-        index = int.from_bytes(packed[:4], "big")
-        if index & _TEXT:
-            return cls(index ^ _TEXT, packed[4:].decode())
-        return cls(index, str(UUID(bytes=packed[4:])))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """A shard's item, or several together."""
-
-    ok: frozenset[bytes] = frozenset()
-    failed: frozenset[bytes] = frozenset()
-    expected: int = SHARD
-    in_root: bool = False
-    uneven: bool = False
-    at: float = 0.0
-
-    @classmethod
-    def read(cls, item: Item, *, size: int) -> Shard:
-        """One item; `size` is how many parts it holds unless it says so itself."""
-        numbers = {name: float(item[name]["N"]) for name in ("expected", "at") if name in item}
-        return cls(
-            ok=_members(item, "ok"),
-            failed=_members(item, "failed"),
-            expected=int(numbers.get("expected", size)),
-            in_root="in_root" in item,
-            uneven="uneven" in item,
-            at=numbers.get("at", 0.0),
-        )
-
-    @cached_property
-    def parts(self) -> frozenset[bytes]:
-        """Those that returned."""
-        return self.ok | self.failed if self.failed else self.ok
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether all that returned did succeed."""
-        return self.failed <= self.ok
-
-    @property
-    def has_twins(self) -> bool:
-        """Whether two parts have one index."""
-        return len({packed[:4] for packed in self.parts}) < len(self.parts)
-
-    @property
-    def last(self) -> int:
-        """The largest index."""
-        return max((Part.unpack(packed).index for packed in self.parts), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,10 +322,6 @@ def _size(root: Item) -> int:
 
 def _shard(join: str, number: int) -> str:
     return f"{_root(join)}#{number}"
-
-
-def _members(item: Item, name: str) -> frozenset[bytes]:
-    return frozenset(map(base64.b64decode, item[name]["BS"])) if name in item else frozenset()
 
 
 def _together(items: Sequence[Item]) -> Shard:

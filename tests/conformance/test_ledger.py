@@ -13,7 +13,8 @@ from mdstore.errors import ConditionFailed, RequestRejected
 from mdstore.ledger import LaneSummary
 from mdstore.model import Counts, Reference, State
 from mdstore.queue import create_app
-from mdstore.queue.join import Joins, Part
+from mdstore.queue.join import Joins
+from mdstore.queue.shard import Part
 from tests.conformance.bench import Bench
 from tests.waiting import until
 

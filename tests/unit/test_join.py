@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.errors import ConditionFailed
-from mdstore.queue.join import Join, Joins, Part
+from mdstore.queue.join import Join, Joins
+from mdstore.queue.shard import Part
 from tests.unit.jointable import ResultsTable, Workers
 
 NOW = 1_700_000_000

@@ -117,6 +117,9 @@ class Settings(BaseModel):
         if self.lane_budget >= self.task_time_limit:
             expected = f"less than task_time_limit={self.task_time_limit}"
             raise ConfigurationError(key="lane_budget", value=self.lane_budget, expected=expected)
+        if self.receipt_days > self.tombstone_days:  # `verify` would miss the tombstone of a delete that has a receipt
+            expected = f"at most tombstone_days={self.tombstone_days}"
+            raise ConfigurationError(key="receipt_days", value=self.receipt_days, expected=expected)
         for key in ("max_record_bytes", "lane_bytes"):
             if getattr(self, key) > self.max_lane_bytes:
                 expected = f"at most max_lane_bytes={self.max_lane_bytes}"

@@ -97,7 +97,10 @@ def outcomes(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
     cursor: str | None = None,
 ) -> Response:
-    """What became of each operation. An operation that has no outcome as yet is left out."""
+    """What became of each operation, as long as `cursor` is not null: a page may be short, or empty.
+
+    An operation that has no outcome as yet is left out.
+    """
     if not request.scope["raw_path"].endswith(b"/outcomes"):  # `%2Foutcomes` is the end of an id
         return state(client, key, f"{request_id}/outcomes")
     found = _visible(client, key, request_id)

@@ -128,6 +128,7 @@ def test_a_wrong_value_is_an_error_that_names_it(
 
 
 MISFITS: list[tuple[dict[str, Any], str, Any, str]] = [
+    ({"receipt_days": 16}, "receipt_days", 16, "at most tombstone_days=15"),
     ({"lane_budget": 120}, "lane_budget", 120, "less than task_time_limit=120"),
     ({"task_time_limit": 60}, "lane_budget", 90, "less than task_time_limit=60"),
     ({"max_record_bytes": 2**27}, "max_record_bytes", 2**27, "at most max_lane_bytes=67108864"),

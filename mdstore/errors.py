@@ -11,6 +11,8 @@
     ├── Unavailable            throttled, conflicted, unreachable: the same again, later
     ├── DeploymentBroken       access denied, table missing: fail loudly, keep the message
     ├── RequestRejected        DynamoDB refused a call as malformed
+    ├── NotNoted               how a task ended cannot be noted now: its message comes again
+    ├── GaveUp                 that was so each time: the task counts as failed
     ├── ConditionFailed        the condition of a single write was not met
     └── TransactionCancelled   DynamoDB cancelled a transaction for reasons named per action
 
@@ -131,6 +133,14 @@ class RequestRejected(MdstoreError):
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+
+
+class NotNoted(MdstoreError):
+    """How a task ended, or its part in a chord, cannot be noted: AWS is out, or the deployment is broken."""
+
+
+class GaveUp(MdstoreError):
+    """The last delivery of a task's message that is allowed ended like the others before it, through no fault of the task."""
 
 
 class ConditionFailed(MdstoreError):

@@ -184,11 +184,14 @@ class Verifier:
 
 
 def _is_effect(changes: list[Indexed], record: Record) -> bool:
-    """Whether `record` is what `changes` make, one after the other.
+    """Whether `record`, last written by the last of `changes`, is what they make, one after the other.
 
-    Patches that nothing of the request comes before were made on data that is not known; made again, they change nothing.
+    Where its version tells that they are all that ever wrote it, that is all of its data. Else another request may have come
+    between them, and the last one counts: a patch that was made on data that is not known changes nothing when made again.
     """
     last = changes[-1]
+    if not (changes[0].op == "insert" and record.version == len(changes)):
+        changes = [last]
     if last.op == "delete":
         return record.deleted
     if last.sequence is not None and record.sequence != last.sequence:

@@ -51,15 +51,19 @@ class Partition:
     def lanes(self, *, operations: int, size: int, limit: int = 2**63) -> list[array[int]]:
         """Positions of the operations of each lane, in the order given; about `operations` and `size` bytes a lane.
 
-        A lane is over `limit` bytes only where one component is. A component of more than half of it has a lane of its own.
+        A lane is over `limit` bytes, or `MAX_LANE_OPERATIONS`, only where one component is. Where it would be otherwise, a
+        component of more than half of that has a lane of its own.
         """
         roots = array("Q", (self._find(key) if key in self._parents else key for key in self._keys))
         total = sum(self._sizes)
         count = max(-(-len(roots) // operations), -(-total // size))
         alone: set[int] = set()
-        if total > limit:
-            alone = self._large_components(roots, count, limit // 2)
-            while self._crowded(roots, count, limit, alone):
+        share = limit // MAX_LANE_OPERATIONS  # of a lane's bytes, that the smallest operation counts for
+        if total > limit or len(roots) > MAX_LANE_OPERATIONS:
+            heavy = self._heavy(roots, count, limit // 2, share)
+            if heavy:
+                alone = self._large(roots, count, limit // 2, share, heavy)
+            while heavy and self._heavy(roots, count, limit, share, alone):
                 count *= 2
         own = {root: count + number for number, root in enumerate(sorted(alone))}
         lanes: dict[int, array[int]] = defaultdict(lambda: array("L"))
@@ -67,22 +71,21 @@ class Partition:
             lanes[own.get(root) or root % count].append(position)
         return [lanes[number] for number in sorted(lanes)]
 
-    def _large_components(self, roots: array[int], count: int, size: int) -> set[int]:
-        """The components of more than `size` bytes. Only lanes that are as large are looked into, which takes little memory."""
-        crowded = self._crowded(roots, count, size)
+    def _large(self, roots: array[int], count: int, most: int, share: int, heavy: Collection[int]) -> set[int]:
+        """The components of more than `most` bytes. Only `heavy` lanes are looked into, which takes little memory."""
         sizes: dict[int, int] = defaultdict(int)
-        for root, more in zip(roots, self._sizes, strict=True):
-            if root % count in crowded:
-                sizes[root] += more
-        return {root for root, found in sizes.items() if found > size}
+        for root, size in zip(roots, self._sizes, strict=True):
+            if root % count in heavy:
+                sizes[root] += max(size, share)
+        return {root for root, size in sizes.items() if size > most}
 
-    def _crowded(self, roots: array[int], count: int, size: int, alone: Collection[int] = ()) -> set[int]:
-        """The lanes of more than `size` bytes, without those that are `alone`."""
+    def _heavy(self, roots: array[int], count: int, most: int, share: int, alone: Collection[int] = ()) -> set[int]:
+        """The lanes of more than `most` bytes, without the components that are `alone`."""
         sizes: dict[int, int] = defaultdict(int)
-        for root, more in zip(roots, self._sizes, strict=True):
+        for root, size in zip(roots, self._sizes, strict=True):
             if root not in alone:
-                sizes[root % count] += more
-        return {lane for lane, found in sizes.items() if found > size}
+                sizes[root % count] += size if size > share else share
+        return {lane for lane, size in sizes.items() if size > most}
 
     def _unite(self, left: int, right: int) -> None:
         self._parents.setdefault(left, left)

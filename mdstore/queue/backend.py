@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +38,7 @@ from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 
-from mdstore.errors import ConditionFailed, DeploymentBroken, InvalidRequest, RequestRejected, Unavailable
+from mdstore.errors import ConditionFailed, DeploymentBroken, InvalidRequest, NotNoted, RequestRejected, Unavailable
 from mdstore.queue.join import Join, Joins
 from mdstore.queue.outages import comes_again
 from mdstore.queue.outbox import Unsent
@@ -46,7 +47,7 @@ from mdstore.queue.shard import Part
 
 logger = get_logger(__name__)
 
-#: Bytes of a callback that stands in its join, which is written once a shard and charged by its size.
+#: Bytes of a callback that stands in its join, which is written twice a shard or more, and charged by its size.
 _CALLBACK = 16 * 2**10
 #: Seconds for which whoever completed a chord may be publishing its callback.
 _PUBLISHING = 60.0
@@ -65,11 +66,12 @@ class DynamoBackend(DynamoResults):
     def mark_as_done(
         self, task_id: Any, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS
     ) -> None:
-        """Store the result, and note the part."""
+        """Store the result, and note the part. Raises `NotNoted`."""
         is_stored = store_result and not getattr(request, "ignore_result", False)
-        if not is_stored and request and request.chord and _wants_results(maybe_signature(request.chord)):
-            self.store_result(task_id, result, state, request=request)
-        super().mark_as_done(task_id, result, request, store_result, state)
+        with _noting():
+            if not is_stored and request and request.chord and _wants_results(maybe_signature(request.chord)):
+                self.store_result(task_id, result, state, request=request)
+            super().mark_as_done(task_id, result, request, store_result, state)
 
     def mark_as_failure(
         self,
@@ -80,16 +82,22 @@ class DynamoBackend(DynamoResults):
         store_result: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Store the failure, and note the part; no failure is one after which the message comes again."""
-        if comes_again(exc):
+        """Store the failure, and note the part; it is no failure where the message comes again. Raises `NotNoted`."""
+        if comes_again(exc) and self._is_acknowledged_late(request):
             return
-        super().mark_as_failure(task_id, exc, traceback, request, store_result or _is_part(request), **kwargs)
+        with _noting():
+            super().mark_as_failure(task_id, exc, traceback, request, store_result or _is_part(request), **kwargs)
+
+    def _is_acknowledged_late(self, request: Any) -> bool:
+        """Whether a task's message is still there when the task has ended."""
+        task = self.app.tasks.get(getattr(request, "task", None))
+        return task is None or bool(task.acks_late)
 
     def mark_as_retry(self, task_id: Any, exc: Any, *args: Any, **kwargs: Any) -> None:
         """Store the state, where that can be done: the message of the next try is sent already."""
         try:
             super().mark_as_retry(task_id, exc, *args, **kwargs)
-        except (Unavailable, DeploymentBroken) as error:
+        except NotNoted as error:
             logger.warning("task %s is tried again, but its state could not be stored: %s", task_id, error)
 
     def mark_as_revoked(
@@ -121,6 +129,10 @@ class DynamoBackend(DynamoResults):
             return False
         whose = [task] if isinstance(task, CeleryGroup) else ends
         return any(self.get_state(one.options["task_id"]) in states.PROPAGATE_STATES for one in whose)
+
+    def _store_result(self, *args: Any, **kwargs: Any) -> Any:
+        with _noting():
+            return super()._store_result(*args, **kwargs)
 
     # -- chords
 
@@ -271,6 +283,19 @@ class DynamoBackend(DynamoResults):
                     chord=options["chord"],
                 )
                 self.on_chord_part_return(part, states.FAILURE, exc)
+
+
+@contextmanager
+def _noting() -> Iterator[None]:
+    """Tell failures to note how a task ended from the task's own."""
+    try:
+        yield
+    except (Unavailable, DeploymentBroken) as error:
+        raise NotNoted(str(error)) from error
+    except Unsent as error:
+        if error.is_refused:
+            raise
+        raise NotNoted(str(error)) from error
 
 
 def _policy(callback: Any) -> str:

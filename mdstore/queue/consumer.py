@@ -80,6 +80,7 @@ class Consumer(CeleryConsumer):
             task=headers["task"],
             correlation_id=message.properties.get("correlation_id"),
             reply_to=message.properties.get("reply_to"),
+            delivery_info=message.delivery_info or {},
             **{name: canvas.get(name) for name in ("chord", "chain", "callbacks", "errbacks")},
         )
         error = NotRegistered(headers["task"])

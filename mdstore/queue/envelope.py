@@ -19,6 +19,8 @@ from mdstore.model import MAX_AGE
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 #: A process that is killed while it still reads its message can take the whole pool with it.
 Limit = Annotated[float, msgspec.Meta(ge=1)]
+#: A join has a shard for each 200.
+Index = Annotated[int, msgspec.Meta(ge=0, lt=1_000_000)]
 
 
 class Malformed(ValueError):
@@ -36,7 +38,7 @@ class Headers(msgspec.Struct):
     root_id: Name | None = None
     parent_id: Name | None = None
     group: Name | None = None
-    group_index: int | None = None
+    group_index: Index | None = None
     retries: int | None = None
     eta: str | None = None
     expires: str | float | None = None

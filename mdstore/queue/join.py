@@ -157,9 +157,11 @@ class Joins:
         packed = {"BS": [base64.b64encode(part.pack()).decode()]}
         item = self._update(_shard(join, number), f"ADD #{'ok' if ok else 'failed'} :part", {":part": packed})
         shard = Shard.read(item, size=self._shard)
-        is_beyond = number > 0 and not shard.in_root and self._is_beyond(join, number)
-        if not shard.uneven and (shard.has_twins or place >= shard.expected or is_beyond):
-            self._mark(join)
+        is_new = number > 0 and not shard.in_root
+        if not shard.uneven and (
+            shard.has_twins or place >= shard.expected or (is_new and self._is_beyond(join, number))
+        ):
+            self._mark(join, number)
         elif not shard.uneven:
             if len(shard.parts) < shard.expected:
                 return Join()
@@ -236,8 +238,10 @@ class Joins:
     def _is_beyond(self, join: str, number: int) -> bool:
         """Let the root see a shard; returns whether the join's size leaves no room for it."""
         root = self._update(_root(join), "ADD #seen :shard", {":shard": {"NS": [str(number)]}}, condition=_EXISTS)
+        if 0 < self._shards(_size(root)) <= number:
+            return True
         self._update(_shard(join, number), "SET #in_root = :true", {":true": _TRUE})
-        return 0 < self._shards(_size(root)) <= number
+        return False
 
     def _note_full(self, join: str, number: int, *, clean: bool) -> Item:
         """Note in the root that a shard is full; returns the root."""
@@ -258,10 +262,10 @@ class Joins:
         """When to look at a join that may be complete: who completed it may die before the callback is published."""
         return {"N": str(int(self._clock()) + _LOOK)}
 
-    def _mark(self, join: str) -> None:
-        """Have each note from now on count all shards."""
+    def _mark(self, join: str, found_in: int = 0) -> None:
+        """Have each note from now on count all shards; the one that tells it last, so that it tells it again after a death."""
         root = self._update(_root(join), "SET #uneven = :true", {":true": _TRUE}, condition=_EXISTS)
-        for number in range(self._count(root)):
+        for number in sorted(range(self._count(root)), key=found_in.__eq__):
             self._update(_shard(join, number), "SET #uneven = :true", {":true": _TRUE})
 
     def _items(self, join: str) -> list[Item]:

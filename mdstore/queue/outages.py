@@ -1,17 +1,17 @@
-"""Failures that are not a task's own: AWS said "not now", or "never like this", which the deployer mends."""
+"""Ends of tasks that are not the tasks' own: a message could not be sent, or the end itself could not be noted."""
 
 from __future__ import annotations
 
 from celery.exceptions import Reject
 
-from mdstore.errors import DeploymentBroken, Unavailable
+from mdstore.errors import NotNoted
 from mdstore.queue.outbox import Unsent
 
 
 def comes_again(error: object) -> bool:
-    """Whether what ended a task, in its body or while its end was noted, keeps its message, which is delivered again."""
+    """Whether what ended a task keeps its message, which is delivered again. Any other error of its body is the task's own."""
     if isinstance(error, Reject):  # as Celery calls a retry that could not be sent
         error = error.reason
     if isinstance(error, Unsent):
         return not error.is_refused
-    return isinstance(error, Unavailable | DeploymentBroken)
+    return isinstance(error, NotNoted)

@@ -10,11 +10,8 @@ from celery.exceptions import Reject, WorkerLostError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from mdstore.errors import GaveUp
 from mdstore.queue.outages import comes_again
-
-
-class GaveUp(Exception):
-    """What ended the last delivery that is allowed was not the task's own failure."""
 
 
 class SqsRequest(Request):
@@ -43,9 +40,9 @@ class SqsRequest(Request):
         return self.reject(requeue=True)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """Remember why, for the dead letter. What AWS is to blame for is no failure of the task: the message comes again."""
+        """Remember why, for the dead letter. What is no failure of the task's own has the message come again, if there is one."""
         self._failure = exc_info
-        if comes_again(self._error()):
+        if comes_again(self._error()) and not self.acknowledged:
             task_ready(self)
             return self.reject(requeue=True)
         return super().on_failure(exc_info, *args, **kwargs)
@@ -57,7 +54,7 @@ class SqsRequest(Request):
             super().reject(requeue=requeue)
             return
         self.acknowledged = True
-        tell = self._end if requeue else None  # what the task itself rejects, Celery has noted
+        tell = self._end if requeue else None  # what the task itself rejects, Celery 5.7 has noted
         self.message.channel.bury(self.message.delivery_tag, self._reason(), then=tell)
         self.send_event("task-rejected", requeue=False)
 

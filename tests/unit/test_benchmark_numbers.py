@@ -180,7 +180,7 @@ def test_the_page_of_benchmarks_says_what_was_measured() -> None:
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_results_are_of_the_benchmarks_as_they_are(path: Path) -> None:
-    """A benchmark that measures otherwise than it did when its result was published has to be run again."""
+    """A benchmark that says otherwise what it measures than it did when its result was published has to be run again."""
     module = importlib.import_module(f"benchmarks.{path.stem}")
     assert json.loads(path.read_text("utf-8"))["title"] == module.__doc__
 

@@ -116,15 +116,17 @@ def test_an_unknown_task_is_dead_lettered_and_its_result_says_so(
 
 
 def test_an_unknown_task_fails_the_chord_that_it_is_a_part_of(channel: NotedChannel) -> None:
-    """As any part that fails for good: whoever waits for the chord waits no longer."""
+    """As any part that fails for good: its error callback is called, and whoever waits for the chord waits no longer."""
     canvas = Canvas()
     result = chord([canvas.s("part")], canvas.s("body"), app=canvas.app).apply_async()
+    errback = canvas.s("errback")
     (part,) = canvas.take("part")
     consumer = Consumer(lambda _: None, app=canvas.app, controller=SimpleNamespace(use_eventloop=True))
     headers = {"task": "part", "id": part.task_id, "group": part.group_id, "group_index": 0, "root_id": part.task_id}
-    body = json.dumps([[], {}, {"chord": part.chord}])
+    body = json.dumps([[], {}, {"chord": part.chord, "errbacks": [errback]}])
     consumer.create_task_handler()(message(channel, headers, body=body))
     assert canvas.app.AsyncResult(part.task_id).state == states.FAILURE
+    assert len(canvas.take("errback")) == 1
     assert result.state == states.FAILURE
 
 

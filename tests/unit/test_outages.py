@@ -14,7 +14,7 @@ from celery.app.trace import build_tracer
 from celery.exceptions import Reject
 from kombu.message import Message
 
-from mdstore.errors import DeploymentBroken, Unavailable
+from mdstore.errors import DeploymentBroken, GaveUp, NotNoted, Unavailable
 from mdstore.queue.outages import comes_again
 from mdstore.queue.outbox import Unsent
 from mdstore.queue.request import SqsRequest
@@ -25,10 +25,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Exception raised outside body:Ru
 
 UNAVAILABLE = Unavailable("throttled", code="Throttled")
 BROKEN = DeploymentBroken("no table", code="ResourceNotFoundException")
+NOT_NOTED = NotNoted("Throttled: throttled")
 UNSENT = Unsent([("id", Failed(code="ServiceUnavailable"))], of=1)
 NO_QUEUE = Unsent([("id", Failed(code="QueueDoesNotExist", sender_fault=True))], of=1)
 REFUSED = Unsent([("id", Failed(id="0", code="InvalidParameterValue", sender_fault=True))], of=1)
-OUTAGES = [UNAVAILABLE, BROKEN, UNSENT, NO_QUEUE]
+OUTAGES = [NOT_NOTED, UNSENT, NO_QUEUE]
 
 
 @dataclass
@@ -67,6 +68,8 @@ def deliver(canvas: Canvas, sent: Any, *, receives: int = 1, **properties: Any) 
         delivery_info={"exchange": "", "routing_key": "work"},
     )  # fmt: skip
     request = SqsRequest(message, app=canvas.app, task=task, hostname="here", connection_errors=())
+    if not task.acks_late:
+        request.acknowledge()
     trace = build_tracer(sent.task, task, app=canvas.app)
     answer = trace(sent.task_id, sent.args, {}, {**request.request_dict, "args": sent.args, **embed})
     traced = pickle.loads(pickle.dumps(answer[0]))  # noqa: S301  as between processes
@@ -142,18 +145,43 @@ def test_what_aws_fails_is_no_failure(error: Exception) -> None:
         assert result.state == "PENDING"
 
 
-def test_after_the_last_delivery_it_has_failed() -> None:
-    """The message is dead-lettered with its reason, and who waits is told."""
+def test_what_the_body_gets_from_aws_is_its_own_affair() -> None:
+    """A task that asks AWS for something, and fails as it gets nothing, has failed, as in any Celery."""
 
     def fail() -> None:
         raise UNAVAILABLE
 
     canvas, messages, result = made(fail)
+    assert [deliver(canvas, one) for one in messages] == ["deleted"] * 2
+    assert result.state == "FAILURE"
+
+
+def test_a_message_that_is_gone_does_not_come_again() -> None:
+    """A task that is acknowledged before it runs has failed, and its chord, whatever it was that failed it."""
+
+    def fail() -> None:
+        raise UNSENT
+
+    canvas, messages, result = made(fail)
+    canvas.app.tasks["part"].acks_late = False
+    for message in messages:
+        deliver(canvas, message)
+    assert canvas.app.AsyncResult(messages[0].task_id).state == "FAILURE"
+    assert result.state == "FAILURE"
+
+
+def test_after_the_last_delivery_it_has_failed() -> None:
+    """The message is dead-lettered with its reason, and who waits is told."""
+
+    def fail() -> None:
+        raise NOT_NOTED
+
+    canvas, messages, result = made(fail)
     last = canvas.app.settings.max_receives
     assert [deliver(canvas, one, receives=last) for one in messages] == [
-        f"buried: Unavailable: Throttled: throttled (delivered {last} times)"
+        f"buried: NotNoted: Throttled: throttled (delivered {last} times)"
     ] * 2
-    assert canvas.app.AsyncResult(messages[0].task_id).state == "FAILURE"
+    assert isinstance(canvas.app.AsyncResult(messages[0].task_id).result, GaveUp)
     assert result.state == "FAILURE"
 
 
@@ -208,7 +236,7 @@ def test_a_body_that_sqs_refuses_for_what_it_is_fails_its_chord(monkeypatch: pyt
     assert "InvalidParameterValue" in str(result.result)
 
 
-@pytest.mark.parametrize("error", [*OUTAGES, REFUSED], ids=repr)
+@pytest.mark.parametrize("error", [*OUTAGES, UNAVAILABLE, BROKEN, REFUSED], ids=repr)
 def test_errors_go_from_process_to_process(error: Exception) -> None:
     """With all that they say: the worker's main process decides by them."""
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301

@@ -77,6 +77,31 @@ def test_verify_of_patches_alone_looks_at_what_they_say(bench: Bench) -> None:
         assert verified(bench, request).fault_count == 1
 
 
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [op("upsert", a=1), op("patch", b=2)],
+        [op("patch", a=1), op("patch", b=2)],
+        [op("insert", a=1), op("patch", b=2)],
+    ],
+    ids=["upsert", "patches", "insert"],
+)
+def test_verify_is_content_where_another_request_came_between(bench: Bench, operations: list[Operation]) -> None:
+    """What it wrote over is no fault: the last operation is there, on the data that it found."""
+    if operations[0].op == "patch":
+        applied(bench, [op("insert", z=0)], "r0")
+    between = op("update", z=9)
+
+    def interrupt(_: object) -> None:
+        bench.dynamo.after = lambda _: None
+        applied(bench, [between], "r2")
+
+    bench.dynamo.after = interrupt
+    request = applied(bench, operations)
+    assert bench.data("k") == {"z": 9, "b": 2}
+    assert verified(bench, request).ok
+
+
 def test_verify_finds_what_vanished_and_what_another_transaction_wrote(bench: Bench) -> None:
     """A record that is not there, or of the same request's other transaction, is a fault and nothing else."""
     request = applied(bench, [op("insert", a=1)])

@@ -343,6 +343,19 @@ def test_a_large_component_has_a_lane_of_its_own_and_makes_no_others() -> None:
         assert list(lanes[-1]) == list(range(20_000, 20_008))
 
 
+def test_components_of_many_operations_do_not_share_a_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two keys share is never more operations than a lane may have, though each of them alone has fewer."""
+    monkeypatch.setattr(plan_module, "MAX_LANE_OPERATIONS", 1_000)
+    for crowd in (["a", "b", "c", "d"], [f"k{number}" for number in range(40)]):
+        operations = [item(number, crowd[number % len(crowd)]) for number in range(600 * 4)]
+        partition = Partition()
+        for one in operations:
+            partition.add(one, 10)
+        lanes = partition.lanes(operations=10**6, size=10**9, limit=10**6)
+        assert sum(map(len, lanes)) == len(operations)
+        assert max(map(len, lanes)) <= 1_000
+
+
 def test_nothing_has_no_lanes() -> None:
     """An empty request is dealt to no lane."""
     assert dealt([], count=10) == []

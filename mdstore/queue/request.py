@@ -40,7 +40,7 @@ class SqsRequest(Request):
         return self.reject(requeue=True)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """Remember why, for the dead letter. What is no failure of the task's own has the message come again, if there is one."""
+        """Remember why, for the dead letter. Where the task is not to blame, its message comes again, if there still is one."""
         self._failure = exc_info
         if comes_again(self._error()) and not self.acknowledged:
             task_ready(self)

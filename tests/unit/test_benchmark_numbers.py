@@ -225,3 +225,14 @@ def test_the_page_of_the_transport_says_what_was_measured() -> None:
         [f"{row['calls_per_task']:.3g}" for row in (stock, own)],
         [f"{row['publish_s']:.3g}" for row in (stock, own)],
     ]
+
+
+def test_the_decision_on_pools_quotes_the_benchmark_of_pools() -> None:
+    """Its second table has each row of the benchmark of pools."""
+    page = (ROOT / "docs" / "adr" / "0013-pool-and-parallelism.md").read_text("utf-8")
+    quoted = re.findall(rf"^\| (\w+ \d+, \d+) ((?:\| {NUMBER}(?: µs)? ){{6}})\|$", page, re.MULTILINE)
+    found: dict[str, list[str]] = {}
+    for row in rows("pools"):
+        cells = [f"{row['small_requests_per_s']}", f"{row['large_operations_per_s']:,.0f}", f"{row['large_cpu_us']} µs"]
+        found.setdefault(f"{row['pool']} {row['size']}, {row['in_flight']}", []).extend(cells)
+    assert {name: [cell.strip() for cell in cells.split("|")[1:]] for name, cells in quoted} == found

@@ -45,6 +45,23 @@ def test_options_of_the_transport_are_added_to_its_own() -> None:
     assert "outbox" in app.conf.broker_transport_options
 
 
+def test_only_the_stores_own_tasks_have_its_limits() -> None:
+    """A team that takes the transport alone has the limits that Celery's configuration says: none."""
+    app = create_app(load_settings({}, task_time_limit=100).settings)
+    app.loader.import_default_modules()
+
+    def nothing() -> None:
+        pass
+
+    mine = app.task(name="mine", shared=False)(nothing)
+    app.finalize()
+    assert [app.tasks[f"mdstore.{name}"].time_limit for name in ("ingest", "apply_lane", "finish")] == [100] * 3
+    assert (mine.time_limit, app.conf.task_time_limit, app.conf.worker_concurrency) == (None, None, None)
+    other = Celery("other", broker="memory://", set_as_current=False)
+    other.finalize()
+    assert other.tasks["mdstore.ingest"].time_limit is None
+
+
 def test_other_apps_collect_their_garbage_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who only imports this package to submit runs a worker of his own."""
     monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("frozen"))

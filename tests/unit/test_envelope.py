@@ -179,6 +179,8 @@ NO_NAMES: tuple[Any, ...] = ("", LONG, 7, ["a"], {})
         ("timelimit", [0.5, None]),
         ("timelimit", [None, 0]),
         ("timelimit", [-1, None]),
+        ("group_index", -1),
+        ("group_index", 1_000_000),
         ("ignore_result", "yes"),
         ("ignore_result", 1),
         ("replaced_task_nesting", "a"),

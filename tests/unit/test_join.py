@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count, permutations, product
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from mdstore.errors import ConditionFailed
 from mdstore.queue.join import Join, Joins
 from mdstore.queue.shard import Part
-from tests.unit.jointable import ResultsTable, Workers
+from tests.unit.jointable import Killed, ResultsTable, Workers
 
 NOW = 1_700_000_000
 DAYS = 15 * 86_400
@@ -167,7 +168,7 @@ def test_indexes_with_gaps_complete_their_join_once(
 ) -> None:
     """As where Celery drops empty canvases from a header and goes on counting: in any order of all calls, with deaths."""
     left = count(kills, -1)
-    indexes = sorted(data.draw(st.permutations(range(size + gaps)))[:size])
+    indexes = data.draw(st.permutations(range(size + gaps)))[:size]
     history = History(
         shard=shard,
         choose=lambda n: data.draw(st.integers(0, n - 1)) if n > 1 else 0,
@@ -179,6 +180,24 @@ def test_indexes_with_gaps_complete_their_join_once(
     assert history.fired == "success"
     if not history.kills:
         assert history.published == ["success"]
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_who_dies_while_marking_marks_again(at: int) -> None:
+    """Of two parts with a gap between them the second one tells, whichever of its calls it dies before."""
+    table = ResultsTable()
+    joins = opened(table, 2, shard=2)
+    calls = count(1)
+
+    def turn(_: str) -> None:
+        if next(calls) == at:
+            raise Killed
+
+    table.turn = turn
+    with suppress(Killed):
+        assert not joins.note("j", part(5), ok=True).complete
+    assert not joins.note("j", part(5), ok=True).complete
+    assert joins.note("j", part(0), ok=True).complete
 
 
 @pytest.mark.parametrize("length", [150, 201, 250, 401])

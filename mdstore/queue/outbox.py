@@ -65,13 +65,15 @@ class Outbox(threading.local):
 
     def add(self, url: str, entry: Entry, task_id: str) -> None:
         """Send a message, now or soon. Raises `Unsent`, now or at the end of the context."""
+        if self._count and time.monotonic() - self._since > _FLUSH_AFTER:
+            self._flush()  # without this one: what waited for it begins before it
         self._pending.setdefault(url, []).append((entry, task_id))
         self._count += 1
         if self._count == 1:
             self._since = time.monotonic()
         if self._depth <= 1:
             self._finish()
-        elif self._count >= _FLUSH_AT or time.monotonic() - self._since > _FLUSH_AFTER:
+        elif self._count >= _FLUSH_AT:
             self._flush()
 
     def _finish(self) -> None:

@@ -67,7 +67,8 @@ def test_a_slow_group_s_first_messages_do_not_wait_for_its_last(
         outbox.add("u", entry("a"), "1")
         time.sleep(0.1)
         outbox.add("u", entry("b"), "2")
-        assert bodies(sqs) == [["a", "b"]]
+        assert bodies(sqs) == [["a"]]
+    assert bodies(sqs) == [["a"], ["b"]]
 
 
 def test_each_queue_gets_its_own(sqs: FakeSqs, outbox: Outbox) -> None:

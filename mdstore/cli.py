@@ -36,7 +36,7 @@ from mdstore.signed import NO_CONNECTION
 P = ParamSpec("P")
 REFUSED, ABSENT, UNVERIFIED, INTERRUPTED = 3, 4, 5, 130
 
-messages = Console(stderr=True, highlight=False)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
 results = Console(highlight=False, soft_wrap=True)
 
 
@@ -383,11 +383,16 @@ def get(entity: str, key: str, as_json: bool) -> None:
 
 @main.command()
 @click.option("--entity", help="Only this kind of records.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write here; default is standard output.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Write here; - or none is standard output.",
+)
 @json_option
 def export(entity: str | None, out: Path | None, as_json: bool) -> None:
     """All records as JSON Lines: entity, key, version, data."""
     count = 0
+    out = None if out == Path("-") else out
     with ExitStack() as stack:
         target: IO[bytes] = stack.enter_context(out.open("wb")) if out else sys.stdout.buffer
         for record in Client().export(entity):

@@ -91,7 +91,13 @@ class Sqs:
     def url(self, queue: str) -> str:
         """A queue's URL, asked for once. Raises `DeploymentBroken` where there is no such queue."""
         if queue not in self._urls:
-            self._urls[queue] = self.call("GetQueueUrl", {"QueueName": queue})["QueueUrl"]
+            try:
+                self._urls[queue] = self.call("GetQueueUrl", {"QueueName": queue})["QueueUrl"]
+            except DeploymentBroken as error:
+                if not is_gone(error.code):
+                    raise
+                why = f"there is no queue {queue!r}; mdstore provision makes those of the settings"
+                raise DeploymentBroken(why, code=error.code) from error
         return self._urls[queue]
 
     def receive(self, url: str, count: int, *, wait: int, visibility: int) -> list[Message]:

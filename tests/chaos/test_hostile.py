@@ -24,6 +24,7 @@ from mdstore import exactjson
 from mdstore.local import EmbeddedAws, free_port
 from mdstore.model import Reference, State
 from mdstore.payload import MAGIC, Header, Section
+from mdstore.plan import MAX_LANE_OPERATIONS
 from tests.chaos.target import EVIL, Target, attacked, upserts
 from tests.waiting import until
 
@@ -179,13 +180,15 @@ def bombs() -> dict[str, tuple[str, bytes, bytes]]:
     deep, deep_size = packed(LINE.replace(b'{"M":{}}', nested(10 * MEGABYTE)))
     deeper, deeper_size = packed(nested(10 * MEGABYTE) + b"\n")
     gigabyte, empty = bomb(1024, LINE), bomb(64, b"\n")
-    many = LANE_LIMIT // len(LINE)
+    little = len(gigabyte)
     return {
-        "says-little": ("not 1000 bytes when decompressed", *forged(gigabyte, raw=1000, count=10)),
-        "says-all": ("claims 1073741824 bytes", *forged(gigabyte, raw=2**30, count=2**30 // len(LINE))),
-        "says-the-most": ("when decompressed", *forged(gigabyte, raw=LANE_LIMIT, count=many)),
+        "says-little": (f"not {little} bytes when decompressed", *forged(gigabyte, raw=little, count=10)),
+        "says-too-little": ("claims more bytes than its 1000 can take", *forged(gigabyte, raw=1000, count=10)),
+        "says-too-many": ("claims 200001 operations", *forged(gigabyte, raw=LANE_LIMIT, count=MAX_LANE_OPERATIONS + 1)),
+        "says-all": ("claims 1073741824 bytes", *forged(gigabyte, raw=2**30, count=MAX_LANE_OPERATIONS)),
+        "says-the-most": ("when decompressed", *forged(gigabyte, raw=LANE_LIMIT, count=MAX_LANE_OPERATIONS)),
         "says-less-than-nothing": ("cannot be decoded", *forged(gigabyte, raw=-2, count=0)),
-        "empty-lines": ("does not hold what its header says", *forged(empty, raw=LANE_LIMIT, count=LANE_LIMIT)),
+        "empty-lines": ("does not hold what its header says", *forged(empty, raw=LANE_LIMIT, count=MAX_LANE_OPERATIONS)),
         "deep": ("cannot be decoded", *forged(deep, raw=deep_size, count=1)),
         "deeper": ("cannot be decoded", *forged(deeper, raw=deeper_size, count=1)),
         "before": ("cannot be decoded", *forged(honest, raw=size, count=3, offset=-10)),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery import signals
 from celery.app.task import Context
+from celery.concurrency.asynpool import AsynPool, gen_not_started
 from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -18,6 +21,7 @@ from mdstore.queue.request import SqsRequest
 
 logger = get_logger(__name__)
 
+_BEGINS_WITHIN = 5.0  # seconds, a task that is being written to a process that has nothing else to do
 _STEPS = [
     ControlStep if step == "celery.worker.consumer.control:Control" else step
     for step in CeleryConsumer.Blueprint.default_steps
@@ -59,6 +63,16 @@ class Consumer(CeleryConsumer):
 
         return on_task_received
 
+    def on_close(self) -> None:
+        """Celery's, which forgets the tasks that no process has said to have begun: what is on its way to one says so first.
+
+        Forgotten, it would run all the same, and its message come again; its process would wait for half a minute to be heard.
+        """
+        pool = getattr(self.pool, "_pool", None)
+        if isinstance(pool, AsynPool):
+            _hear_what_has_begun(pool)
+        super().on_close()
+
     def on_unknown_message(self, body: Any, message: Message) -> None:  # noqa: ARG002
         """Not a task at all."""
         self._bury(message, "not a task's message")
@@ -95,3 +109,24 @@ class Consumer(CeleryConsumer):
         signals.task_rejected.send(sender=self, message=message, exc=reason if isinstance(reason, Exception) else None)
         words = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
         message.channel.bury(message.delivery_tag, words, then=then)
+
+
+def _hear_what_has_begun(pool: Any) -> None:
+    """Wait until the processes have said of each task that was written to them that they begin it: no loop turns any more."""
+    results = pool._result_handler
+    deadline = time.monotonic() + _BEGINS_WITHIN
+    while time.monotonic() < deadline:
+        for writer in [one for one in pool._active_writers if not gen_not_started(one)]:
+            with suppress(StopIteration, OSError, EOFError):
+                next(writer)
+        written = [job._write_to for job in tuple(pool._cache.values()) if job._write_to and not job._accepted]
+        waiting = [process for process in written if process._is_alive()]
+        if not waiting:
+            return
+        for process in waiting:
+            if process.outq._reader.poll(0.05):
+                results._flush_outqueue(process.outqR_fd, _ignore, results.fileno_to_outq, results.on_state_change)
+
+
+def _ignore(_: object) -> None:
+    """A process whose pipe is gone is looked after when the pool stops."""

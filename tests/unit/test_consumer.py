@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, chord, signals, states
+from celery.concurrency.asynpool import AsynPool
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
@@ -128,6 +129,43 @@ def test_an_unknown_task_fails_the_chord_that_it_is_a_part_of(channel: NotedChan
     assert canvas.app.AsyncResult(part.task_id).state == states.FAILURE
     assert len(canvas.take("errback")) == 1
     assert result.state == states.FAILURE
+
+
+class WrittenPool(AsynPool):  # type: ignore[misc]
+    """A pool that has written a job to its process, which says so after a while; `flushed` are the jobs that are forgotten."""
+
+    def __init__(self, *, tells: bool) -> None:
+        self.asked = 0
+        self.flushed: list[Any] = []
+        process = SimpleNamespace(
+            _is_alive=lambda: tells, outqR_fd=7, outq=SimpleNamespace(_reader=SimpleNamespace(poll=self._poll))
+        )
+        self.job = SimpleNamespace(_write_to=process, _accepted=False)
+        self.unwritten = SimpleNamespace(_write_to=None, _accepted=False)
+        self._cache = {1: self.job, 2: self.unwritten}
+        self._active_writers: set[Any] = set()
+        self._result_handler = SimpleNamespace(_flush_outqueue=self._read, fileno_to_outq={}, on_state_change=None)
+
+    def _poll(self, _: float) -> bool:
+        self.asked += 1
+        return self.asked > 2
+
+    def _read(self, fd: int, *_: Any) -> None:
+        assert fd == 7
+        self.job._accepted = True
+
+    def flush(self) -> None:
+        self.flushed += [job for job in self._cache.values() if not job._accepted]
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_what_a_process_was_given_is_not_forgotten_when_the_worker_stops(consumer: Consumer, tells: bool) -> None:
+    """Celery forgets what was not begun; a process that lives is heard first, one that is gone is not waited for."""
+    pool = WrittenPool(tells=tells)
+    consumer.controller.semaphore = None
+    consumer.pool = SimpleNamespace(_pool=pool, flush=pool.flush)
+    consumer.on_close()
+    assert pool.flushed == ([pool.unwritten] if tells else [pool.job, pool.unwritten])
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,13 @@ def test_a_queue_s_url_is_asked_for_once(endpoint: Endpoint, sqs: Sqs) -> None:
     assert len(endpoint.requests) == 1
 
 
+def test_a_queue_that_is_not_there_is_named(endpoint: Endpoint, sqs: Sqs) -> None:
+    """With what makes it: who meets this error has forgotten to."""
+    endpoint.says((400, {"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "no"}))
+    with pytest.raises(DeploymentBroken, match="there is no queue 'mdstore'; mdstore provision makes"):
+        sqs.url("mdstore")
+
+
 # -- answers
 
 NOT_NOW = [

@@ -96,8 +96,8 @@ class Scene:
     def check_attempts(self) -> None:
         """Assert that each message was received once, and once more each time that the worker itself sent it again.
 
-        A chord's callback may be published twice where the answer to a part's note was lost: the note is made again, and another
-        part may have completed the chord meanwhile.
+        A chord's callback may be published twice where the answer to a part's note was lost: the note is made again, and
+        another part may have completed the chord meanwhile.
         """
         log = self.log.read_text()
         assert [word for word in _SPENT if word in log] == []

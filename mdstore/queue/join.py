@@ -9,7 +9,8 @@ three more a shard. Every later note of a part reads the root as well, so whatev
                                   added       ids of parts that were added later (SS)
                                   seen        numbers of shards that are there, but for the first (NS)
                                   full, clean numbers of shards whose parts all returned; whose parts all succeeded (NS)
-                                  taken       the part that found an uneven join complete, and publishes its callback
+                                  taken, taken_unclean  the part that found an uneven join complete, and its parts all to have
+                                              succeeded or not, and publishes its callback
                                   uneven      true: indexes are not those from 0 to size - 1, each once
                                   fired       success | failure: the callback was published, or failed
                                   open, look_at   shard and key of the index of joins that were not fired: when one is to be
@@ -55,7 +56,11 @@ _TRUE: dict[str, Any] = {"BOOL": True}
 _EXISTS = "attribute_exists(id)"
 _FIRST_SIZE = f"{_EXISTS} AND (attribute_not_exists(#size) OR #size = :size)"
 _LARGER_SIZE = f"{_EXISTS} AND #size < :size"
-_UNTAKEN = f"{_EXISTS} AND attribute_not_exists(#fired) AND (attribute_not_exists(#taken) OR #taken = :part)"
+_UNFIRED = f"{_EXISTS} AND (attribute_not_exists(#fired) OR #fired <> :success)"
+_UNTAKEN = f"{_UNFIRED} AND (attribute_not_exists(#taken) OR #taken = :part)"
+_UNTAKEN_UNCLEAN = (
+    f"{_EXISTS} AND attribute_not_exists(#fired) AND (attribute_not_exists(#taken_unclean) OR #taken_unclean = :part)"
+)
 _NAMED = re.compile(r"#(\w+)")  # DynamoDB reserves many words
 
 
@@ -191,8 +196,7 @@ class Joins:
     def fire(self, join: str, outcome: Outcome) -> None:
         """Note that the callback was published; a success stays."""
         values = to_item({":outcome": outcome, ":success": "success"})
-        condition = "attribute_exists(id) AND (attribute_not_exists(#fired) OR #fired <> :success)"
-        self._update_if(condition, _root(join), "SET #fired = :outcome REMOVE #open", values)
+        self._update_if(_UNFIRED, _root(join), "SET #fired = :outcome REMOVE #open", values)
 
     def unfired(self, now: float) -> Iterator[str]:
         """Joins that are not fired and are to be looked at, as far as the index knows."""
@@ -250,12 +254,18 @@ class Joins:
         return self._update(_root(join), f"SET #look_at = :look_at {sets}", values, condition=_EXISTS)
 
     def _taken(self, join: str, part: Part) -> Join:
-        """How far an uneven join is. Until it has fired, it is complete only for the part that finds it so first."""
+        """How far an uneven join is. Until it has fired, it is complete only for the part that finds it so first.
+
+        Who finds that all parts did succeed takes it from who found, or fired, that one had not.
+        """
         found = self.counted(join)
-        if not found.complete or found.fired:
+        if not found.complete or found.fired == "success" or (found.fired and not found.clean):
             return found
         values: Item = {":look_at": self._soon(), ":part": {"S": part.id}}
-        root = self._update_if(_UNTAKEN, _root(join), "SET #look_at = :look_at, #taken = :part", values)
+        if found.clean:
+            values[":success"] = {"S": "success"}
+        name, condition = ("taken", _UNTAKEN) if found.clean else ("taken_unclean", _UNTAKEN_UNCLEAN)
+        root = self._update_if(condition, _root(join), f"SET #look_at = :look_at, #{name} = :part", values)
         return found if root else Join()
 
     def _soon(self) -> dict[str, Any]:
@@ -339,8 +349,8 @@ def _together(items: Sequence[Item]) -> Shard:
 
 _OWN = frozenset(
     {
-        "id", "size", "added", "seen", "full", "clean", "uneven", "taken", "fired", "open", "look_at", "opened_at", "at",
-        "ttl",
+        "id", "size", "added", "seen", "full", "clean", "uneven", "taken", "taken_unclean", "fired", "open", "look_at",
+        "opened_at", "at", "ttl",
     }
 )  # fmt: skip
 

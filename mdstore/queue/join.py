@@ -9,7 +9,7 @@ three more a shard. Every later note of a part reads the root as well, so whatev
                                   added       ids of parts that were added later (SS)
                                   seen        numbers of shards that are there, but for the first (NS)
                                   full, clean numbers of shards whose parts all returned; whose parts all succeeded (NS)
-                                  taken, taken_unclean  the part that found an uneven join complete, and its parts all to have
+                                  taken, taken_unclean  the part that found the join complete, and its parts all to have
                                               succeeded or not, and publishes its callback
                                   uneven      true: indexes are not those from 0 to size - 1, each once
                                   fired       success | failure: the callback was published, or failed
@@ -26,7 +26,7 @@ three more a shard. Every later note of a part reads the root as well, so whatev
 Indexes are Celery's `group_index`, which is neither unique nor without gaps where groups end up inside other canvases. What is
 counted are tasks' ids; the index only deals them to shards. Where two ids of one index turn up, or an index that is not below
 the size, each note from then on counts all shards (an uneven join): whoever finds that out marks the shards first and counts
-afterwards, so a part that was noted without seeing the mark is counted by the one who made it. Several may then find the join
+afterwards, so a part that was noted without seeing the mark is counted by the one who made it. Several may find a join
 complete at the same time, and the first of them takes it. Times are Unix seconds.
 """
 
@@ -174,8 +174,9 @@ class Joins:
             if "uneven" not in root and "added" not in root:
                 shards = self._shards(_size(root))
                 full, clean_ones = (len(root.get(name, {"NS": []})["NS"]) for name in ("full", "clean"))
-                return _join(root, complete=0 < shards <= full, clean=shards <= clean_ones)
-        return self._taken(join, part)
+                found = _join(root, complete=0 < shards <= full, clean=shards <= clean_ones)
+                return self._taken(join, part, found)
+        return self._taken(join, part, self.counted(join))
 
     def counted(self, join: str) -> Join:
         """How far a join is, by all its shards, whether they were noted in the root or not."""
@@ -253,12 +254,11 @@ class Joins:
         values: Item = {":look_at": self._soon(), ":shard": {"NS": [str(number)]}}
         return self._update(_root(join), f"SET #look_at = :look_at {sets}", values, condition=_EXISTS)
 
-    def _taken(self, join: str, part: Part) -> Join:
-        """How far an uneven join is. Until it has fired, it is complete only for the part that finds it so first.
+    def _taken(self, join: str, part: Part, found: Join) -> Join:
+        """How far a join is for `part`. Until it has fired, it is complete only for the part that finds it so first.
 
         Who finds that all parts did succeed takes it from who found, or fired, that one had not.
         """
-        found = self.counted(join)
         if not found.complete or found.fired == "success" or (found.fired and not found.clean):
             return found
         values: Item = {":look_at": self._soon(), ":part": {"S": part.id}}

@@ -163,7 +163,7 @@ def test_an_immutable_body_is_given_nothing_and_nothing_is_read(policy: str) -> 
         canvas.succeed(message, "ignored", ignore_result=True)
     (sent,) = canvas.take("body")
     assert sent.args == [7]
-    assert canvas.table.calls == ["UpdateItem"] * 52
+    assert canvas.table.calls == ["UpdateItem"] * 53
 
 
 def test_what_a_part_ignores_is_stored_where_the_body_wants_it() -> None:
@@ -265,7 +265,9 @@ def test_a_chain_that_fails_is_a_failed_part(again: bool) -> None:
     assert result.state == "PENDING"
     canvas.table.calls.clear()
     canvas.fail(first, ValueError("broken"))
-    assert canvas.table.calls.count("UpdateItem") == 3  # the part, its shard, and that the chord was fired
+    assert (
+        canvas.table.calls.count("UpdateItem") == 4
+    )  # the part, its shard, that it is taken, and that the chord was fired
     assert result.state == "FAILURE"
     assert "broken" in str(result.result)
 

@@ -381,7 +381,7 @@ def test_20_000_parts() -> None:
     table.calls.clear()
     done = [joins.note("j", part(index), ok=True).complete for index in range(20_000)]
     assert done.index(True) == 19_999
-    assert table.calls == ["UpdateItem"] * (20_000 + 100 + 2 * 99)
+    assert table.calls == ["UpdateItem"] * (20_000 + 100 + 2 * 99 + 1)
     sizes = [sum(len(member) * 3 // 4 for member in item["ok"]["BS"]) for item in table.items.values() if "ok" in item]
     assert len(sizes) == 100
     assert max(sizes) < 6_000

@@ -222,8 +222,8 @@ def test_server_errors_apply_once(stage: Stage) -> None:
 
 
 def test_connections_that_are_reset_apply_once(stage: Stage) -> None:
-    """Of DynamoDB's connections 15 %, and half of S3's, are reset when a call has been sent."""
-    with stage(dynamodb(0.15, None, reset=True), s3(HALF, reset=True), large=4) as scene:
+    """Of DynamoDB's connections 20 %, and half of S3's, are reset when a call has been sent."""
+    with stage(dynamodb(0.2, None, reset=True), s3(HALF, reset=True), large=4) as scene:
         scene.play()
 
     dynamo, objects = scene.fired()
@@ -260,8 +260,8 @@ def test_answers_lost_for_longer_than_a_token_lives_change_nothing(stage: Stage)
 
 
 def test_s3_that_slows_down_spends_no_attempt(stage: Stage) -> None:
-    """Of all reads and writes of S3 40 % are told to slow down."""
-    with stage(s3(0.4, error={"code": "SlowDown", "status": 503}), large=4, environ=SMALL_LANES) as scene:
+    """Half of all reads and writes of S3 are told to slow down."""
+    with stage(s3(HALF, error={"code": "SlowDown", "status": 503}), large=4, environ=SMALL_LANES) as scene:
         scene.play()
 
     (fired,) = scene.fired()
@@ -289,7 +289,7 @@ def test_latency_changes_nothing(stage: Stage) -> None:
     """Some calls take 1.5 s, and two transactions arrive after their caller has given up and sent them again."""
     with stage(
         dynamodb(1, latency=21_500, times=2),  # mdstore.signed waits for 20 s
-        dynamodb(0.05, None, latency=1_500),
+        dynamodb(0.07, None, latency=1_500),
         s3((1, 9), latency=1_500),
     ) as scene:
         scene.play()

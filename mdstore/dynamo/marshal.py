@@ -49,6 +49,9 @@ def to_attribute(value: Any, depth: int = 1) -> AttributeValue:  # noqa: PLR0911
         return {"N": str(value) if _LEAST < value < _MOST else _number(Decimal(value))}
     if kind is dict:
         return {"M": _members(value, depth)}
+    if kind is float:
+        text = repr(value)
+        return {"N": text if "e" not in text and "n" not in text else _number(Decimal(text))}  # 1e+16, nan, inf
     if kind is Decimal:
         return {"N": _number(value)}
     if value is None:
@@ -57,8 +60,6 @@ def to_attribute(value: Any, depth: int = 1) -> AttributeValue:  # noqa: PLR0911
         return _TRUE if value else _FALSE
     if kind is list or kind is tuple:
         return {"L": _elements(value, depth)}
-    if kind is float:
-        return {"N": _number(Decimal(repr(value)))}
     if isinstance(value, str):  # a StrEnum
         return {"S": _utf8(str(value))}
     raise Unstorable(f"{kind.__name__} is not a JSON type")

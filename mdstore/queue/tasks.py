@@ -1,7 +1,7 @@
 """The three tasks: message -> library call -> outcome, and nothing else.
 
 ingest       one lane: apply it and finish here; many: chord(group(apply_lane * N), finish)
-apply_lane   one lane
+apply_lane   one lane; the one with the highest number also finishes, if it is the last to end
 finish       the request's final state, from the lane summaries in the ledger
 """
 
@@ -252,7 +252,10 @@ def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
         self.dead_letter(message, f"lane {lane!r} is none of the request's")
         raise Ignore
     with self.deciding(message, lane):
-        self.store.writer.apply_lane(read_reference(message), lane)
+        reference = read_reference(message)
+        self.store.writer.apply_lane(reference, lane)
+        if lane == reference.lanes - 1:  # mostly the last to end: who waits for the request is spared a message
+            self.store.ledger.finish(reference.request_id)
 
 
 @shared_task(base=StoreTask, bind=True, name="mdstore.finish")  # type: ignore[untyped-decorator]

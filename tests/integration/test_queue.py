@@ -22,7 +22,7 @@ from mdstore.errors import DeploymentBroken, Unavailable
 from mdstore.local import EmbeddedAws, free_port
 from mdstore.model import Reference, State
 from mdstore.provision import provision
-from mdstore.queue.app import MdstoreApp
+from mdstore.queue.app import MdstoreApp, create_app
 from mdstore.settings import Settings, load_settings
 from mdstore.stack import stop_process
 from tests.waiting import until
@@ -296,6 +296,28 @@ def test_a_failed_part_fails_its_chord_once(settings: Settings, environ: Environ
         result = chord(header, app.tasks["total"].s(), app=app)()
         with pytest.raises(ChordError, match="on purpose"):
             result.get(timeout=60, follow_parents=False)  # else the own error of the part may come first
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_request_ends_with_its_last_lane_where_that_ends_last(settings: Settings, is_last: bool) -> None:
+    """Nobody waits for `finish` then, which changes nothing any more; otherwise the lane leaves the end to it."""
+    app = create_app(settings)
+    tasks: Any = app.tasks
+    accepted = app.store.ingestor.submit(operations(500), publish=lambda _: None)
+    reference, ledger = accepted.reference, app.store.ledger
+    message = msgspec.to_builtins(reference)
+    ledger.start(reference, operations=500, refused={})
+    *others, last = range(reference.lanes)
+    for lane in (*others, last) if is_last else (last, *others):
+        assert ledger.get(reference.request_id).state is State.RUNNING
+        tasks["mdstore.apply_lane"].run(message, lane)
+
+    early = ledger.get(reference.request_id)
+    assert (early.state is State.COMPLETED) is is_last
+    assert tasks["mdstore.finish"].run(message)["applied"] == 500
+    request = ledger.get(reference.request_id)
+    assert (request.state, request.counts.applied) == (State.COMPLETED, {"upsert": 500})
+    assert request == early or not is_last
 
 
 def test_messages_are_small_json(client: Client) -> None:

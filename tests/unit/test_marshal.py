@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
@@ -59,6 +60,19 @@ def test_a_number_is_read_as_int_where_it_is_integral(value: int | Decimal) -> N
     found = from_attribute(to_attribute(value))
     assert found == value
     assert type(found) is (int if value == int(value) else Decimal)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.floats())
+def test_a_float_is_the_decimal_that_it_shows_as(value: float) -> None:
+    """Whatever the float, it is stored, or refused, as the `Decimal` of its shortest text is."""
+    try:
+        expected = to_attribute(Decimal(repr(value)))
+    except Unstorable as error:
+        with pytest.raises(Unstorable, match=re.escape(str(error))):
+            to_attribute(value)
+    else:
+        assert to_attribute(value) == expected
 
 
 class Colour(StrEnum):

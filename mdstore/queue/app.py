@@ -7,11 +7,12 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from typing import Any, NamedTuple
 
-from celery import Celery, current_app
+from celery import Celery, current_app, states
 from celery.signals import task_postrun, worker_process_init
 from kombu import Exchange, Queue
 from kombu.utils.objects import cached_property
@@ -31,6 +32,8 @@ from mdstore.settings import Settings, load_settings
 from mdstore.store import Store
 
 _TIDY_EVERY = 100  # tasks
+#: States of a task that has been executed and goes on all the same.
+_NO_END = frozenset({states.RETRY, states.IGNORED, states.REJECTED})
 #: What a message must be.
 _KEPT: dict[str, Any] = {
     "task_serializer": "json",
@@ -132,9 +135,27 @@ def _warm_up(**_kwargs: Any) -> None:
     if not isinstance(app, MdstoreApp):
         return
     _ = app.store
+    for task in app.tasks.values():
+        task.__trace__ = _brief(task.__trace__)
     gc.collect()
     gc.freeze()
     task_postrun.connect(_Tidy(), weak=False)
+
+
+def _brief(trace: Callable[..., Any]) -> Callable[..., Any]:
+    """A task's tracer, where a retry or a replacement goes to the main process without the frames of its traceback.
+
+    They are 50 KB that take each of the processes a millisecond to pickle, and the main process reads their text only.
+    """
+
+    @wraps(trace)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        answer = trace(*args, **kwargs)
+        if answer.info is not None and answer.info.state in _NO_END:
+            answer.retval.tb = None
+        return answer
+
+    return traced
 
 
 class _Tidy:

@@ -79,6 +79,8 @@ def test_a_worker_that_begins_in_an_outage_works_after_it(tmp_path: Path, monkey
 def test_a_worker_that_is_told_to_stop_loses_nothing_and_doubles_nothing(
     app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
+    """What it has not begun is given back: left alone, it would not come again before ten minutes have passed."""
+    environ |= {"MDSTORE_VISIBILITY_TIMEOUT": "600", "MDSTORE_MAX_RECEIVES": "5"}
     touch = app.tasks["touch"]
     group(touch.si(number) for number in range(1_000)).apply_async()
     with worker(environ, tmp_path / "1.log", APP) as process:

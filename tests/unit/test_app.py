@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.app.trace import build_tracer
+from celery.exceptions import Ignore, Reject
 from celery.worker.components import Pool
 from kombu.utils.imports import symbol_by_name
 
 from mdstore.errors import ConfigurationError
 from mdstore.queue import create_app
-from mdstore.queue.app import _Tidy, _warm_up
+from mdstore.queue.app import _brief, _Tidy, _warm_up
 from mdstore.queue.periodic import PeriodicStep
 from mdstore.settings import load_settings
 
@@ -27,6 +30,23 @@ def test_garbage_is_collected_every_hundred_tasks(monkeypatch: pytest.MonkeyPatc
     for _ in range(250):
         tidy(sender=None)
     assert len(collected) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "is_brief"), [(Ignore("replaced"), True), (Reject("no"), True), (ValueError("wrong"), False)], ids=repr
+)
+def test_what_goes_on_sends_the_main_process_no_frames(error: Exception, is_brief: bool) -> None:
+    """The text of the traceback goes with it all the same, and a failure keeps its frames for whoever listens to signals."""
+    app = create_app(load_settings({}).settings, result_backend="cache+memory://")
+
+    def goes_on() -> None:
+        raise error
+
+    task = app.task(name="goes_on", shared=False)(goes_on)
+    answer = _brief(build_tracer("goes_on", task, app=app))("1", (), {}, {"id": "1", "delivery_info": {}})
+    assert (answer.retval.tb is None) is is_brief
+    assert (len(pickle.dumps(answer.retval)) < 2_000) is is_brief
+    assert type(error).__name__ in answer.retval.traceback
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,11 @@ class MdstoreApp(Celery):
         return self._parts
 
     @cached_property  # type: ignore[untyped-decorator]
+    def GroupResult(self) -> Any:  # noqa: N802  celery's name
+        """The class of groups' results."""
+        return self.subclass_with_self("mdstore.queue.results:BatchedGroupResult", reverse="GroupResult")
+
+    @cached_property  # type: ignore[untyped-decorator]
     def outbox(self) -> Outbox:
         """Messages on their way out."""
         return Outbox(lambda: self.store.aws.queues)

@@ -243,18 +243,14 @@ class DynamoBackend(DynamoResults):
         if not wants:
             return []
         parts = returned.succeeded if policy == "any" else returned.parts
-        metas = self._metas([part.id for part in parts])
+        metas = self.metas([part.id for part in parts])
         values = {part.id: _value(part.id, metas) for part in parts}
         if join.given.get("nested"):
             return _shaped(self.restore_group(join_id, cache=False), values, whole=policy != "any")
         return list(values.values())
 
-    def _metas(self, ids: list[str]) -> dict[str, dict[str, Any]]:
-        texts = self.mget([self.get_key_for_task(one) for one in ids])
-        return {one: self.decode(text) for one, text in zip(ids, texts, strict=True) if text is not None}
-
     def _error(self, part: Part) -> ChordError:
-        meta = self._metas([part.id]).get(part.id)
+        meta = self.metas([part.id]).get(part.id)
         cause = self.meta_from_decoded(meta)["result"] if meta else None
         error = ChordError(f"Dependency {part.id} raised {cause!r}")
         if isinstance(cause, Exception):

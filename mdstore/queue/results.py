@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from celery import states
 from celery.backends.base import KeyValueStoreBackend
+from celery.result import AsyncResult, GroupResult
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
@@ -31,6 +32,29 @@ logger = get_logger(__name__)
 _INLINE = 128 * 2**10
 _BATCH = 100
 _IN_FLIGHT = 8
+
+
+class BatchedGroupResult(GroupResult):
+    """A group's result that reads its parts' a hundred a call.
+
+    Whoever waits for a chord looks twice a second whether a part has failed, and Celery would read one part after the other.
+    """
+
+    def maybe_throw(self, callback: Any = None, propagate: bool = True) -> None:
+        """Raise the error of the first part that failed; parts that have not ended are not asked again one by one."""
+        if not isinstance(self.backend, DynamoResults):
+            super().maybe_throw(callback, propagate)
+            return
+        unknown = {one.id: one for one in self.results if isinstance(one, AsyncResult) and one._cache is None}
+        for task_id, meta in self.backend.metas(unknown).items():
+            unknown[task_id]._maybe_set_cache(meta)
+        for one in self.results:
+            if isinstance(one, GroupResult) or one._cache is not None:
+                one.maybe_throw(callback=callback, propagate=propagate)
+            elif callback is not None:
+                callback(one.id, None)
+
+    maybe_reraise = maybe_throw
 
 
 class DynamoResults(KeyValueStoreBackend):
@@ -70,6 +94,12 @@ class DynamoResults(KeyValueStoreBackend):
         )
         found = {item["id"]["S"]: self._text(from_item(item), "result") for items in answers for item in items}
         return [found.get(key) for key in wanted]
+
+    def metas(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """What is stored of tasks, by id, as Celery encodes it."""
+        wanted = list(ids)
+        texts = self.mget([self.get_key_for_task(one) for one in wanted])
+        return {one: self.decode(text) for one, text in zip(wanted, texts, strict=True) if text is not None}
 
     def set(self, key: Any, value: Any) -> None:
         """Store a value for as long as anything is kept."""

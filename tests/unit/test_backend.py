@@ -512,6 +512,48 @@ def test_groups_are_saved_restored_and_deleted() -> None:
     assert canvas.app.GroupResult.restore("g", backend=canvas.backend) is None
 
 
+def test_who_waits_for_a_chord_looks_at_a_hundred_parts_a_call() -> None:
+    """Twice a second `get` looks whether a part has failed. What has ended is not read again, and the first error is raised."""
+    canvas = Canvas()
+    parts, result = published(canvas, parts_of(canvas, 250), canvas.s("body"))
+
+    def look() -> int:
+        canvas.table.calls.clear()
+        result.parent.maybe_throw()
+        assert set(canvas.table.calls) <= {"BatchGetItem"}
+        return len(canvas.table.calls)
+
+    assert look() == 3
+    for message in parts[:240]:
+        canvas.succeed(message, None)
+    assert [look(), look()] == [3, 1]
+    seen: list[str] = []
+    result.parent.maybe_throw(callback=lambda task_id, _: seen.append(task_id))
+    assert seen == [message.task_id for message in parts]
+    canvas.fail(parts[241], ValueError("on purpose"))
+    with pytest.raises(ValueError, match="on purpose"):
+        look()
+    with pytest.raises(ValueError, match="on purpose"):
+        result.get(timeout=1)
+
+
+def test_a_groups_result_is_pickled_by_the_name_that_the_app_has_for_it() -> None:
+    canvas = Canvas()
+    _, (name, *_) = canvas.app.GroupResult("g", []).__reduce__()
+    assert getattr(canvas.app, name) is canvas.app.GroupResult
+
+
+def test_groups_of_groups_raise_what_the_inner_ones_do() -> None:
+    canvas = Canvas()
+    inner = canvas.app.GroupResult("inner", [canvas.app.AsyncResult("t")])
+    outer = canvas.app.GroupResult("outer", [inner])
+    outer.maybe_throw()
+    canvas.backend.store_result("t", KeyError("k"), "FAILURE")
+    with pytest.raises(KeyError):
+        outer.maybe_throw()
+    outer.maybe_throw(propagate=False)
+
+
 def test_a_forgotten_result_is_gone() -> None:
     """`AsyncResult.forget`."""
     canvas = Canvas()

@@ -33,7 +33,7 @@ from mdstore.store import Store
 
 _TIDY_EVERY = 100  # tasks
 #: States of a task that has been executed and goes on all the same.
-_NO_END = frozenset({states.RETRY, states.IGNORED, states.REJECTED})
+_NO_END = frozenset({states.RETRY, states.IGNORED})
 #: What a message must be.
 _KEPT: dict[str, Any] = {
     "task_serializer": "json",
@@ -141,7 +141,8 @@ def _warm_up(**_kwargs: Any) -> None:
         return
     _ = app.store
     for task in app.tasks.values():
-        task.__trace__ = _brief(task.__trace__)
+        if task.__trace__ is not None:
+            task.__trace__ = _brief(task.__trace__)
     gc.collect()
     gc.freeze()
     task_postrun.connect(_Tidy(), weak=False)
@@ -150,7 +151,7 @@ def _warm_up(**_kwargs: Any) -> None:
 def _brief(trace: Callable[..., Any]) -> Callable[..., Any]:
     """A task's tracer, where a retry or a replacement goes to the main process without the frames of its traceback.
 
-    They are 50 KB that take each of the processes a millisecond to pickle, and the main process reads their text only.
+    They are 50 KB, which take a millisecond or two to pickle and to read, and the main process looks at their text only.
     """
 
     @wraps(trace)

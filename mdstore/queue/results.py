@@ -32,6 +32,8 @@ logger = get_logger(__name__)
 _INLINE = 128 * 2**10
 _BATCH = 100
 _IN_FLIGHT = 8
+#: Results that are in memory as text at the same time where many are looked at.
+_LOOK = 1_000
 
 
 class BatchedGroupResult(GroupResult):
@@ -41,15 +43,17 @@ class BatchedGroupResult(GroupResult):
     """
 
     def maybe_throw(self, callback: Any = None, propagate: bool = True) -> None:
-        """Raise the error of the first part that failed; parts that have not ended are not asked again one by one."""
-        if not isinstance(self.backend, DynamoResults):
-            super().maybe_throw(callback, propagate)
-            return
-        unknown = {one.id: one for one in self.results if isinstance(one, AsyncResult) and one._cache is None}
-        for task_id, meta in self.backend.metas(unknown).items():
-            unknown[task_id]._maybe_set_cache(meta)
+        """Raise the error of the first part that failed. `callback` is given None for a part that has not ended."""
+        ours = [one for one in self.results if isinstance(one, AsyncResult) and isinstance(one.backend, DynamoResults)]
+        unknown = [one for one in ours if one._cache is None]
+        for start in range(0, len(unknown), _LOOK):
+            some = unknown[start : start + _LOOK]
+            metas = some[0].backend.metas(one.id for one in some)
+            for one in some:
+                one._maybe_set_cache(metas.get(one.id))
+        pending = {id(one) for one in unknown if one._cache is None}
         for one in self.results:
-            if isinstance(one, GroupResult) or one._cache is not None:
+            if id(one) not in pending:
                 one.maybe_throw(callback=callback, propagate=propagate)
             elif callback is not None:
                 callback(one.id, None)

@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any
 
 import msgspec
+from celery import current_task
 
 import mdstore.dynamo.client
 import mdstore.writer
@@ -96,6 +97,20 @@ def _after_refusals() -> None:
     Writer._read_reasons = wrapped  # type: ignore[method-assign,assignment]
 
 
+def _around_finish() -> None:
+    """Wrap the end of a request, which is a step of each task that may come to it: `finish:apply_lane`."""
+    original = Ledger.finish
+
+    def wrapped(*args: Any) -> Any:
+        step = f"finish:{_task({'task': current_task.name})}"
+        _fate.at(step, "before")
+        found = original(*args)
+        _fate.at(step, "after")
+        return found
+
+    Ledger.finish = wrapped  # type: ignore[method-assign,assignment]
+
+
 _around(Payloads, "lane", "fetch")
 _around(mdstore.writer, "pack", "pack")
 _around(Blobs, "put", "keep")
@@ -107,7 +122,7 @@ _around(mdstore.writer, "count", "count")
 _around(Ledger, "close_lane", "close")
 _around(Ledger, "start", "start")
 _around(Ledger, "complete", "complete")
-_around(Ledger, "finish", "finish")
+_around_finish()
 _around(DynamoBackend, "apply_chord", "chord")
 _around(Joins, "note", "part")
 _around(DynamoBackend, "_fire", "fire")

@@ -36,8 +36,8 @@ VISIBLE_AGAIN = 5  # seconds
 MANY = [
     "start", "chord", "publish:apply_lane", "ack:ingest",
     "fetch", "pack", "keep", "propose", "send", "read", "read:refused", "count", "close",
-    "part", "fire", "publish:finish", "ack:apply_lane",
-    "finish", "result", "ack:finish",
+    "finish:apply_lane", "part", "fire", "publish:finish", "ack:apply_lane",
+    "finish:finish", "result", "ack:finish",
 ]  # fmt: skip
 #: Of a request of one lane: it is completed without chord and summary.
 FEW = ["complete", "result", "ack:ingest"]
@@ -80,7 +80,7 @@ def _cases() -> Iterator[Case]:
     yield Case(("send after 1", "read:former after 1"), group=False)
     for group in (True, False):
         yield Case(
-            ("send after 1", "send after 1", "count before 1", "publish:finish after 1", "finish after 1"), group
+            ("send after 1", "send after 1", "count before 1", "publish:finish after 1", "finish:finish after 1"), group
         )
 
 

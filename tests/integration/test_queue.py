@@ -300,7 +300,7 @@ def test_a_failed_part_fails_its_chord_once(settings: Settings, environ: Environ
 
 @pytest.mark.parametrize("is_last", [True, False])
 def test_a_request_ends_with_its_last_lane_where_that_ends_last(settings: Settings, is_last: bool) -> None:
-    """Nobody waits for `finish` then, which changes nothing any more; otherwise the lane leaves the end to it."""
+    """`finish` then changes nothing any more; otherwise the lane leaves the end to it."""
     app = create_app(settings)
     tasks: Any = app.tasks
     accepted = app.store.ingestor.submit(operations(500), publish=lambda _: None)
@@ -318,6 +318,27 @@ def test_a_request_ends_with_its_last_lane_where_that_ends_last(settings: Settin
     request = ledger.get(reference.request_id)
     assert (request.state, request.counts.applied) == (State.COMPLETED, {"upsert": 500})
     assert request == early or not is_last
+
+
+def test_a_lane_is_done_though_the_request_could_not_be_ended_early(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`finish` follows all the same, so the lane's message is not tried again for that."""
+    app = create_app(settings)
+    reference = app.store.ingestor.submit(operations(500), publish=lambda _: None).reference
+    asked: list[str] = []
+
+    def away(request_id: str) -> Any:
+        asked.append(request_id)
+        raise Unavailable("away", code="Test")
+
+    monkeypatch.setattr(app.store.ledger, "finish", away)
+    tasks: Any = app.tasks
+    tasks["mdstore.apply_lane"].run(msgspec.to_builtins(reference), reference.lanes - 1)
+    assert asked == [reference.request_id]
+    summary = app.store.ledger.lane(reference.request_id, reference.lanes - 1)
+    assert summary is not None
+    assert summary.state is State.COMPLETED
 
 
 def test_messages_are_small_json(client: Client) -> None:

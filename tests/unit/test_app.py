@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.app.trace import build_tracer
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.components import Pool
 from kombu.utils.imports import symbol_by_name
 
@@ -33,7 +33,14 @@ def test_garbage_is_collected_every_hundred_tasks(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("error", "is_brief"), [(Ignore("replaced"), True), (Reject("no"), True), (ValueError("wrong"), False)], ids=repr
+    ("error", "is_brief"),
+    [
+        (Ignore("replaced"), True),
+        (Retry("later", exc=ValueError("wrong"), when=3), True),
+        (Reject("no"), False),
+        (ValueError("wrong"), False),
+    ],
+    ids=repr,
 )
 def test_what_goes_on_sends_the_main_process_no_frames(error: Exception, is_brief: bool) -> None:
     """The text of the traceback goes with it all the same, and a failure keeps its frames for whoever listens to signals."""

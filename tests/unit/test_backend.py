@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from celery import VERSION as celery_version  # noqa: N811
 from celery import chain, chord, group
+from celery.backends.cache import CacheBackend
 from celery.exceptions import ChordError, ImproperlyConfigured
+from celery.result import ResultSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu.exceptions import EncodeError
@@ -552,6 +554,21 @@ def test_groups_of_groups_raise_what_the_inner_ones_do() -> None:
     with pytest.raises(KeyError):
         outer.maybe_throw()
     outer.maybe_throw(propagate=False)
+
+
+def test_parts_of_other_kinds_are_asked_as_celery_asks_them() -> None:
+    """A task with a backend of its own, and a set that is no group."""
+    canvas = Canvas()
+    elsewhere = CacheBackend(canvas.app, backend="memory")
+    group_result = canvas.app.GroupResult("g", [canvas.app.AsyncResult("own", backend=elsewhere)])
+    group_result.maybe_throw()
+    elsewhere.store_result("own", KeyError("k"), "FAILURE")
+    with pytest.raises(KeyError):
+        group_result.maybe_throw()
+    assert canvas.table.calls == []
+    canvas.backend.store_result("t", IndexError("i"), "FAILURE")
+    with pytest.raises(IndexError):
+        canvas.app.GroupResult("g", [ResultSet([canvas.app.AsyncResult("t")], app=canvas.app)]).maybe_throw()
 
 
 def test_a_forgotten_result_is_gone() -> None:

@@ -33,15 +33,16 @@ _TRANSACT = "TransactWriteItems"
 _fate = Fate(msgspec.json.decode(os.environ["DYING"], type=list[Kill]))
 
 
-def _around(owner: Any, name: str, step: str) -> None:
-    """Wrap the function that is a step."""
+def _around(owner: Any, name: str, step: str, *, by_task: bool = False) -> None:
+    """Wrap the function that is a step; or a step of each task that may come to it, as `finish:apply_lane`."""
     original: Callable[..., Any] = getattr(owner, name)
 
     @wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        _fate.at(step, "before")
+        here = f"{step}:{_short(current_task.name)}" if by_task else step
+        _fate.at(here, "before")
         result = original(*args, **kwargs)
-        _fate.at(step, "after")
+        _fate.at(here, "after")
         return result
 
     setattr(owner, name, wrapped)
@@ -97,20 +98,6 @@ def _after_refusals() -> None:
     Writer._read_reasons = wrapped  # type: ignore[method-assign,assignment]
 
 
-def _around_finish() -> None:
-    """Wrap the end of a request, which is a step of each task that may come to it: `finish:apply_lane`."""
-    original = Ledger.finish
-
-    def wrapped(*args: Any) -> Any:
-        step = f"finish:{_task({'task': current_task.name})}"
-        _fate.at(step, "before")
-        found = original(*args)
-        _fate.at(step, "after")
-        return found
-
-    Ledger.finish = wrapped  # type: ignore[method-assign,assignment]
-
-
 _around(Payloads, "lane", "fetch")
 _around(mdstore.writer, "pack", "pack")
 _around(Blobs, "put", "keep")
@@ -122,7 +109,7 @@ _around(mdstore.writer, "count", "count")
 _around(Ledger, "close_lane", "close")
 _around(Ledger, "start", "start")
 _around(Ledger, "complete", "complete")
-_around_finish()
+_around(Ledger, "finish", "finish", by_task=True)
 _around(DynamoBackend, "apply_chord", "chord")
 _around(Joins, "note", "part")
 _around(DynamoBackend, "_fire", "fire")
@@ -133,13 +120,13 @@ class DyingChannel(Channel):
     """Publishing and acknowledging are steps too, of each task: `publish:apply_lane`, `ack:finish`."""
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        step = f"publish:{_task(message['headers'])}"
+        step = f"publish:{_short(message['headers']['task'])}"
         _fate.at(step, "before")
         super()._put(queue, message, **kwargs)
         _fate.at(step, "after")
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
-        step = f"ack:{_task(self.qos.get(delivery_tag).headers)}"
+        step = f"ack:{_short(self.qos.get(delivery_tag).headers['task'])}"
         _fate.at(step, "before")
         super().basic_ack(delivery_tag, multiple)
         _fate.at(step, "after")
@@ -151,8 +138,8 @@ class DyingTransport(Transport):
     Channel = DyingChannel
 
 
-def _task(headers: dict[str, Any]) -> str:
-    return str(headers["task"]).removeprefix("mdstore.")
+def _short(task: str) -> str:
+    return task.removeprefix("mdstore.")
 
 
 app = create_app(broker_transport="tests.chaos.dying:DyingTransport")

@@ -44,7 +44,7 @@ _SPENT = ("message.kept", "message.dead_lettered", "lane.failed", "request.faile
 
 #: How many of the calls: a share of them by chance, or so many of a sequence, which few calls need.
 Share = float | tuple[int, int]
-HALF, THIRD = (1, 1), (1, 2)  # fail, pass
+HALF, THIRD, TWO_THIRDS = (1, 1), (1, 2), (2, 1)  # fail, pass
 
 
 def dynamodb(share: Share, operation: str | None = WRITE, **fault: Any) -> Rule:
@@ -260,8 +260,8 @@ def test_answers_lost_for_longer_than_a_token_lives_change_nothing(stage: Stage)
 
 
 def test_s3_that_slows_down_spends_no_attempt(stage: Stage) -> None:
-    """Half of all reads and writes of S3 are told to slow down."""
-    with stage(s3(HALF, error={"code": "SlowDown", "status": 503}), large=4, environ=SMALL_LANES) as scene:
+    """Two of three reads and writes of S3 are told to slow down, so that a call is told so again."""
+    with stage(s3(TWO_THIRDS, error={"code": "SlowDown", "status": 503}), large=4, environ=SMALL_LANES) as scene:
         scene.play()
 
     (fired,) = scene.fired()

@@ -256,6 +256,7 @@ def test_a_join_keeps_its_promises(bench: Bench) -> None:
     assert (done.complete, done.clean, done.given) == (True, False, {"callback": "{}"})
     assert joins.returned(name).failed == [parts[1]]
     assert joins.note(name, parts[1], ok=True).clean
+    assert not joins.note(name, Part(0, "added"), ok=True).complete  # the other one's now, until it has fired
     joins.fire(name, "success")
     joins.fire(name, "failure")
     until(lambda: name not in joins.unfired(later + 1_000))

@@ -267,9 +267,7 @@ def test_a_chain_that_fails_is_a_failed_part(again: bool) -> None:
     assert result.state == "PENDING"
     canvas.table.calls.clear()
     canvas.fail(first, ValueError("broken"))
-    assert (
-        canvas.table.calls.count("UpdateItem") == 4
-    )  # the part, its shard, that it is taken, and that the chord was fired
+    assert canvas.table.calls.count("UpdateItem") == 4  # the part, its shard, that it is taken, and that it was fired
     assert result.state == "FAILURE"
     assert "broken" in str(result.result)
 

@@ -2,6 +2,8 @@
 
 The floor sends the same records as transactions that are marshalled beforehand, in parallel and without any queue: what
 remains is the emulator's own time. Every run has an emulator of its own, since its queues and tables slow down as they fill.
+Stock Celery runs twice: as it comes, when it waits a second after a poll that found nothing or that it had no room for, and
+set to poll without pause.
 """
 
 from __future__ import annotations
@@ -49,19 +51,20 @@ _COMMANDS: dict[str, list[str]] = {
 
 
 def run(*, runs: int, scale: float) -> Result:
-    """Measure; rows have operations a second, and the ratio to the floor's and to stock Celery's."""
+    """Measure; rows have operations a second, and the ratios to the floor's and to both of stock Celery's."""
     count = max(1_000, int(_OPERATIONS * scale))
     rates: dict[str, list[float]] = defaultdict(list)
     for _ in range(runs):
         for name in CONTENDERS:
             rates[name].append(alone(_measure, name, count))
-    floor, stock = (median(rates[name]) for name in (FLOOR, STOCK))
+    floor, stock, busy = (median(rates[name]) for name in (FLOOR, STOCK, STOCK_BUSY))
     rows: list[Row] = [
         {
             "contender": name,
             "operations_per_s": round(median(found)),
             "of_the_floor": round(median(found) / floor, 2),
             "times_stock_celery": round(median(found) / stock, 2),
+            "times_polling_without_pause": round(median(found) / busy, 2),
         }
         for name, found in rates.items()
     ]
@@ -126,6 +129,12 @@ def _peer(name: str, _: Settings) -> Iterator[Prepare]:
 
 
 @contextmanager
+def _stock_busy(settings: Settings) -> Iterator[Prepare]:
+    with mock.patch.dict(os.environ, BENCH_WITHOUT_PAUSE="1"), _peer("stock_celery", settings) as prepare:
+        yield prepare
+
+
+@contextmanager
 def _powertools(_: Settings) -> Iterator[Prepare]:
     from benchmarks.peers import powertools_loop  # noqa: PLC0415
 
@@ -170,10 +179,12 @@ def _provision_peers() -> None:
 
 
 FLOOR, STOCK = "floor: direct transactions", "stock Celery"
+STOCK_BUSY = "stock Celery, no pause"
 CONTENDERS: dict[str, Callable[[Settings], Any]] = {
     FLOOR: _floor,
     "mdstore": _mdstore,
     "Powertools-style loop": _powertools,
     "taskiq + taskiq-aio-sqs": partial(_peer, "taskiq_sqs"),
+    STOCK_BUSY: _stock_busy,
     STOCK: partial(_peer, "stock_celery"),
 }

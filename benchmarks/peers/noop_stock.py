@@ -14,7 +14,7 @@ _ENDPOINT = os.environ["AWS_ENDPOINT_URL_SQS"]
 
 app = Celery("stock", broker=f"sqs://{urlsplit(_ENDPOINT).netloc}//")
 app.conf.update(
-    broker_transport_options=writing.stock_options(_ENDPOINT),
+    broker_transport_options=writing.stock_options(_ENDPOINT, without_pause=True),
     task_default_queue=writing.QUEUE,
     task_acks_late=True,
     task_ignore_result=True,

@@ -1,6 +1,6 @@
 """Celery as it comes, on SQS and its DynamoDB backend: a chord of boto3 tasks, one message per 100 operations.
 
-Queues are predefined and polled without pause, so that it is not slowed down by its defaults.
+Its queue is predefined. With `BENCH_WITHOUT_PAUSE` in the environment it polls without pause, which it does not by default.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ app = Celery(
     backend=f"dynamodb://@localhost:{_ENDPOINT.port}/bench-results",
 )
 app.conf.update(
-    broker_transport_options=writing.stock_options(os.environ["AWS_ENDPOINT_URL"]),
+    broker_transport_options=writing.stock_options(
+        os.environ["AWS_ENDPOINT_URL"], without_pause="BENCH_WITHOUT_PAUSE" in os.environ
+    ),
     task_default_queue=writing.QUEUE,
     task_acks_late=True,
     worker_concurrency=writing.PROCESSES,

@@ -17,15 +17,14 @@ QUEUE = "bench"
 _serializer = TypeSerializer()
 
 
-def stock_options(endpoint: str) -> dict[str, Any]:
-    """Transport options of kombu's own: the queue is predefined and polled without pause."""
+def stock_options(endpoint: str, *, without_pause: bool) -> dict[str, Any]:
+    """Transport options of kombu's own: the queue is predefined, and polled at kombu's default pace or without pause."""
     return {
         "region": os.environ["AWS_REGION"],
         "is_secure": False,
-        "polling_interval": 0.02,
-        "wait_time_seconds": 1,
         "visibility_timeout": 300,
         "predefined_queues": {QUEUE: {"url": f"{endpoint}/000000000000/{QUEUE}"}},
+        **({"polling_interval": 0.02, "wait_time_seconds": 1} if without_pause else {}),
     }
 
 

@@ -102,8 +102,15 @@ def targets() -> list[Target]:
             shown="{}",
         ),
         Target(
-            question="stock Celery",
+            question="as it comes",
             measured=measured("pipeline", "times_stock_celery", **OURS),
+            compare=ge,
+            target=2.5,
+            shown="{}",
+        ),
+        Target(
+            question="that polls without pause",
+            measured=measured("pipeline", "times_polling_without_pause", **OURS),
             compare=ge,
             target=2.5,
             shown="{}",
@@ -198,6 +205,7 @@ def test_the_readme_says_what_was_measured() -> None:
         f"{measured('write_path', 'operations_per_s', **slow):,}",
         "20",  # ms, of that row
         str(measured("pipeline", "times_stock_celery", **OURS)),
+        str(measured("pipeline", "times_polling_without_pause", **OURS)),
         str(measured("pipeline", "of_the_floor", **OURS)),
     ]
 

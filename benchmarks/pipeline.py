@@ -2,8 +2,8 @@
 
 The floor sends the same records as transactions that are marshalled beforehand, in parallel and without any queue: what
 remains is the emulator's own time. Every run has an emulator of its own, since its queues and tables slow down as they fill.
-Stock Celery runs twice: as it comes, when it waits a second after a poll that found nothing or that it had no room for, and
-set to poll without pause.
+Stock Celery runs twice: as it comes, when it pauses a second after a poll that found nothing and whenever its prefetch is
+full, and set to poll without pause, which is 20 ms.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Celery as it comes, on SQS: a task that does nothing but say that it ran. Queues are predefined and polled without pause."""
+"""Celery on SQS: a task that does nothing but say that it ran.
+
+Its queue is predefined and polled without pause (20 ms), so that it is not slowed down by kombu's default of a second.
+"""
 
 from __future__ import annotations
 

@@ -18,12 +18,13 @@ _serializer = TypeSerializer()
 
 
 def stock_options(endpoint: str, *, without_pause: bool) -> dict[str, Any]:
-    """Transport options of kombu's own: the queue is predefined, and polled at kombu's default pace or without pause."""
+    """Transport options of kombu's own: a predefined queue, polled at kombu's pace, or without pause, which is 20 ms."""
     return {
         "region": os.environ["AWS_REGION"],
         "is_secure": False,
         "visibility_timeout": 300,
         "predefined_queues": {QUEUE: {"url": f"{endpoint}/000000000000/{QUEUE}"}},
+        # Seconds; kombu's own are 1 and 10. No pause at all would have the main process spin while its prefetch is full.
         **({"polling_interval": 0.02, "wait_time_seconds": 1} if without_pause else {}),
     }
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from mdstore.local import free_port
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,8 +50,9 @@ class Up:
         return int(status), body
 
 
-def start(port: int, api_port: int, log: Path) -> Up:
-    """Start `mdstore up` on the given ports and wait until it says that it is ready."""
+@contextmanager
+def started(port: int, api_port: int, log: Path) -> Iterator[Up]:
+    """`mdstore up` on the given ports, from when it says that it is ready; ended with Ctrl-C where it still runs."""
     environ = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "MDSTORE_WAIT_TIME": "1"}
     environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
     with log.open("wb") as errors:
@@ -57,20 +60,22 @@ def start(port: int, api_port: int, log: Path) -> Up:
             ["mdstore", "up", "--json", "--port", str(port), "--api-port", str(api_port)],
             env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, log.read_text()
-    ready = json.loads(line)
-    return Up(process, {**environ, "KEY": ready["key"]}, ready["api"], ready["key"])
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, log.read_text()
+        ready = json.loads(line)
+        yield Up(process, {**environ, "KEY": ready["key"]}, ready["api"], ready["key"])
+    finally:
+        process.send_signal(signal.SIGINT)  # does nothing where it has ended
+        process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """A running `mdstore up`, ended with Ctrl-C."""
-    running = start(free_port(), free_port(), tmp_path_factory.mktemp("up") / "up.log")
-    yield running
-    running.process.send_signal(signal.SIGINT)
-    running.process.communicate(timeout=60)
+    """A running `mdstore up`."""
+    with started(free_port(), free_port(), tmp_path_factory.mktemp("up") / "up.log") as running:
+        yield running
 
 
 def block(language: str, containing: str) -> str:
@@ -148,18 +153,25 @@ def test_keys_are_made_and_ended_from_the_command_line(up: Up) -> None:
 def test_ctrl_c_stops_every_part(tmp_path: Path) -> None:
     """After Ctrl-C the command ends with 0, none of its processes is left, and its ports are free."""
     port, api_port = free_port(), free_port()
-    running = start(port, api_port, tmp_path / "up.log")
-    children = psutil.Process(running.process.pid).children(recursive=True)
-    assert len(children) >= 4, "emulator, worker with its children, front door"
+    with started(port, api_port, tmp_path / "up.log") as running:
+        # The worker is not waited for by the command; it may not have its children yet.
+        children = until(
+            lambda: _descendants(running.process.pid, least=4), what="emulator, worker, its child, front door"
+        )
 
-    running.process.send_signal(signal.SIGINT)
+        running.process.send_signal(signal.SIGINT)
 
-    running.process.communicate(timeout=60)
-    assert running.process.returncode == 0
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+        assert running.process.wait(60) == 0
+        assert psutil.wait_procs(children, timeout=10)[1] == []
     for number in (port, api_port):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", number)) != 0
+
+
+def _descendants(pid: int, *, least: int) -> list[psutil.Process]:
+    """The processes below one; none while there are fewer than `least`."""
+    found = psutil.Process(pid).children(recursive=True)
+    return found if len(found) >= least else []
 
 
 def test_a_taken_port_is_named() -> None:

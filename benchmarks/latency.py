@@ -23,8 +23,8 @@ from benchmarks.records import RECORD
 from benchmarks.results import Result, Row, median, percentile
 from benchmarks.services import embedded_aws, environ_of
 from mdstore import exactjson
+from mdstore.aws.dynamodb.attributes import to_item
 from mdstore.client import Client
-from mdstore.dynamo.marshal import to_item
 from mdstore.settings import Settings
 
 _REQUESTS = 200

@@ -30,8 +30,8 @@ from benchmarks.results import Result, Row, median
 from benchmarks.services import embedded_aws, environ_of
 from benchmarks.write_contenders import Floor
 from mdstore.client import Client
+from mdstore.local.stack import kill_group
 from mdstore.settings import Settings
-from mdstore.stack import kill_group
 
 Operations = list[dict[str, Any]]
 Work = Callable[[], int]  # returns how many operations were applied

@@ -21,7 +21,7 @@ from benchmarks.broker import place, produce
 from benchmarks.peers import ran
 from benchmarks.pipeline import worker_process
 from benchmarks.results import Result, Row
-from mdstore.local import free_port
+from mdstore.local.emulator import free_port
 from mdstore.settings import load_settings
 
 _TASKS = 50_000

@@ -25,9 +25,9 @@ from botocore.config import Config
 
 from benchmarks.records import items, operations
 from mdstore import exactjson
-from mdstore.dynamo.client import transact
-from mdstore.dynamo.marshal import to_item
-from mdstore.dynamo.run import Task
+from mdstore.aws.concurrent import Task
+from mdstore.aws.dynamodb.attributes import to_item
+from mdstore.aws.dynamodb.client import transact
 from mdstore.model import Reference
 from mdstore.settings import load_settings
 from mdstore.store import Store
@@ -53,7 +53,7 @@ class Mdstore:
     def prepare(self, run: str, count: int) -> Work:
         """A producer's work is not the worker's: the payload is in S3 before the clock runs."""
         requests: list[Reference] = []
-        self._store.ingestor.submit(operations(count, run), publish=requests.append, request_id=run)
+        self._store.ingestor.accept(operations(count, run), publish=requests.append, request_id=run)
         return partial(self._work, requests[0], count)
 
     def _work(self, reference: Reference, count: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import airportsdata
 
-from mdstore.stack import Stack
+from mdstore.local.stack import Stack
 
 CHANGES = Path(__file__).with_name("airport-changes-20260315-20260905.jsonl")
 EXPECTED = "58aa7e6374e9eeb7515032e12fcb2a95eba60d42a18455f247521f698a309bce"

@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
-from mdstore.draft import Source
 from mdstore.errors import NotFound, Unavailable
-from mdstore.ingestor import Accepted, OnInvalid
-from mdstore.ledger import Request
 from mdstore.model import FINAL_STATES, Outcome
-from mdstore.outcomes import Only, Verification
-from mdstore.queue.app import MdstoreApp, create_app
-from mdstore.queue.tasks import IngestTask
-from mdstore.records import Record
 from mdstore.settings import Settings, load_settings
 from mdstore.store import Store
+from mdstore.store.ingestor import Accepted, OnInvalid
+from mdstore.store.ledger import RequestStatus
+from mdstore.store.outcomes import Only
+from mdstore.store.payload_builder import OperationInput
+from mdstore.store.records import Record
+from mdstore.store.verify import Verification
+from mdstore.tasks.app import StoreApp, create_store_app
+from mdstore.tasks.ingest import IngestTask
 
 
 class Submission:
@@ -33,7 +34,7 @@ class Submission:
     def __repr__(self) -> str:
         return f"<Submission {self.request_id!r}, {self.operations} operations>"
 
-    def status(self) -> Request:
+    def status(self) -> RequestStatus:
         """State and counts so far."""
         return self._client.status(self.request_id)
 
@@ -50,7 +51,7 @@ class Submission:
 class Client:
     """All that a producer or reader does, over one store and one Celery app."""
 
-    def __init__(self, settings: Settings | None = None, *, app: MdstoreApp | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, app: StoreApp | None = None) -> None:
         self._given = settings
         self._app = app
 
@@ -62,9 +63,9 @@ class Client:
         return self._given or load_settings().settings
 
     @cached_property
-    def app(self) -> MdstoreApp:
+    def app(self) -> StoreApp:
         """The Celery app that messages are sent with."""
-        return self._app or create_app(self.settings)
+        return self._app or create_store_app(self.settings)
 
     @property
     def store(self) -> Store:
@@ -79,7 +80,7 @@ class Client:
 
     def submit(
         self,
-        operations: Iterable[Source],
+        operations: Iterable[OperationInput],
         *,
         request_id: str | None = None,
         source: str = "default",
@@ -90,10 +91,10 @@ class Client:
         Raises `InvalidOperations` where any is invalid, unless `on_invalid="refuse"`; `RequestConflict` where
         `request_id` was used for other content, or more than 14 days ago.
         """
-        accepted = self.ingest.submit(operations, request_id=request_id, source=source, on_invalid=on_invalid)
+        accepted = self.ingest.accept(operations, request_id=request_id, source=source, on_invalid=on_invalid)
         return Submission(self, accepted)
 
-    def status(self, request_id: str) -> Request:
+    def status(self, request_id: str) -> RequestStatus:
         """State and counts so far. Raises `NotFound`."""
         return self.store.ingestor.status(request_id)
 
@@ -103,8 +104,8 @@ class Client:
         *,
         timeout: float = 60.0,
         interval: float = 0.2,
-        progress: Callable[[Request], None] | None = None,
-    ) -> Request:
+        progress: Callable[[RequestStatus], None] | None = None,
+    ) -> RequestStatus:
         """Return the request when its state is final. Raises `Unavailable` after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         pause = 0.01
@@ -119,7 +120,7 @@ class Client:
             time.sleep(pause)
             pause = min(interval, pause * 1.5)
 
-    def _state(self, request_id: str) -> Request:
+    def _state(self, request_id: str) -> RequestStatus:
         """Like `status`, without reading the lanes that are done."""
         try:
             return self.store.ledger.get(request_id)

@@ -7,12 +7,12 @@
     │   └── PayloadTooLarge    ... it is more than one request may hold
     ├── RequestConflict        the request id is taken, by other content or by a request too old to be sent again
     ├── NotFound               no such request or record
-    ├── Untrusted              a message or payload that must not be executed: dead-letter it
+    ├── IntegrityError              a message or payload that must not be executed: dead-letter it
     ├── Unavailable            throttled, conflicted, unreachable: the same again, later
     ├── DeploymentBroken       access denied, table missing: fail loudly, keep the message
     ├── RequestRejected        DynamoDB refused a call as malformed
-    ├── NotNoted               how a task ended cannot be noted now: its message comes again
-    ├── GaveUp                 that was so each time: the task counts as failed
+    ├── ResultNotRecorded               how a task ended cannot be noted now: its message comes again
+    ├── DeliveriesExhausted                 that was so each time: the task counts as failed
     ├── ConditionFailed        the condition of a single write was not met
     └── TransactionCancelled   DynamoDB cancelled a transaction for reasons named per action
 
@@ -107,7 +107,7 @@ class NotFound(MdstoreError):
         self.kind, self.name = kind, name
 
 
-class Untrusted(MdstoreError):
+class IntegrityError(MdstoreError):
     """A message or payload that fails its checks (place, digest, version, bounds). It must never be executed."""
 
 
@@ -135,11 +135,11 @@ class RequestRejected(MdstoreError):
         self.code = code
 
 
-class NotNoted(MdstoreError):
+class ResultNotRecorded(MdstoreError):
     """How a task ended, or its part in a chord, cannot be noted: AWS is out, or the deployment is broken."""
 
 
-class GaveUp(MdstoreError):
+class DeliveriesExhausted(MdstoreError):
     """The last delivery of a task's message that is allowed ended like the others before it, through no fault of the task."""
 
 

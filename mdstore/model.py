@@ -71,33 +71,6 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     group: str | None = None
 
 
-#: No JSON at all: what a `Raw` field holds that was not given.
-NOTHING = msgspec.Raw(b"")
-
-
-class Indexed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """A line of a lane: a checked operation with its zero-based `index` in the request, as a worker reads it.
-
-    Its data is kept as text. `attribute` is data in DynamoDB JSON, small enough for an item, so a worker sends it as it
-    stands; `data` is data in plain JSON, which a worker has to look at first: a patch's, and what may not fit an item.
-    """
-
-    index: int
-    op: OpName
-    entity: str
-    key: str
-    attribute: msgspec.Raw = NOTHING
-    data: msgspec.Raw = NOTHING
-    expect_version: int | None = None
-    sequence: int | None = None
-    group: str | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of JSON that the data adds to a transaction; what no item can hold goes to S3 and adds none."""
-        return len(self.data) if self.op == "patch" else len(self.attribute)
-
-
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An operation that was not applied. `op`, `entity` and `key` are empty where a line could not even be read."""
 

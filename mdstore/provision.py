@@ -13,12 +13,14 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from mdstore.aws import Aws, error_code, translated
+from mdstore.aws.boto import boto_errors, error_code
+from mdstore.aws.clients import AwsClients
+from mdstore.aws.sqs import is_gone
 from mdstore.model import CLAIM_DAYS, MAX_AGE, OPEN_INDEX
 from mdstore.settings import Settings
-from mdstore.sqs import is_gone
 
 _RETENTION = str(MAX_AGE)
+_ITEM_KEY = [("pk", "HASH"), ("sk", "RANGE")]
 #: The index of chords whose callback was not published yet; an item is in it for as long as it has the attribute `open`.
 OPEN_KEYS = (("open", "S"), ("look_at", "N"))
 OPEN: dict[str, Any] = {
@@ -31,13 +33,19 @@ OPEN: dict[str, Any] = {
 }
 
 
-def provision(settings: Settings) -> Iterator[tuple[str, str, bool]]:
-    """Create what is missing; yields `(kind, name, created)` as it goes. Raises `Unavailable` or `DeploymentBroken`."""
-    with translated("provision"):
-        yield from _steps(Aws(settings), settings)
+def provision(settings: Settings, *, with_store: bool = True) -> Iterator[tuple[str, str, bool]]:
+    """Create what is missing; yields `(kind, name, created)` as it goes. Raises `Unavailable` or `DeploymentBroken`.
+
+    Without the store, an app made by `mdstore.queue.create_app` has all that it needs.
+    """
+    with boto_errors("provision"):
+        aws = AwsClients(settings)
+        yield from _queue_steps(aws, settings)
+        if with_store:
+            yield from _store_steps(aws, settings)
 
 
-def _steps(aws: Aws, settings: Settings) -> Iterator[tuple[str, str, bool]]:
+def _queue_steps(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, str, bool]]:
     yield "bucket", settings.bucket, _bucket(aws, settings)
     for prefix, created in _expiries(aws, settings):
         yield "expiry", prefix, created
@@ -45,15 +53,17 @@ def _steps(aws: Aws, settings: Settings) -> Iterator[tuple[str, str, bool]]:
         yield "queue", queue, created
     for topic in (settings.control_topic, settings.events_topic):
         yield "topic", topic, _topic(aws, settings, topic)
-    key = [("pk", "HASH")]
-    yield "table", settings.records_table, _table(aws, settings.records_table, key, ttl="expires_at")
-    yield "table", settings.ledger_table, _table(aws, settings.ledger_table, [*key, ("sk", "RANGE")], ttl="expires_at")
     created = _table(aws, settings.results_table, [("id", "HASH")], ttl="ttl", index=OPEN)
     yield "table", settings.results_table, created
-    yield "table", settings.due_table, _table(aws, settings.due_table, [*key, ("sk", "RANGE")], ttl="expires_at")
+    yield "table", settings.delayed_table, _table(aws, settings.delayed_table, _ITEM_KEY, ttl="expires_at")
 
 
-def _bucket(aws: Aws, settings: Settings) -> bool:
+def _store_steps(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, str, bool]]:
+    yield "table", settings.records_table, _table(aws, settings.records_table, _ITEM_KEY[:1], ttl="expires_at")
+    yield "table", settings.ledger_table, _table(aws, settings.ledger_table, _ITEM_KEY, ttl="expires_at")
+
+
+def _bucket(aws: AwsClients, settings: Settings) -> bool:
     try:
         aws.s3.head_bucket(Bucket=settings.bucket)
     except ClientError as error:
@@ -73,7 +83,7 @@ def _bucket(aws: Aws, settings: Settings) -> bool:
     return True
 
 
-def _expiries(aws: Aws, settings: Settings) -> Iterator[tuple[str, bool]]:
+def _expiries(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, bool]]:
     """Lifecycle rules for claims, named by their prefixes. S3 takes all rules of a bucket at once: others' are sent back."""
     found: dict[str, Any] = {}
     try:
@@ -98,7 +108,7 @@ def _expiries(aws: Aws, settings: Settings) -> Iterator[tuple[str, bool]]:
         yield prefix, prefix in missing
 
 
-def _queues(aws: Aws, settings: Settings) -> Iterator[tuple[str, bool]]:
+def _queues(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, bool]]:
     url, created = _queue(aws, settings.dead_letter_queue, {"MessageRetentionPeriod": _RETENTION})
     yield settings.dead_letter_queue, created
     arn = aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
@@ -112,7 +122,7 @@ def _queues(aws: Aws, settings: Settings) -> Iterator[tuple[str, bool]]:
     yield settings.queue, _queue(aws, settings.queue, attributes)[1]
 
 
-def _queue(aws: Aws, name: str, attributes: dict[str, str]) -> tuple[str, bool]:
+def _queue(aws: AwsClients, name: str, attributes: dict[str, str]) -> tuple[str, bool]:
     try:
         url = aws.sqs.get_queue_url(QueueName=name)["QueueUrl"]
     except ClientError as error:
@@ -123,7 +133,7 @@ def _queue(aws: Aws, name: str, attributes: dict[str, str]) -> tuple[str, bool]:
     return url, False
 
 
-def _topic(aws: Aws, settings: Settings, name: str) -> bool:
+def _topic(aws: AwsClients, settings: Settings, name: str) -> bool:
     """A topic that the account's own principals use, as far as their roles allow it, and only queues of its name join."""
     url = aws.sqs.get_queue_url(QueueName=settings.queue)["QueueUrl"]
     arn = aws.arn("sns", name, queue_url=url)
@@ -154,7 +164,9 @@ def _topic(aws: Aws, settings: Settings, name: str) -> bool:
     return created
 
 
-def _table(aws: Aws, name: str, key: list[tuple[str, Any]], *, ttl: str, index: dict[str, Any] | None = None) -> bool:
+def _table(
+    aws: AwsClients, name: str, key: list[tuple[str, Any]], *, ttl: str, index: dict[str, Any] | None = None
+) -> bool:
     client = aws.dynamodb
     keys = [(attribute, "S") for attribute, _ in key]
     indexed: dict[str, Any] = {"GlobalSecondaryIndexes": [index]} if index else {}

@@ -68,7 +68,7 @@ class Settings(BaseModel):
     records_table: str = ""
     ledger_table: str = ""
     results_table: str = ""
-    due_table: str = ""
+    delayed_table: str = ""
     queue: str = ""
     dead_letter_queue: str = ""
     # Topics begin the names of queues, which are short.
@@ -223,7 +223,7 @@ def _derived(found: Mapping[str, tuple[object, str]], profile: str) -> dict[str,
         "records_table": f"{namespace}-records",
         "ledger_table": f"{namespace}-ledger",
         "results_table": f"{namespace}-results",
-        "due_table": f"{namespace}-due",
+        "delayed_table": f"{namespace}-due",
         "queue": namespace,
         "dead_letter_queue": f"{namespace}-dead-letters",
         "control_topic": f"{namespace}-control",

@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from mdstore.apikeys import ApiKey, Scope
 from mdstore.client import Client
+from mdstore.store.api_keys import ApiKey, Scope
 
 _bearer = HTTPBearer(auto_error=False, description="An API key; `mdstore up` makes and prints one.")
 

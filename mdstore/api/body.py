@@ -1,4 +1,4 @@
-"""Bodies of requests: received into a spool, and taken apart into operations without decoding a number."""
+"""Bodies of requests: received into a file, and taken apart into operations without decoding a number."""
 
 from __future__ import annotations
 
@@ -55,25 +55,25 @@ async def received(request: Request, *, limit: int) -> AsyncIterator[IO[bytes]]:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(int(announced), limit)
-    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
         size = 0
         async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
                 raise _too_large(size, limit)
             if size <= _IN_MEMORY:
-                spool.write(chunk)
+                file.write(chunk)
             else:  # a disk's time is not the event loop's
-                await run_in_threadpool(spool.write, chunk)
-        spool.seek(0)
-        yield spool
+                await run_in_threadpool(file.write, chunk)
+        file.seek(0)
+        yield file
 
 
-def operations(spool: IO[bytes], form: Form) -> Iterable[bytes]:
+def operations(file: IO[bytes], form: Form) -> Iterable[bytes]:
     """The JSON of each operation, as sent. Raises `InvalidRequest` where a JSON body is not the right envelope."""
     if form is Form.NDJSON:
-        return (line for line in spool if line.strip())
-    text = spool.read()
+        return (line for line in file if line.strip())
+    text = file.read()
     try:
         return map(bytes, _envelope_decoder.decode(text).operations)
     except exactjson.DecodeFailure as error:

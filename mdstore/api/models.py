@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from mdstore.model import OpName
+
 _REF = "#/components/schemas/{model}"
 StateName = Literal["accepted", "running", "completed", "failed"]
 
 
-class Flaw(BaseModel):
+class FieldError(BaseModel):
     """One thing that is wrong with a call."""
 
     index: int | None = Field(description="The operation's zero-based index, null where no operation is at fault.")
@@ -27,7 +29,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str = Field(description="The path that was called.")
-    errors: list[Flaw] | None = Field(default=None, description="With 422: the first hundred flaws.")
+    errors: list[FieldError] | None = Field(default=None, description="With 422: the first hundred flaws.")
     count: int | None = Field(default=None, description="With 422: how many flaws there are.")
     failing: list[str] | None = Field(default=None, description="Of /readyz: the parts that do not answer.")
 
@@ -35,7 +37,7 @@ class Problem(BaseModel):
 class OperationModel(BaseModel):
     """One intended change of one record."""
 
-    op: Literal["insert", "update", "patch", "upsert", "delete", "check"]
+    op: OpName
     entity: str = Field(examples=["airport"])
     key: str = Field(examples=["KJFK"])
     data: dict[str, Any] | None = Field(default=None, description="Of insert, update, patch and upsert.")

@@ -31,7 +31,7 @@ from mdstore.errors import (
     RequestConflict,
     Unavailable,
 )
-from mdstore.validation import Flaw
+from mdstore.store.validation import FieldError
 
 logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -70,7 +70,7 @@ _KINDS: Mapping[type[Exception], Kind] = {
     ),
     PayloadTooLarge: Kind(status=413, name="too-large", title="More than one request may hold"),
     InvalidRequest: Kind(status=422, name="invalid-request", title="The call is invalid"),
-    Flaw: Kind(status=422, name="invalid-request", title="The call is invalid"),
+    FieldError: Kind(status=422, name="invalid-request", title="The call is invalid"),
     RequestValidationError: Kind(status=422, name="invalid-request", title="The call is invalid"),
     RequestConflict: Kind(status=409, name="request-conflict", title="The idempotency key is taken"),
     NotFound: Kind(status=404, name="not-found", title="Not found"),
@@ -150,7 +150,7 @@ def _flaws(error: Exception) -> dict[str, Any]:
             return {"errors": found, "count": error.count}
         case InvalidRequest():
             found = [_flaw(error.field, f"expected {error.expected}")]
-        case Flaw():
+        case FieldError():
             found = [_flaw(error.field, error.why)]
         case RequestValidationError():
             found = [_flaw(".".join(map(str, one["loc"][1:])), one["msg"]) for one in error.errors()]

@@ -13,8 +13,8 @@ from starlette.responses import Response
 from mdstore.api import answers, models, problems
 from mdstore.api.auth import Reader, TheClient
 from mdstore.errors import InvalidRequest
-from mdstore.records import Record
-from mdstore.validation import Flaw, check_entity, check_key
+from mdstore.store.records import Record
+from mdstore.store.validation import FieldError, check_entity, check_key
 
 router = APIRouter(tags=["records"])
 _ETAG = {"ETag": {"description": "The version, in quotes.", "schema": {"type": "string"}}}
@@ -101,6 +101,6 @@ def _position(cursor: str) -> dict[str, Any]:
         entity, _, key = position.pk.S.partition("#")
         check_entity(entity)
         check_key(key)
-    except (binascii.Error, ValueError, RecursionError, Flaw) as error:
+    except (binascii.Error, ValueError, RecursionError, FieldError) as error:
         raise InvalidRequest(field="cursor", value=cursor, expected="a cursor of a former page") from error
     return {"pk": {"S": position.pk.S}}

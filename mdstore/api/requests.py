@@ -14,14 +14,14 @@ import anyio
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
-from mdstore import ledger
 from mdstore.api import answers, body, models, problems
 from mdstore.api.auth import Reader, TheClient, Writer
-from mdstore.apikeys import ApiKey, Scope
 from mdstore.client import Client
 from mdstore.errors import DeploymentBroken, InvalidRequest, NotFound, Unavailable
 from mdstore.model import FINAL_STATES, check_request_id
-from mdstore.outcomes import Only
+from mdstore.store import ledger
+from mdstore.store.api_keys import ApiKey, Scope
+from mdstore.store.outcomes import Only
 
 router = APIRouter(tags=["requests"])
 #: Requests that are encoded at a time: each takes memory for its largest operation, or its JSON body.
@@ -147,10 +147,10 @@ def _request_id(source: str, idempotency_key: str | None) -> str:
 
 
 def _submit(client: Client, spool: IO[bytes], form: body.Form, request_id: str, source: str) -> None:
-    client.ingest.submit(body.operations(spool, form), request_id=request_id, source=source)
+    client.ingest.accept(body.operations(spool, form), request_id=request_id, source=source)
 
 
-async def _final(request: Request, client: Client, request_id: str, wait: float) -> ledger.Request | None:
+async def _final(request: Request, client: Client, request_id: str, wait: float) -> ledger.RequestStatus | None:
     """The request in its final state, or None after `wait` seconds, or when nobody listens any more."""
     pause = _FIRST_PAUSE
     with anyio.move_on_after(wait):
@@ -163,7 +163,7 @@ async def _final(request: Request, client: Client, request_id: str, wait: float)
     return None
 
 
-def _if_final(client: Client, request_id: str) -> ledger.Request | None:
+def _if_final(client: Client, request_id: str) -> ledger.RequestStatus | None:
     # The request is durable: failing to see it now is no reason to say otherwise.
     try:
         found = client.store.ledger.get(request_id)
@@ -172,7 +172,7 @@ def _if_final(client: Client, request_id: str) -> ledger.Request | None:
     return found if found.state in FINAL_STATES else None
 
 
-def _visible(client: Client, key: ApiKey, request_id: str) -> ledger.Request:
+def _visible(client: Client, key: ApiKey, request_id: str) -> ledger.RequestStatus:
     found = client.status(request_id)
     if found.source != key.source and Scope.OPERATE not in key.scopes:
         raise NotFound("request", request_id)

@@ -11,7 +11,7 @@ class SqsTask(Task):
     """Celery's, with deliveries that are counted."""
 
     abstract = True
-    Request = "mdstore.queue.request:SqsRequest"
+    Request: Any = "mdstore.queue.worker.request:SqsRequest"
 
     def signature_from_request(self, request: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The task again, as for a retry: in the message group of its own message, where that has one."""

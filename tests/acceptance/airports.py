@@ -10,7 +10,7 @@ from typing import Any
 
 import airportsdata
 
-from mdstore.records import Record
+from mdstore.store.records import Record
 
 CHANGES = Path(__file__).parents[2] / "examples" / "airport-changes-20260315-20260905.jsonl"
 AIRPORTS, AFTER_CHANGES = 28_426, 28_298

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mdstore.client import Client
-from mdstore.stack import Stack
+from mdstore.local.stack import Stack
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mdstore.client import Client
+from mdstore.local.stack import Stack, kill_group, stop_process
 from mdstore.model import FINAL_STATES
-from mdstore.stack import Stack, kill_group, stop_process
 from tests.acceptance import airports
 
 KILLS = 20

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mdstore.stack import Stack
+from mdstore.local.stack import Stack
 
 OPERATIONS = 100_000
 LIMIT = 300 * 2**20  # bytes

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mdstore.local import free_port
+from mdstore.local.emulator import free_port
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]

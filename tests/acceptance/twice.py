@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mdstore.queue import create_app
-from mdstore.queue.app import MdstoreApp
-from mdstore.queue.transport import Channel, Transport
+from mdstore.queue.app import SqsApp
+from mdstore.queue.broker.channel import Channel, Transport
 from mdstore.settings import Settings
+from mdstore.tasks import create_store_app
 
 
 class TwiceChannel(Channel):
@@ -24,9 +24,9 @@ class TwiceTransport(Transport):
     Channel = TwiceChannel
 
 
-def twice_app(settings: Settings | None = None) -> MdstoreApp:
+def twice_app(settings: Settings | None = None) -> SqsApp:
     """An app that sends every message twice."""
-    return create_app(settings, broker_transport="tests.acceptance.twice:TwiceTransport")
+    return create_store_app(settings, broker_transport="tests.acceptance.twice:TwiceTransport")
 
 
 app = twice_app()

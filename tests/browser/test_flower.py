@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.stack import stop_process
 from mdstore.provision import provision
 from mdstore.settings import load_settings
-from mdstore.stack import stop_process
 from tests.integration.plain_app import plain_app
 from tests.waiting import until
 

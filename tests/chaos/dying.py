@@ -13,24 +13,24 @@ from typing import Any
 import msgspec
 from celery import current_task
 
-import mdstore.dynamo.client
-import mdstore.writer
-from mdstore.awsjson import JsonProtocol
-from mdstore.blobs import Blobs
-from mdstore.ledger import Ledger
-from mdstore.payload import Payloads
-from mdstore.queue import create_app
-from mdstore.queue.backend import DynamoBackend
-from mdstore.queue.join import Joins
-from mdstore.queue.transport import Channel, Transport
-from mdstore.signed import Answer
-from mdstore.writer import Writer
-from tests.chaos.fate import Fate, Kill
+import mdstore.aws.dynamodb.client
+import mdstore.store.writer
+from mdstore.aws.blobs import Blobs
+from mdstore.aws.http import Answer
+from mdstore.aws.json_protocol import JsonProtocol
+from mdstore.queue.broker.channel import Channel, Transport
+from mdstore.queue.results.backend import DynamoBackend
+from mdstore.queue.results.chord_state import ChordStates
+from mdstore.store.ledger import Ledger
+from mdstore.store.payload import Payloads
+from mdstore.store.writer import Writer
+from mdstore.tasks import create_store_app
+from tests.chaos.fault_schedule import FaultSchedule, Kill
 
 _TRANSACT = "TransactWriteItems"
 
 
-_fate = Fate(msgspec.json.decode(os.environ["DYING"], type=list[Kill]))
+_fate = FaultSchedule(msgspec.json.decode(os.environ["DYING"], type=list[Kill]))
 
 
 def _around(owner: Any, name: str, step: str, *, by_task: bool = False) -> None:
@@ -64,7 +64,7 @@ def _around_task(owner: Any, name: str, step: str) -> None:
 
 def _around_calls() -> None:
     """Wrap the sending of a transaction, and the reading of its answer, whatever it says."""
-    begin, read = JsonProtocol.request, mdstore.dynamo.client._read
+    begin, read = JsonProtocol.request, mdstore.aws.dynamodb.client._read
 
     def beginning(self: JsonProtocol, operation: str, body: bytes) -> Any:
         if operation == _TRANSACT:
@@ -84,7 +84,7 @@ def _around_calls() -> None:
         return result
 
     JsonProtocol.request = beginning  # type: ignore[method-assign]
-    mdstore.dynamo.client._read = reading
+    mdstore.aws.dynamodb.client._read = reading
 
 
 def _after_refusals() -> None:
@@ -99,20 +99,20 @@ def _after_refusals() -> None:
 
 
 _around(Payloads, "lane", "fetch")
-_around(mdstore.writer, "pack", "pack")
+_around(mdstore.store.writer, "pack", "pack")
 _around(Blobs, "put", "keep")
 _around_task(Writer, "_base_patches", "propose")
 _around_calls()
 _after_refusals()
 _around(Writer, "_noticed_redelivery", "read:former")
-_around(mdstore.writer, "count", "count")
+_around(mdstore.store.writer, "count", "count")
 _around(Ledger, "close_lane", "close")
 _around(Ledger, "start", "start")
 _around(Ledger, "complete", "complete")
 _around(Ledger, "finish", "finish", by_task=True)
 _around(DynamoBackend, "apply_chord", "chord")
-_around(Joins, "note", "part")
-_around(DynamoBackend, "_fire", "fire")
+_around(ChordStates, "record_part", "part")
+_around(DynamoBackend, "_dispatch", "dispatch")
 _around(DynamoBackend, "_store_result", "result")
 
 
@@ -142,4 +142,4 @@ def _short(task: str) -> str:
     return task.removeprefix("mdstore.")
 
 
-app = create_app(broker_transport="tests.chaos.dying:DyingTransport")
+app = create_store_app(broker_transport="tests.chaos.dying:DyingTransport")

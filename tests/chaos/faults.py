@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mdstore.local import free_port
-from mdstore.stack import kill_group
+from mdstore.local.emulator import free_port
+from mdstore.local.stack import kill_group
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ class Faults:
         """Replace all rules; returns the ids of the new ones."""
         return [rule["id"] for rule in self._control("rules", list(rules))]
 
-    def fired(self, rule: int) -> int:
+    def times_fired(self, rule: int) -> int:
         """How often a rule has fired; also after it was replaced."""
         return next((one["fired"] for one in self._control("stats")["by_rule"] if one["id"] == rule), 0)
 

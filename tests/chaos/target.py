@@ -15,10 +15,10 @@ from uuid import uuid4
 import psutil
 
 from mdstore.client import Client
+from mdstore.local.stack import kill_group
 from mdstore.model import Reference
 from mdstore.provision import provision
 from mdstore.settings import load_settings
-from mdstore.stack import kill_group
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ class Target:
     def store(self, request_id: str, entity: str, count: int) -> Reference:
         """Store and note a request of upserts whose message is not sent; returns its reference."""
         operations = upserts(count, entity)
-        return self.client.store.ingestor.submit(operations, request_id=request_id, publish=lambda _: None).reference
+        return self.client.store.ingestor.accept(operations, request_id=request_id, publish=lambda _: None).reference
 
     def send(self, task: str, *args: Any) -> None:
         """Send a task as Celery would."""

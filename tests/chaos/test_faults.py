@@ -22,10 +22,10 @@ from uuid import uuid4
 import pytest
 
 from mdstore.client import Client
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.stack import kill_group
 from mdstore.provision import provision
 from mdstore.settings import load_settings
-from mdstore.stack import kill_group
 from tests.chaos.faults import Faults, Rule
 from tests.chaos.proxy import NOTHING, RECEIPT, FailAfterwards, ForgetTokens, Proxy, SpoilReads
 from tests.chaos.workload import Workload
@@ -90,7 +90,9 @@ class Scene:
         self.workload.check_records(self.client)
         self.check_attempts()
         assert self.proxy.forged == []  # no token ever came with other bytes
-        print(f"{self.workload.size} operations; fired {[self.faults.fired(rule) for rule in self.rules]};", end=" ")
+        print(
+            f"{self.workload.size} operations; fired {[self.faults.times_fired(rule) for rule in self.rules]};", end=" "
+        )
         print(f"calls {self.proxy.count()}, {dict(self.proxy.answers)}")
 
     def check_attempts(self) -> None:
@@ -108,9 +110,9 @@ class Scene:
             )
             assert attributes["Attributes"]["ApproximateNumberOfMessages"] == "0", queue
 
-    def fired(self) -> list[int]:
+    def dispatched(self) -> list[int]:
         """How often each rule of the scene has fired."""
-        return [self.faults.fired(rule) for rule in self.rules]
+        return [self.faults.times_fired(rule) for rule in self.rules]
 
 
 Stage = Callable[..., AbstractContextManager[Scene]]
@@ -178,12 +180,12 @@ def test_throttled_transactions_apply_once_and_spend_no_attempt(stage: Stage) ->
     ) as scene:
         scene.play()
 
-    fired = scene.fired()
-    assert [scene.proxy.count(code) for code in codes] == fired[:2]
-    assert min(fired) >= 10
-    assert 0.2 < sum(fired) / scene.proxy.count(name=WRITE) < 0.4
-    assert sum(fired) > 20 * MAX_RECEIVES
-    assert scene.proxy.repeats == sum(fired)  # the same bytes and token again, and nothing else
+    dispatched = scene.dispatched()
+    assert [scene.proxy.count(code) for code in codes] == dispatched[:2]
+    assert min(dispatched) >= 10
+    assert 0.2 < sum(dispatched) / scene.proxy.count(name=WRITE) < 0.4
+    assert sum(dispatched) > 20 * MAX_RECEIVES
+    assert scene.proxy.repeats == sum(dispatched)  # the same bytes and token again, and nothing else
 
 
 def test_conflicts_apply_once_and_spend_no_attempt(stage: Stage) -> None:
@@ -194,7 +196,7 @@ def test_conflicts_apply_once_and_spend_no_attempt(stage: Stage) -> None:
     ) as scene:
         scene.play()
 
-    transactions, updates = scene.fired()
+    transactions, updates = scene.dispatched()
     assert 0.1 < transactions / scene.proxy.count(name=WRITE) < 0.3
     assert transactions > 15 * MAX_RECEIVES
     assert scene.proxy.count("TransactionConflictException") == updates >= 5
@@ -213,11 +215,11 @@ def test_server_errors_apply_once(stage: Stage) -> None:
         scene.proxy.on_answer = afterwards
         scene.play()
 
-    fired = scene.fired()
+    dispatched = scene.dispatched()
     codes = ("InternalServerError", "ServiceUnavailable", "InternalError")
-    assert [scene.proxy.count(code) for code in codes] == [fired[0] + afterwards.failed, *fired[1:]]
-    assert min(fired[0], fired[1], afterwards.failed) >= 20
-    assert fired[2] >= 10
+    assert [scene.proxy.count(code) for code in codes] == [dispatched[0] + afterwards.failed, *dispatched[1:]]
+    assert min(dispatched[0], dispatched[1], afterwards.failed) >= 20
+    assert dispatched[2] >= 10
     assert scene.proxy.count(RECEIPT) == 0
 
 
@@ -226,7 +228,7 @@ def test_connections_that_are_reset_apply_once(stage: Stage) -> None:
     with stage(dynamodb(0.2, None, reset=True), s3(HALF, reset=True), large=4) as scene:
         scene.play()
 
-    dynamo, objects = scene.fired()
+    dynamo, objects = scene.dispatched()
     assert dynamo >= 40
     assert objects >= 10
     assert scene.proxy.count(NOTHING) >= dynamo + objects
@@ -238,7 +240,7 @@ def test_answers_lost_after_the_transaction_applied_change_nothing(stage: Stage)
     with stage(dynamodb(0.25, **lost), *(dynamodb(THIRD, name, **lost) for name in ("UpdateItem", "PutItem"))) as scene:
         scene.play()
 
-    transactions, *single = scene.fired()
+    transactions, *single = scene.dispatched()
     assert transactions >= 40
     assert min(single) >= 5
     assert scene.proxy.count(NOTHING) == transactions + sum(single)
@@ -253,7 +255,7 @@ def test_answers_lost_for_longer_than_a_token_lives_change_nothing(stage: Stage)
         scene.proxy.on_call = forget
         scene.play()
 
-    (lost,) = scene.fired()
+    (lost,) = scene.dispatched()
     assert lost >= 40
     assert scene.proxy.count(NOTHING, name=WRITE) == scene.proxy.repeats == forget.forgotten == lost
     assert scene.proxy.count(RECEIPT) >= 20
@@ -264,8 +266,8 @@ def test_s3_that_slows_down_spends_no_attempt(stage: Stage) -> None:
     with stage(s3(TWO_THIRDS, error={"code": "SlowDown", "status": 503}), large=4, environ=SMALL_LANES) as scene:
         scene.play()
 
-    (fired,) = scene.fired()
-    assert scene.proxy.count("SlowDown") == fired >= 15 * MAX_RECEIVES
+    (dispatched,) = scene.dispatched()
+    assert scene.proxy.count("SlowDown") == dispatched >= 15 * MAX_RECEIVES
     assert scene.proxy.count("SlowDown", name="GET") >= 20
     assert scene.proxy.count("ok", name="PUT") >= 4
 
@@ -278,7 +280,7 @@ def test_payloads_and_answers_that_are_damaged_on_their_way_are_read_again(stage
         scene.play()
         lanes = sum(scene.client.status(f"thing/{name}").lanes for name in ("load", "change"))
 
-    (damaged,) = scene.fired()
+    (damaged,) = scene.dispatched()
     assert damaged >= 40
     assert lanes >= 70
     assert all(spoil.spoilt[way] >= lanes // 2 for way in spoil.WAYS), spoil.spoilt
@@ -288,13 +290,13 @@ def test_payloads_and_answers_that_are_damaged_on_their_way_are_read_again(stage
 def test_latency_changes_nothing(stage: Stage) -> None:
     """Some calls take 1.5 s, and two transactions arrive after their caller has given up and sent them again."""
     with stage(
-        dynamodb(1, latency=21_500, times=2),  # mdstore.signed waits for 20 s
+        dynamodb(1, latency=21_500, times=2),  # mdstore.aws.http waits for 20 s
         dynamodb(0.07, None, latency=1_500),
         s3((1, 9), latency=1_500),
     ) as scene:
         scene.play()
 
-    late, slow, objects = scene.fired()
+    late, slow, objects = scene.dispatched()
     assert (late, scene.proxy.repeats) == (2, 2)
     assert slow >= 8
     assert objects >= 1

@@ -21,10 +21,10 @@ import pytest
 import zstandard
 
 from mdstore import exactjson
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.model import Reference, State
-from mdstore.payload import MAGIC, Header, Section
-from mdstore.plan import MAX_LANE_OPERATIONS
+from mdstore.store.partitioning import MAX_LANE_OPERATIONS
+from mdstore.store.payload import MAGIC, Header, Section
 from tests.chaos.target import EVIL, Target, attacked, upserts
 from tests.waiting import until
 

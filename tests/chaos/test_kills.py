@@ -13,18 +13,18 @@ import msgspec
 import psutil
 import pytest
 
-import mdstore.queue.tasks
-import mdstore.writer
+import mdstore.store.writer
+import mdstore.tasks.tasks
 from mdstore.client import Client
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.provision import provision
-from mdstore.queue import create_app
 from mdstore.settings import load_settings
 from mdstore.store import Store
-from tests.chaos.fate import Kill
-from tests.chaos.foreseen import Foreseen, families
+from mdstore.tasks import create_store_app
+from tests.chaos.expected import Expected, families
+from tests.chaos.fault_schedule import Kill
 from tests.chaos.messages import Messages
-from tests.chaos.nursery import Nursery, kill, nursery
+from tests.chaos.worker_pool import WorkerPool, kill, worker_pool
 from tests.waiting import until
 
 AT_ONCE = 8  # cases; most of the time each waits for a message to be visible again
@@ -36,7 +36,7 @@ VISIBLE_AGAIN = 5  # seconds
 MANY = [
     "start", "chord", "publish:apply_lane", "ack:ingest",
     "fetch", "pack", "keep", "propose", "send", "read", "read:refused", "count", "close",
-    "finish:apply_lane", "part", "fire", "publish:finish", "ack:apply_lane",
+    "finish:apply_lane", "part", "dispatch", "publish:finish", "ack:apply_lane",
     "finish:finish", "result", "ack:finish",
 ]  # fmt: skip
 #: Of a request of one lane: it is completed without chord and summary.
@@ -57,7 +57,7 @@ class Case:
 
 
 #: Killed in every way; of the other steps, one side is the child's death, and the other the group's.
-DECISIVE = {"publish:apply_lane", "send", "read:refused", "close", "fire", "complete"}
+DECISIVE = {"publish:apply_lane", "send", "read:refused", "close", "dispatch", "complete"}
 
 
 def _cases() -> Iterator[Case]:
@@ -90,7 +90,7 @@ CASES = list(_cases())
 class Ward:
     """Where the cases are: one emulator, one nursery; each case has a queue and keys of its own."""
 
-    def __init__(self, aws: EmbeddedAws, workers: Nursery, place: Path) -> None:
+    def __init__(self, aws: EmbeddedAws, workers: WorkerPool, place: Path) -> None:
         self._workers = workers
         self._place = place
         self._environ = {
@@ -115,7 +115,7 @@ class Ward:
             "MDSTORE_QUEUE": name,
             "MDSTORE_DEAD_LETTER_QUEUE": f"{name}-dead",
         }
-        app = create_app(load_settings(environ).settings)
+        app = create_store_app(load_settings(environ).settings)
         app._store = self._store
         client = Client(app=app)
         messages = Messages(self._store.aws.sqs, app.settings)
@@ -129,7 +129,7 @@ class Ward:
             assert worker.is_running()
         finally:
             kill(worker)
-        Foreseen(operations).check(client, name)
+        Expected(operations).check(client, name)
         assert result == client.status(name).summary()
         self._check_events(name, case, lanes=client.status(name).lanes)
 
@@ -174,7 +174,7 @@ def fates(
         item for item in request.session.items if isinstance(item, pytest.Function) and item.module is request.module
     ]
     wanted: list[Case] = [item.callspec.params["case"] for item in items if hasattr(item, "callspec")]  # type: ignore[misc]
-    with EmbeddedAws(port=free_port()) as aws, nursery() as workers, ThreadPoolExecutor(AT_ONCE) as pool:
+    with EmbeddedAws(port=free_port()) as aws, worker_pool() as workers, ThreadPoolExecutor(AT_ONCE) as pool:
         ward = Ward(aws, workers, tmp_path_factory.mktemp("kills"))
         fates = {case: pool.submit(ward.suffer, f"case{CASES.index(case)}", case) for case in wanted}
         yield fates
@@ -194,7 +194,7 @@ def test_every_named_step_has_its_deaths() -> None:
     assert moments >= {(step, moment) for step in _named_steps() for moment in ("before", "after")}
     whose = {(step.partition(":")[0], group) for (step, _, _), group in deaths}
     assert whose >= {(step, group) for step in _named_steps() for group in (True, False)}
-    tasks = re.findall(r"^(\w+)  +\S", mdstore.queue.tasks.__doc__ or "", re.MULTILINE)
+    tasks = re.findall(r"^(\w+)  +\S", mdstore.tasks.tasks.__doc__ or "", re.MULTILINE)
     assert tasks == ["ingest", "apply_lane", "finish"]
     acknowledged = {(step, moment) for (step, moment, _), _ in deaths if step.startswith("ack:")}
     assert acknowledged == {(f"ack:{task}", moment) for task in tasks for moment in ("before", "after")}
@@ -202,7 +202,7 @@ def test_every_named_step_has_its_deaths() -> None:
 
 def _named_steps() -> list[str]:
     """The steps in the list at the head of `writer.py`; one with steps of its own under it stands for those."""
-    _, _, after = (mdstore.writer.__doc__ or "").partition("    apply_lane\n")
+    _, _, after = (mdstore.store.writer.__doc__ or "").partition("    apply_lane\n")
     lines = after.partition("\n\n")[0].splitlines()
     steps = [(len(line) - len(line.lstrip()), line.split()[0]) for line in lines]
     depths = [depth for depth, _ in steps[1:]] + [0]

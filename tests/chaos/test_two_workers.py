@@ -18,16 +18,16 @@ from uuid import uuid4
 import pytest
 
 from mdstore.client import Client
-from mdstore.ledger import Receipt
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.model import Counts, Operation, Reference
 from mdstore.provision import provision
 from mdstore.settings import load_settings
 from mdstore.store import Store
-from mdstore.writer import Writer
-from tests.chaos.foreseen import Foreseen, families, random_operations
+from mdstore.store.ledger import Receipt
+from mdstore.store.writer import Writer
+from tests.chaos.expected import Expected, families, random_operations
 from tests.chaos.messages import Messages
-from tests.chaos.nursery import nursery
+from tests.chaos.worker_pool import worker_pool
 from tests.waiting import until
 
 ROUNDS = 15
@@ -97,7 +97,7 @@ def _two_writers(environ: Mapping[str, str]) -> Iterator[list[Connection]]:
 def _stored(client: Client, operations: Sequence[Operation], request_id: str) -> Reference:
     """A request that is accepted and started, without a message for any worker."""
     store = client.store
-    accepted = store.ingestor.submit(operations, publish=lambda _: None, request_id=request_id, on_invalid="refuse")
+    accepted = store.ingestor.accept(operations, publish=lambda _: None, request_id=request_id, on_invalid="refuse")
     store.ledger.start(accepted.reference, operations=accepted.operations, refused=accepted.refused)
     return accepted.reference
 
@@ -112,15 +112,15 @@ def test_two_writers_with_the_same_lanes_apply_them_once(environ: Environ) -> No
     with _two_writers(environ) as writers:
         for number in range(ROUNDS):
             request_id = f"round{number}"
-            foreseen = Foreseen(random_operations(dice, f"e{number}", OPERATIONS))
-            reference = _stored(client, foreseen.operations, request_id)
+            expected = Expected(random_operations(dice, f"e{number}", OPERATIONS))
+            reference = _stored(client, expected.operations, request_id)
             lanes = list(range(reference.lanes))
             writers[0].send((reference, lanes))
             writers[1].send((reference, lanes if number % 2 else lanes[::-1]))
             answers: list[tuple[dict[int, Counts], int]] = [_received(writer) for writer in writers]
             assert answers[0][0] == answers[1][0]
             assert client.store.ledger.finish(request_id).counts.total == OPERATIONS
-            foreseen.check(client, request_id)
+            expected.check(client, request_id)
             meetings = [met for _, met in answers]
     assert min(meetings) > ROUNDS // 4, "the two hardly met"
 
@@ -162,30 +162,30 @@ def _received(writer: Connection) -> Any:
 
 def test_a_lane_that_outlives_its_visibility_timeout_is_applied_once(environ: Environ, tmp_path: Path) -> None:
     """One worker is in the middle of every lane when the other gets the same messages and comes as far; both go on."""
-    foreseen = Foreseen(families("slow", 11))
+    expected = Expected(families("slow", 11))
     environ = {
         **environ,
         "MDSTORE_QUEUE": "slow",
         "MDSTORE_VISIBILITY_TIMEOUT": str(VISIBLE_AGAIN),
         "MDSTORE_DEAD_LETTER_QUEUE": "slow-dead",
-        "MDSTORE_LANE_OPERATIONS": str(len(foreseen.operations) // 3 + 1),
+        "MDSTORE_LANE_OPERATIONS": str(len(expected.operations) // 3 + 1),
     }
     client = Client(load_settings(environ).settings)
     messages = Messages(client.store.aws.sqs, client.settings)
-    client.submit(foreseen.operations, request_id="slow")
+    client.submit(expected.operations, request_id="slow")
     lanes = range(client.status("slow").lanes)
     assert len(lanes) > 1
-    with nursery() as workers:
+    with worker_pool() as workers:
         logs = [tmp_path / "first.log", tmp_path / "second.log"]
         for log in logs:
             meeting = {**environ, "MEETING": str(tmp_path), "MEETING_WORKER": log.stem}
-            workers.start("tests.chaos.meeting", meeting, log, processes=len(lanes))
+            workers.start("tests.chaos.barrier", meeting, log, processes=len(lanes))
             # Each process of the first has a lane, so it takes no message more: what is visible again is the second's.
             reached = partial(_is_in_every_lane, tmp_path, log.stem, len(lanes))
             until(reached, within=100, what=f"the {log.stem} worker is in every lane")
         client.wait("slow", timeout=60)
         messages.wait_until_acknowledged()
-    foreseen.check(client, "slow")
+    expected.check(client, "slow")
     said = "".join(log.read_text() for log in logs)
     assert sorted(re.findall(r"lane\.completed request_id=slow lane=(\d+) ", said)) == [str(lane) for lane in lanes]
     assert len(re.findall(r"request\.completed request_id=slow ", said)) == 1

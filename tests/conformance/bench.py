@@ -9,20 +9,21 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from mdstore.actions import Data, Stamp, action
-from mdstore.blobs import Blobs
-from mdstore.draft import Draft
-from mdstore.dynamo.client import DynamoClient, transact
-from mdstore.dynamo.marshal import Item, from_item, to_attribute, to_item
-from mdstore.dynamo.run import Call, Task
-from mdstore.entities import Entities
+from mdstore.aws.blobs import Blobs
+from mdstore.aws.concurrent import Call, Task
+from mdstore.aws.dynamodb.attributes import Item, from_item, to_attribute, to_item
+from mdstore.aws.dynamodb.client import DynamoClient, transact
 from mdstore.errors import TransactionCancelled
-from mdstore.ledger import Ledger, Receipt
-from mdstore.model import Counts, Indexed, Operation, OpName, Reason, Reference
-from mdstore.payload import Payloads
-from mdstore.records import Records, primary_key
-from mdstore.validation import Validator
-from mdstore.writer import Writer
+from mdstore.model import Counts, Operation, OpName, Reason, Reference
+from mdstore.store.entities import Entities
+from mdstore.store.ledger import Ledger, Receipt
+from mdstore.store.operations import Indexed
+from mdstore.store.payload import Payloads
+from mdstore.store.payload_builder import PayloadBuilder
+from mdstore.store.records import Records, primary_key
+from mdstore.store.validation import Validator
+from mdstore.store.writer import Writer
+from mdstore.store.writes import Data, WriteMetadata, build_write
 from tests.conformance.target import SINGLE_THREADED, Target
 from tests.unit.fakes import MemoryObjects
 
@@ -73,13 +74,13 @@ class Bench:
 
     def action(self, operation: Indexed, data: Data | None = None, **how: Any) -> Action:
         """Its action; `data` is `{"n": 2}` unless given."""
-        stamp = Stamp(
+        metadata = WriteMetadata(
             table=self.table,
             updated_by=f"{self.request_id}/0/0",
             updated_at=UPDATED_AT,
             tombstone_expires_at=TOMBSTONE_EXPIRES_AT,
         )
-        return action(operation, to_attribute({"n": 2}) if data is None else data, stamp, **how)
+        return build_write(operation, to_attribute({"n": 2}) if data is None else data, metadata, **how)
 
     def act(self, op: OpName, key: str, *, data: Data | None = None, **fields: Any) -> Action:
         """The action of an operation that is made here."""
@@ -159,11 +160,11 @@ class Bench:
     ) -> Reference:
         """Store a payload of one lane."""
         settings = self.target.settings.model_copy(update={"lane_operations": 100_000})
-        draft = Draft(validator=validator or self.validator, settings=settings)
+        builder = PayloadBuilder(validator=validator or self.validator, settings=settings)
         for operation in operations:
-            assert draft.add(operation) is None
-        encoded = draft.encode(request_id or self.request_id, "shop")
-        draft.close()
+            assert builder.add(operation) is None
+        encoded = builder.encode(request_id or self.request_id, "shop")
+        builder.close()
         with encoded.body:
             return self.payloads.put(encoded)[0]
 

@@ -21,13 +21,13 @@ from uuid import uuid4
 from boto3.session import Session
 from botocore.credentials import Credentials
 
-from mdstore.aws import make_client
-from mdstore.dynamo.client import DynamoClient
-from mdstore.dynamo.retry import Retry
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.aws.clients import make_client
+from mdstore.aws.dynamodb.client import DynamoClient
+from mdstore.aws.http import SignedHttp
+from mdstore.aws.retry import Retry
+from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.provision import OPEN, OPEN_KEYS
 from mdstore.settings import Settings, load_settings
-from mdstore.signed import SignedHttp
 from tests.unit.fakes import MemoryDynamo
 
 if TYPE_CHECKING:

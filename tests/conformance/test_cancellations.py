@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mdstore.dynamo.marshal import to_item
+from mdstore.aws.dynamodb.attributes import to_item
 from mdstore.model import OpName
 from tests.conformance.bench import Action, Bench, codes
 

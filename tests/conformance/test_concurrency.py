@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from mdstore.dynamo.client import transact
-from mdstore.dynamo.marshal import to_item
-from mdstore.dynamo.run import Task
+from mdstore.aws.concurrent import Task
+from mdstore.aws.dynamodb.attributes import to_item
+from mdstore.aws.dynamodb.client import transact
 from mdstore.errors import TransactionCancelled
 from mdstore.model import Counts, State
 from tests.conformance.bench import Action, Bench, encode

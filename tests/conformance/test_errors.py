@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from botocore.credentials import Credentials
 
-from mdstore.dynamo.client import DynamoClient, transact
-from mdstore.dynamo.marshal import to_item
+from mdstore.aws.dynamodb.attributes import to_item
+from mdstore.aws.dynamodb.client import DynamoClient, transact
 from mdstore.errors import DeploymentBroken, RequestRejected
 from tests.conformance.bench import Bench, encode
 

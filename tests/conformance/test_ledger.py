@@ -8,13 +8,13 @@ from uuid import uuid4
 
 import pytest
 
-from mdstore.dynamo.marshal import from_item, to_item
+from mdstore.aws.dynamodb.attributes import from_item, to_item
 from mdstore.errors import ConditionFailed, RequestRejected
-from mdstore.ledger import LaneSummary
 from mdstore.model import Counts, Reference, State
 from mdstore.queue import create_app
-from mdstore.queue.join import Joins
-from mdstore.queue.shard import Part
+from mdstore.queue.results.chord_state import ChordStates
+from mdstore.queue.results.shard import Part
+from mdstore.store.ledger import LaneSummary
 from tests.conformance.bench import Bench
 from tests.waiting import until
 
@@ -37,8 +37,8 @@ def summary(lane: int, state: State = State.COMPLETED, **applied: int) -> LaneSu
 def test_a_request_goes_through_its_states(bench: Bench) -> None:
     """Accepted once, running, then completed by the lanes' summaries; each change gives back the whole request."""
     known = reference(bench)
-    assert bench.ledger.accept(known, operations=5, refused={"invalid": 1})
-    assert not bench.ledger.accept(known, operations=5, refused={"invalid": 1})
+    assert bench.ledger.record_accepted(known, operations=5, refused={"invalid": 1})
+    assert not bench.ledger.record_accepted(known, operations=5, refused={"invalid": 1})
     running = bench.ledger.start(known, operations=5, refused={"invalid": 1})
     assert (running.state, running.operations, running.source) == (State.RUNNING, 5, "shop")
     assert running == bench.ledger.get(bench.request_id)
@@ -58,7 +58,7 @@ def test_a_request_goes_through_its_states(bench: Bench) -> None:
 def test_a_request_may_begin_with_its_worker(bench: Bench) -> None:
     """The producer's note that comes late changes nothing."""
     running = bench.ledger.start(reference(bench), operations=5, refused={})
-    assert not bench.ledger.accept(reference(bench), operations=5, refused={})
+    assert not bench.ledger.record_accepted(reference(bench), operations=5, refused={})
     assert bench.ledger.get(bench.request_id) == running
 
 
@@ -73,7 +73,7 @@ def test_a_request_of_one_lane_is_completed_in_one_write(bench: Bench) -> None:
 def test_a_failed_request_may_be_completed(bench: Bench) -> None:
     """And loses its error then."""
     known = reference(bench, lanes=1)
-    bench.ledger.accept(known, operations=2, refused={})
+    bench.ledger.record_accepted(known, operations=2, refused={})
     bench.ledger.fail(bench.request_id, "table missing")
     assert bench.ledger.get(bench.request_id).error == "table missing"
     completed = bench.ledger.complete(known, operations=2, refused={}, lane=summary(0, insert=2))
@@ -82,7 +82,7 @@ def test_a_failed_request_may_be_completed(bench: Bench) -> None:
 
 def test_a_completed_lane_stays_completed(bench: Bench) -> None:
     """A failed summary is replaced, a completed one is not."""
-    bench.ledger.accept(reference(bench), operations=5, refused={})
+    bench.ledger.record_accepted(reference(bench), operations=5, refused={})
     for lane in (summary(0, State.FAILED), summary(0, insert=1), summary(0, State.FAILED), summary(0, insert=9)):
         bench.ledger.close_lane(bench.request_id, lane)
     assert bench.ledger.lanes(bench.request_id) == [summary(0, insert=1)]
@@ -235,32 +235,36 @@ def test_the_result_backend_keeps_its_promises(bench: Bench) -> None:
 
 def test_a_join_keeps_its_promises(bench: Bench) -> None:
     """Parts count once each, over several shards; a join is in the index of open joins until it is fired."""
-    joins = Joins(dynamo=bench.dynamo, table=bench.target.settings.results_table, retention=86_400, shard=2)
+    chord_states = ChordStates(
+        dynamo=bench.dynamo, table=bench.target.settings.results_table, retention=86_400, shard=2
+    )
     name = bench.entity
-    joins.open(name, callback="{}")
-    joins.open(name, callback="another")
-    joins.resize(name, 3)
-    joins.extend(name, "added")
+    chord_states.open(name, callback="{}")
+    chord_states.open(name, callback="another")
+    chord_states.resize(name, 3)
+    chord_states.extend(name, "added")
     parts = [Part(0, str(uuid4())), Part(1, "one"), Part(2, str(uuid4()))]
     for _ in range(2):
         for part in parts:
-            assert not joins.note(name, part, ok=part.index != 1).complete
+            assert not chord_states.record_part(name, part, ok=part.index != 1).complete
     later = time.time() + 65
-    until(lambda: name in joins.unfired(later))
-    found = joins.look(name, later)
+    until(lambda: name in chord_states.undispatched(later))
+    found = chord_states.read(name, later)
     assert found is not None
     assert (found.size, found.complete) == (3, False)
-    assert joins.look(name, later) is None
-    until(lambda: name not in joins.unfired(later))
-    done = joins.note(name, Part(0, "added"), ok=True)
+    assert chord_states.read(name, later) is None
+    until(lambda: name not in chord_states.undispatched(later))
+    done = chord_states.record_part(name, Part(0, "added"), ok=True)
     assert (done.complete, done.clean, done.given) == (True, False, {"callback": "{}"})
-    assert joins.returned(name).failed == [parts[1]]
-    assert joins.note(name, parts[1], ok=True).clean
-    assert not joins.note(name, Part(0, "added"), ok=True).complete  # the other one's now, until it has fired
-    joins.fire(name, "success")
-    joins.fire(name, "failure")
-    until(lambda: name not in joins.unfired(later + 1_000))
-    assert joins.look(name, later + 1_000) is None
-    assert joins.counted(name).fired == "success"
+    assert chord_states.returned(name).failed == [parts[1]]
+    assert chord_states.record_part(name, parts[1], ok=True).clean
+    assert not chord_states.record_part(
+        name, Part(0, "added"), ok=True
+    ).complete  # the other one's now, until it has fired
+    chord_states.mark_dispatched(name, "success")
+    chord_states.mark_dispatched(name, "failure")
+    until(lambda: name not in chord_states.undispatched(later + 1_000))
+    assert chord_states.read(name, later + 1_000) is None
+    assert chord_states.counted(name).dispatched == "success"
     with pytest.raises(ConditionFailed):
-        joins.extend("nobody", "added")
+        chord_states.extend("nobody", "added")

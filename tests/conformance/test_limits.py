@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from mdstore.dynamo.marshal import MAX_NESTING, to_attribute, to_item
+from mdstore.aws.dynamodb.attributes import MAX_NESTING, to_attribute, to_item
 from mdstore.errors import RequestRejected
-from mdstore.ledger import Receipt
 from mdstore.model import OpName, Reason, Refusal
-from mdstore.records import primary_key
-from mdstore.validation import MAX_KEY_BYTES
+from mdstore.store.ledger import Receipt
+from mdstore.store.records import primary_key
+from mdstore.store.validation import MAX_KEY_BYTES
 from tests.conformance.bench import Action, Bench, codes
 
 MAX_ITEM = 400 * 2**10  # bytes of names and values

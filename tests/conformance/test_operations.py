@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from mdstore.actions import judge
-from mdstore.blobs import Blob
+from mdstore.aws.blobs import Blob
 from mdstore.errors import TransactionCancelled
-from mdstore.model import Indexed, OpName, Reason
+from mdstore.model import OpName, Reason
+from mdstore.store.operations import Indexed
+from mdstore.store.writes import explain_rejection
 from tests.conformance.bench import TOMBSTONE_EXPIRES_AT, UPDATED_AT, Bench, codes
 
 pytestmark = pytest.mark.double
 
 EXISTS, MISSING, MISMATCH, STALE = Reason.EXISTS, Reason.MISSING, Reason.VERSION_MISMATCH, Reason.STALE
-Verdict = Reason | None
+Comparison = Reason | None
 
 #: A record before the operation: all but the absent have version 3.
 STATES: dict[str, dict[str, Any] | None] = {
@@ -28,7 +29,7 @@ STATES: dict[str, dict[str, Any] | None] = {
     "tomb-100": {"version": 3, "deleted": True, "expires_at": 1_800_000_000, "sequence": 100},
 }
 #: What each op says of an absent record, a live one and a tombstone.
-PLAIN: dict[OpName, tuple[Verdict, Verdict, Verdict]] = {
+PLAIN: dict[OpName, tuple[Comparison, Comparison, Comparison]] = {
     "insert": (None, EXISTS, None),
     "update": (MISSING, None, MISSING),
     "patch": (MISSING, None, MISSING),
@@ -37,7 +38,7 @@ PLAIN: dict[OpName, tuple[Verdict, Verdict, Verdict]] = {
     "check": (MISSING, None, MISSING),
 }
 #: The same where the operation expects another version than the record's. An insert cannot expect one.
-WRONG_VERSION: dict[OpName, tuple[Verdict, Verdict, Verdict]] = {
+WRONG_VERSION: dict[OpName, tuple[Comparison, Comparison, Comparison]] = {
     "update": (MISSING, MISMATCH, MISSING),
     "patch": (MISSING, MISMATCH, MISSING),
     "upsert": (MISMATCH, MISMATCH, MISMATCH),
@@ -45,12 +46,12 @@ WRONG_VERSION: dict[OpName, tuple[Verdict, Verdict, Verdict]] = {
     "check": (MISSING, MISMATCH, MISSING),
 }
 #: An expected version that is the record's: a tombstone's does not count.
-RIGHT_VERSION: dict[OpName, tuple[Verdict, Verdict, Verdict]] = {
+RIGHT_VERSION: dict[OpName, tuple[Comparison, Comparison, Comparison]] = {
     op: (row[0], None, row[2]) for op, row in WRONG_VERSION.items()
 }
 EXPECTING = {None: PLAIN, 3: RIGHT_VERSION, 2: WRONG_VERSION}
 
-Case = tuple[OpName, str, int | None, int | None, Verdict]
+Case = tuple[OpName, str, int | None, int | None, Comparison]
 
 
 def cases() -> Iterator[Case]:
@@ -58,10 +59,10 @@ def cases() -> Iterator[Case]:
     for op, state, expected, sequence in product(PLAIN, STATES, EXPECTING, (None, 99, 100, 101)):
         if op not in EXPECTING[expected] or (op == "check" and sequence is not None):
             continue
-        verdict = EXPECTING[expected][op][("absent", "live", "tomb").index(state.partition("-")[0])]
+        rejection = EXPECTING[expected][op][("absent", "live", "tomb").index(state.partition("-")[0])]
         if state.endswith("-100") and sequence is not None and sequence <= 100:
-            verdict = STALE
-        yield op, state, expected, sequence, verdict
+            rejection = STALE
+        yield op, state, expected, sequence, rejection
 
 
 def named(case: Case) -> str:
@@ -79,7 +80,7 @@ def placed(bench: Bench, state: str, key: str = "k") -> dict[str, Any] | None:
     return bench.values(key)
 
 
-def settled(bench: Bench, operation: Indexed) -> Verdict:
+def settled(bench: Bench, operation: Indexed) -> Comparison:
     """Send an operation with its receipt until it applies or is refused, as the writer does; returns the refusal."""
     for over_tombstone in (False, True):
         reasons = sent(bench, bench.action(operation, over_tombstone=over_tombstone))
@@ -87,9 +88,9 @@ def settled(bench: Bench, operation: Indexed) -> Verdict:
             return None
         assert codes(reasons) == ["ConditionalCheckFailed", "None"]
         assert bench.receipt_numbers() == []
-        verdict = judge(operation, reasons[0].get("Item"))
-        if verdict is not None:
-            return verdict[0]
+        rejection = explain_rejection(operation, reasons[0].get("Item"))
+        if rejection is not None:
+            return rejection[0]
         assert operation.op == "insert", "cancelled for no reason"
     raise AssertionError("an insert over a tombstone was cancelled twice")
 
@@ -121,12 +122,12 @@ WRITTEN = [case for case in cases() if case[0] != "patch"]
 @pytest.mark.parametrize("case", WRITTEN, ids=named)
 def test_an_operation_applies_or_is_refused(bench: Bench, case: Case) -> None:
     """It has its whole effect and its receipt, or its reason and no effect at all."""
-    op, state, expected, sequence, verdict = case
+    op, state, expected, sequence, rejection = case
     before = placed(bench, state)
     operation = bench.operation(op, "k", expect_version=expected, sequence=sequence)
-    assert settled(bench, operation) == verdict
+    assert settled(bench, operation) == rejection
     found = bench.values("k")
-    if verdict is not None:
+    if rejection is not None:
         assert found == before
         return
     assert bench.receipt_numbers() == [0]
@@ -171,8 +172,8 @@ def test_a_patch_applies_to_the_version_that_it_was_merged_into(
 def test_sequences_are_compared_exactly(bench: Bench, stored: int, given: int) -> None:
     """As numbers, neither as text nor as floats, to the last of 38 digits."""
     bench.send(bench.act("insert", "k", sequence=stored))
-    verdict = settled(bench, bench.operation("upsert", "k", sequence=given))
-    assert verdict == (STALE if given <= stored else None)
+    rejection = settled(bench, bench.operation("upsert", "k", sequence=given))
+    assert rejection == (STALE if given <= stored else None)
 
 
 def test_versions_count_every_write(bench: Bench) -> None:

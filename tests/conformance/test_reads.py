@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from mdstore.dynamo.marshal import Item, to_item
+from mdstore.aws.dynamodb.attributes import Item, to_item
 from mdstore.errors import RequestRejected
-from mdstore.ledger import Receipt
 from mdstore.model import Reason, Refusal
+from mdstore.store.ledger import Receipt
 from tests.conformance.bench import Bench
 
 ITEM = 390 * 2**10  # bytes; 43 of them are over the 16 MB of one BatchGetItem

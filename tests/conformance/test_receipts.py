@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mdstore.dynamo.client import transact
-from mdstore.dynamo.marshal import from_item
+from mdstore.aws.dynamodb.attributes import from_item
+from mdstore.aws.dynamodb.client import transact
 from mdstore.errors import RequestRejected
-from mdstore.ledger import Receipt, receipt_of
 from mdstore.model import Reason, Refusal
+from mdstore.store.ledger import Receipt, receipt_of
 from tests.conformance.bench import Bench, codes, encode
 
 FAILED = "ConditionalCheckFailed"

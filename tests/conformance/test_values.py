@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mdstore.dynamo.marshal import to_attribute
+from mdstore.aws.dynamodb.attributes import to_attribute
 from mdstore.errors import RequestRejected
 from mdstore.model import OpName
 from tests.conformance.bench import Bench

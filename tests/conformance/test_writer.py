@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mdstore.model import Counts, Operation, OpName, Reason
-from mdstore.validation import MAX_INLINE, MAX_KEY_BYTES, Validator
+from mdstore.store.validation import MAX_INLINE, MAX_KEY_BYTES, Validator
 from tests.conformance.bench import Bench
 from tests.conformance.test_operations import STATES, cases, placed
 
@@ -29,13 +29,13 @@ def test_a_lane_of_every_case(bench: Bench) -> None:
     before = [bench.values(f"k{number}") for number in range(len(table))]
 
     counts = bench.apply(operations)
-    wanted = {number: verdict for number, (*_, verdict) in enumerate(table) if verdict is not None}
+    wanted = {number: rejection for number, (*_, rejection) in enumerate(table) if rejection is not None}
     assert bench.refused() == wanted
-    applied = Counter(str(op) for op, *_, verdict in table if verdict is None)
+    applied = Counter(str(op) for op, *_, rejection in table if rejection is None)
     assert counts == Counts(applied=dict(applied), refused=dict(Counter(map(str, wanted.values()))))
-    for number, (op, state, *_, verdict) in enumerate(table):
+    for number, (op, state, *_, rejection) in enumerate(table):
         found = bench.values(f"k{number}")
-        if verdict is not None or op == "check":
+        if rejection is not None or op == "check":
             assert found == before[number]
         else:
             assert found is not None

@@ -9,9 +9,9 @@ from typing import Any
 from celery import Task, group
 
 from mdstore.queue import create_app
-from mdstore.queue.app import MdstoreApp
-from mdstore.queue.repairing import Repair
-from mdstore.queue.transport import Channel, Transport
+from mdstore.queue.app import SqsApp
+from mdstore.queue.broker.channel import Channel, Transport
+from mdstore.queue.results.recovery import RecoveryStep
 from mdstore.settings import Settings
 
 
@@ -29,10 +29,10 @@ class RepeatingTransport(Transport):
     Channel = RepeatingChannel
 
 
-Repair.interval = 1.0
+RecoveryStep.interval = 1.0
 
 
-def plain_app(settings: Settings | None = None) -> MdstoreApp:
+def plain_app(settings: Settings | None = None) -> SqsApp:
     """An app with some tasks of its own."""
     made = create_app(settings, broker_transport="tests.integration.plain_app:RepeatingTransport")
 

@@ -21,7 +21,7 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 
 from mdstore.client import Client
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.provision import provision
 from mdstore.settings import Settings, load_settings
 from tests.waiting import until

@@ -19,12 +19,13 @@ from celery.exceptions import ChordError
 
 from mdstore.client import Client
 from mdstore.errors import DeploymentBroken, Unavailable
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.stack import stop_process
 from mdstore.model import Reference, State
 from mdstore.provision import provision
-from mdstore.queue.app import MdstoreApp, create_app
+from mdstore.queue.app import SqsApp
 from mdstore.settings import Settings, load_settings
-from mdstore.stack import stop_process
+from mdstore.tasks import create_store_app
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -269,7 +270,7 @@ def test_ingest_composes_like_any_task(client: Client, environ: Environ, tmp_pat
         assert again.get()["request_id"] == "named"
 
 
-def plain(settings: Settings) -> MdstoreApp:
+def plain(settings: Settings) -> SqsApp:
     """The plain app, over the test's own namespace."""
     from tests.integration.plain_app import plain_app  # noqa: PLC0415  importing it makes an app of the defaults
 
@@ -301,9 +302,9 @@ def test_a_failed_part_fails_its_chord_once(settings: Settings, environ: Environ
 @pytest.mark.parametrize("is_last", [True, False])
 def test_a_request_ends_with_its_last_lane_where_that_ends_last(settings: Settings, is_last: bool) -> None:
     """`finish` then changes nothing any more; otherwise the lane leaves the end to it."""
-    app = create_app(settings)
+    app = create_store_app(settings)
     tasks: Any = app.tasks
-    accepted = app.store.ingestor.submit(operations(500), publish=lambda _: None)
+    accepted = app.store.ingestor.accept(operations(500), publish=lambda _: None)
     reference, ledger = accepted.reference, app.store.ledger
     message = msgspec.to_builtins(reference)
     ledger.start(reference, operations=500, refused={})
@@ -324,8 +325,8 @@ def test_a_lane_is_done_though_the_request_could_not_be_ended_early(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`finish` follows all the same, so the lane's message is not tried again for that."""
-    app = create_app(settings)
-    reference = app.store.ingestor.submit(operations(500), publish=lambda _: None).reference
+    app = create_store_app(settings)
+    reference = app.store.ingestor.accept(operations(500), publish=lambda _: None).reference
     asked: list[str] = []
 
     def away(request_id: str) -> Any:

@@ -18,16 +18,16 @@ import psutil
 import pytest
 from celery.exceptions import TaskRevokedError
 
-from mdstore.aws import Aws
+from mdstore.aws.clients import AwsClients
 from mdstore.errors import ConfigurationError
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.stack import kill_group, stop_process
 from mdstore.provision import provision
-from mdstore.queue.app import MdstoreApp
-from mdstore.queue.broadcasts import wrap
-from mdstore.queue.janitor import ORPHANED_AFTER, sweep
-from mdstore.queue.topics import SEEN_TAG, Topics
+from mdstore.queue.app import SqsApp
+from mdstore.queue.control.broadcasts import wrap
+from mdstore.queue.control.reaper import ORPHANED_AFTER, sweep
+from mdstore.queue.control.topics import SEEN_TAG, Topics
 from mdstore.settings import load_settings
-from mdstore.stack import kill_group, stop_process
 from tests.integration.plain_app import plain_app
 from tests.waiting import until
 
@@ -69,7 +69,7 @@ def environ() -> Iterator[Environ]:
 
 
 @pytest.fixture(scope="module")
-def app(environ: Environ) -> MdstoreApp:
+def app(environ: Environ) -> SqsApp:
     """A client that polls as long as one on AWS does."""
     return plain_app(load_settings({**environ, "MDSTORE_WAIT_TIME": "10"}).settings)
 
@@ -80,14 +80,14 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workers(environ: Environ, app: MdstoreApp, logs: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+def workers(environ: Environ, app: SqsApp, logs: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Two workers that answer."""
     with worker(environ, logs / "one", NODES[0]) as one, worker(environ, logs / "two", NODES[1]) as two:
         until(lambda: len(ping(app)) == 2)
         yield dict(zip(NODES, (one, two), strict=True))
 
 
-def ping(app: MdstoreApp, **options: Any) -> dict[str, Any]:
+def ping(app: SqsApp, **options: Any) -> dict[str, Any]:
     return app.control.inspect(**{"limit": 2, "timeout": 5, **options}).ping() or {}
 
 
@@ -105,7 +105,7 @@ def celery(environ: Environ, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.usefixtures("workers")
-def test_every_worker_answers(app: MdstoreApp, environ: Environ) -> None:
+def test_every_worker_answers(app: SqsApp, environ: Environ) -> None:
     """`celery inspect ping` and `status` show both workers, keep to their timeout, and leave no queue behind."""
     before = queues(app.topics)
     began = time.monotonic()
@@ -124,7 +124,7 @@ def test_every_worker_answers(app: MdstoreApp, environ: Environ) -> None:
     assert queues(app.topics) == before
 
 
-def test_a_task_may_ask_too(app: MdstoreApp, workers: dict[str, subprocess.Popen[bytes]]) -> None:
+def test_a_task_may_ask_too(app: SqsApp, workers: dict[str, subprocess.Popen[bytes]]) -> None:
     """The usual "am I the only one"; the workers' loops are as quiet as before afterwards."""
     for _ in range(4):
         assert app.tasks["ask"].delay().get(timeout=60) == sorted(NODES)
@@ -136,7 +136,7 @@ def test_a_task_may_ask_too(app: MdstoreApp, workers: dict[str, subprocess.Popen
 
 
 @pytest.mark.usefixtures("workers")
-def test_inspection_shows_the_workers_and_no_secret(app: MdstoreApp, logs: Path) -> None:
+def test_inspection_shows_the_workers_and_no_secret(app: SqsApp, logs: Path) -> None:
     """Statistics, configuration and queues come as JSON, also what holds objects; no key is in them, or in a log."""
     found = {
         method: getattr(app.control.inspect(timeout=5, limit=2), method)()
@@ -150,7 +150,7 @@ def test_inspection_shows_the_workers_and_no_secret(app: MdstoreApp, logs: Path)
     assert not any("sentinel-secret" in log.read_text() for log in logs.iterdir())
 
 
-def test_the_pool_grows_and_shrinks(app: MdstoreApp, workers: dict[str, subprocess.Popen[bytes]]) -> None:
+def test_the_pool_grows_and_shrinks(app: SqsApp, workers: dict[str, subprocess.Popen[bytes]]) -> None:
     """A process more in one worker, and one less again, by Celery's own count."""
 
     def processes() -> list[int]:
@@ -166,7 +166,7 @@ def test_the_pool_grows_and_shrinks(app: MdstoreApp, workers: dict[str, subproce
 
 
 @pytest.mark.usefixtures("workers")
-def test_a_revoked_task_does_not_run(app: MdstoreApp) -> None:
+def test_a_revoked_task_does_not_run(app: SqsApp) -> None:
     """A task that was revoked before it came ends REVOKED on whichever worker; one that runs is ended."""
     waiting, running = str(uuid4()), str(uuid4())
     app.control.revoke(waiting)
@@ -185,7 +185,7 @@ def test_a_revoked_task_does_not_run(app: MdstoreApp) -> None:
 
 
 @pytest.mark.usefixtures("workers")
-def test_a_rate_limit_holds(app: MdstoreApp) -> None:
+def test_a_rate_limit_holds(app: SqsApp) -> None:
     """At one a second and worker, 6 tasks take two seconds and more; unlimited again, they do not."""
 
     def seconds() -> float:
@@ -204,10 +204,10 @@ def test_a_rate_limit_holds(app: MdstoreApp) -> None:
 
 
 def test_a_stale_or_malformed_command_is_not_obeyed(
-    app: MdstoreApp, environ: Environ, workers: dict[str, subprocess.Popen[bytes]], logs: Path
+    app: SqsApp, environ: Environ, workers: dict[str, subprocess.Popen[bytes]], logs: Path
 ) -> None:
     """Commands of long ago, without a time, or that are no commands: logged, deleted and never executed."""
-    aws = Aws(load_settings(environ).settings)
+    aws = AwsClients(load_settings(environ).settings)
     command: dict[str, Any] = {
         "method": "shutdown",
         "arguments": {},
@@ -240,9 +240,7 @@ def test_a_stale_or_malformed_command_is_not_obeyed(
     assert "Messages" not in aws.sqs.receive_message(QueueUrl=letters)
 
 
-def test_a_restarted_worker_does_not_obey_what_was_said_before(
-    app: MdstoreApp, environ: Environ, tmp_path: Path
-) -> None:
+def test_a_restarted_worker_does_not_obey_what_was_said_before(app: SqsApp, environ: Environ, tmp_path: Path) -> None:
     """A shutdown that was sent while a worker was dead does not end the next of its name; a new one does, and cleanly."""
     node, log = "three@here", tmp_path / "three"
     before = queues(app.topics)
@@ -262,10 +260,10 @@ def test_a_restarted_worker_does_not_obey_what_was_said_before(
 
 
 def test_left_over_queues_are_swept_and_others_are_not(
-    app: MdstoreApp, environ: Environ, workers: dict[str, subprocess.Popen[bytes]]
+    app: SqsApp, environ: Environ, workers: dict[str, subprocess.Popen[bytes]]
 ) -> None:
     """A sweep removes queue and subscription of who is gone for 16 minutes, and nothing that is alive, young or not ours."""
-    aws = Aws(load_settings(environ).settings)
+    aws = AwsClients(load_settings(environ).settings)
     topics = app.topics
     before = dict(topics.subscribed())
     assert len(before) >= len(workers)
@@ -305,7 +303,7 @@ def test_left_over_queues_are_swept_and_others_are_not(
 
 
 @pytest.mark.usefixtures("workers")
-def test_events_are_complete_and_published_once_a_second(app: MdstoreApp) -> None:
+def test_events_are_complete_and_published_once_a_second(app: SqsApp) -> None:
     """100 tasks: each is received, started and has succeeded, in a publish a second and worker and not one an event."""
     topics, queue = app.topics, f"{app.topics.events}.{uuid4()}"
     topics.make(queue)
@@ -321,9 +319,7 @@ def test_events_are_complete_and_published_once_a_second(app: MdstoreApp) -> Non
 
     def received() -> bool:
         nonlocal messages
-        answer = app.store.aws.sqs.receive_message(
-            QueueUrl=topics.url(queue), MaxNumberOfMessages=10, WaitTimeSeconds=1
-        )
+        answer = app.aws.sqs.receive_message(QueueUrl=topics.url(queue), MaxNumberOfMessages=10, WaitTimeSeconds=1)
         for message in answer.get("Messages", []):
             events = json.loads(json.loads(message["Body"])["body"])
             messages += 1
@@ -359,7 +355,7 @@ def test_a_worker_works_without_topics(environ: Environ, tmp_path: Path) -> None
     """Where the topics are missing a worker says what to do, and does its tasks all the same."""
     mine = {**environ, "MDSTORE_NAMESPACE": f"bare-{uuid4().hex[:8]}"}
     settings = load_settings(mine).settings
-    aws = Aws(settings)
+    aws = AwsClients(settings)
     for _ in provision(settings):
         pass
     url = aws.sqs.get_queue_url(QueueName=settings.queue)["QueueUrl"]

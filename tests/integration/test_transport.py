@@ -14,10 +14,10 @@ from celery.exceptions import WorkerLostError
 from kombu import Connection
 
 from mdstore.client import Client
-from mdstore.local import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.provision import provision
-from mdstore.queue.app import MdstoreApp
-from mdstore.queue.outbox import Unsent
+from mdstore.queue.app import SqsApp
+from mdstore.queue.broker.publisher import Unsent
 from mdstore.settings import load_settings
 from tests.integration.test_queue import Environ, aws, client, dead_letters, environ, settings, worker
 from tests.waiting import until
@@ -38,7 +38,7 @@ def notes(tmp_path: Path, environ: Environ, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def app(environ: Environ, notes: Path) -> MdstoreApp:  # noqa: ARG001
+def app(environ: Environ, notes: Path) -> SqsApp:  # noqa: ARG001
     from tests.integration.transport_app import noting_app  # noqa: PLC0415  importing it makes an app of the defaults
 
     return noting_app(load_settings(environ).settings)
@@ -48,16 +48,16 @@ def lines(notes: Path) -> list[str]:
     return notes.read_text().splitlines()
 
 
-def left(app: MdstoreApp) -> int:
+def left(app: SqsApp) -> int:
     """Messages in the queue, of any kind."""
-    sqs = app.store.aws.sqs
+    sqs = app.aws.sqs
     url = sqs.get_queue_url(QueueName=app.settings.queue)["QueueUrl"]
     counts = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
     return sum(int(value) for name, value in counts.items() if name.startswith("ApproximateNumberOfMessages"))
 
 
 def test_a_task_that_runs_five_times_the_visibility_timeout_is_delivered_once(
-    app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     with worker(environ, tmp_path / "1.log", APP), worker(environ, tmp_path / "2.log", APP):
         result = app.tasks["nap"].delay(10)
@@ -85,7 +85,7 @@ def test_a_worker_that_begins_in_an_outage_works_after_it(tmp_path: Path, monkey
 
 
 def test_a_worker_that_is_told_to_stop_loses_nothing_and_doubles_nothing(
-    app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     """What it has not begun is given back: left alone, it would not come again before ten minutes have passed."""
     environ |= {"MDSTORE_VISIBILITY_TIMEOUT": "600", "MDSTORE_MAX_RECEIVES": "5"}
@@ -105,7 +105,7 @@ def test_a_worker_that_is_told_to_stop_loses_nothing_and_doubles_nothing(
 
 
 def test_a_task_that_outlives_the_grace_is_killed_and_its_message_given_back(
-    app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     patient = {**environ, "MDSTORE_VISIBILITY_TIMEOUT": "600", "MDSTORE_SHUTDOWN_GRACE": "3"}
     with worker(patient, tmp_path / "1.log", APP) as process:
@@ -118,7 +118,7 @@ def test_a_task_that_outlives_the_grace_is_killed_and_its_message_given_back(
     assert lines(notes) == ["begins", "begins", "ends"]
 
 
-def test_a_worker_that_is_killed_loses_nothing(app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_loses_nothing(app: SqsApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
     with worker(environ, tmp_path / "1.log", APP) as process:
         result = app.tasks["nap"].delay(3)
         until(lambda: lines(notes) == ["begins"])
@@ -127,7 +127,7 @@ def test_a_worker_that_is_killed_loses_nothing(app: MdstoreApp, environ: Environ
         assert result.get(timeout=30) == "rested"
 
 
-def test_a_countdown_is_waited_for_in_sqs(app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
+def test_a_countdown_is_waited_for_in_sqs(app: SqsApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
     with worker(environ, tmp_path / "worker.log", APP):
         app.tasks["echo"].delay(1).get(timeout=30)
         began = time.time()
@@ -139,7 +139,7 @@ def test_a_countdown_is_waited_for_in_sqs(app: MdstoreApp, environ: Environ, not
         assert time.time() - began >= 3
 
 
-def test_a_retry_waits_in_sqs_too(app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
+def test_a_retry_waits_in_sqs_too(app: SqsApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
     with worker(environ, tmp_path / "worker.log", APP):
         assert app.tasks["later"].delay().get(timeout=30) == 1
     first, second = (float(line.rpartition(" ")[2]) for line in lines(notes))
@@ -147,7 +147,7 @@ def test_a_retry_waits_in_sqs_too(app: MdstoreApp, environ: Environ, notes: Path
 
 
 def test_a_task_that_kills_its_process_is_dead_lettered_and_fails(
-    app: MdstoreApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     with worker(environ, tmp_path / "worker.log", APP) as process:
         result = app.tasks["die"].delay()
@@ -162,7 +162,7 @@ def test_a_task_that_kills_its_process_is_dead_lettered_and_fails(
 
 
 def test_a_message_that_kills_workers_is_not_executed_any_more(
-    app: MdstoreApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     """A message that was delivered as often as is allowed, without a word of what became of it, is a poison."""
     result = app.tasks["nap"].delay(30)
@@ -180,7 +180,7 @@ def test_a_message_that_kills_workers_is_not_executed_any_more(
 
 
 def test_a_rejected_message_is_dead_lettered_with_its_traceback(
-    app: MdstoreApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     with worker(environ, tmp_path / "worker.log", APP):
         app.tasks["refuse"].delay()
@@ -191,7 +191,7 @@ def test_a_rejected_message_is_dead_lettered_with_its_traceback(
     assert "in refuse" in letter["reason"]
 
 
-def test_a_failed_task_is_done(app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
+def test_a_failed_task_is_done(app: SqsApp, environ: Environ, notes: Path, tmp_path: Path) -> None:
     with worker(environ, tmp_path / "worker.log", APP):
         with pytest.raises(ValueError, match="on purpose"):
             app.tasks["fail"].delay().get(timeout=30)
@@ -199,7 +199,7 @@ def test_a_failed_task_is_done(app: MdstoreApp, environ: Environ, notes: Path, t
     assert lines(notes) == ["fails"]
 
 
-def test_livez_says_how_a_worker_is(app: MdstoreApp, environ: Environ, tmp_path: Path) -> None:
+def test_livez_says_how_a_worker_is(app: SqsApp, environ: Environ, tmp_path: Path) -> None:
     port = free_port()
     with worker({**environ, "MDSTORE_WORKER_PORT": str(port)}, tmp_path / "worker.log", APP):
         app.tasks["echo"].delay(1).get(timeout=30)
@@ -208,7 +208,7 @@ def test_livez_says_how_a_worker_is(app: MdstoreApp, environ: Environ, tmp_path:
     assert (health["ok"], health["wrong"], health["held"]) == (True, [], 0)
 
 
-def test_a_client_without_a_loop_can_consume(app: MdstoreApp) -> None:
+def test_a_client_without_a_loop_can_consume(app: SqsApp) -> None:
     queue = app.amqp.queues[app.settings.queue]
     with Connection(
         "sqs://", transport=app.conf.broker_transport, transport_options=app.conf.broker_transport_options
@@ -222,7 +222,7 @@ def test_a_client_without_a_loop_can_consume(app: MdstoreApp) -> None:
     assert found[0][0] == ["hello"]
 
 
-def test_what_cannot_be_sent_is_said(app: MdstoreApp, client: Client) -> None:
+def test_what_cannot_be_sent_is_said(app: SqsApp, client: Client) -> None:
     echo, sqs = app.tasks["echo"], client.store.aws.sqs
     echo.delay("known")
     sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=app.settings.queue)["QueueUrl"])
@@ -237,16 +237,16 @@ def test_what_cannot_be_sent_is_said(app: MdstoreApp, client: Client) -> None:
 
 
 def test_a_countdown_of_a_day_is_kept_and_moved_when_it_is_due(
-    app: MdstoreApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     """It is in the due-time table; a worker moves it into its queue, whose delay does the rest."""
     app.tasks["touch"].apply_async((1,), countdown=86_400)
     app.tasks["touch"].apply_async((2,), countdown=902)  # which is to be moved two seconds later
-    items = client.store.aws.dynamodb.scan(TableName=app.settings.due_table)["Items"]
+    items = client.store.aws.dynamodb.scan(TableName=app.settings.delayed_table)["Items"]
     assert len([item for item in items if "body" in item]) == 2
     with worker(environ, tmp_path / "worker.log", APP):
         assert until(lambda: _delayed(client) == 1)
-    items = client.store.aws.dynamodb.scan(TableName=app.settings.due_table)["Items"]
+    items = client.store.aws.dynamodb.scan(TableName=app.settings.delayed_table)["Items"]
     assert len([item for item in items if "body" in item]) == 1
     assert lines(notes) == []
 
@@ -259,14 +259,14 @@ def _delayed(client: Client) -> int:
     return int(found["ApproximateNumberOfMessagesDelayed"])
 
 
-def test_arguments_of_three_megabytes_arrive(app: MdstoreApp, environ: Environ, tmp_path: Path) -> None:
+def test_arguments_of_three_megabytes_arrive(app: SqsApp, environ: Environ, tmp_path: Path) -> None:
     with worker(environ, tmp_path / "worker.log", APP):
         large = "x" * 3 * 2**20
         assert app.tasks["size"].delay(large).get(timeout=30) == len(large)
 
 
 def test_the_last_failure_of_a_store_task_is_told_once(
-    app: MdstoreApp, environ: Environ, notes: Path, tmp_path: Path, client: Client
+    app: SqsApp, environ: Environ, notes: Path, tmp_path: Path, client: Client
 ) -> None:
     """Its error callback is called when its message goes to the dead letters, and not before."""
     operations = [{"op": "upsert", "entity": "thing", "key": "k", "data": {}}]

@@ -12,7 +12,7 @@ from celery import Task
 from celery.exceptions import Reject
 
 from mdstore.queue import create_app
-from mdstore.queue.app import MdstoreApp
+from mdstore.queue.app import SqsApp
 from mdstore.settings import Settings
 
 
@@ -22,7 +22,7 @@ def note(text: str) -> None:
         notes.write(f"{text}\n")
 
 
-def noting_app(settings: Settings | None = None) -> MdstoreApp:
+def noting_app(settings: Settings | None = None) -> SqsApp:
     """The app."""
     made = create_app(settings)
 

@@ -12,8 +12,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from mdstore.aws.http import Answer, ConcurrentCalls, SignedHttp
 from mdstore.errors import Unavailable
-from mdstore.signed import Answer, Flights, SignedHttp
 
 _PATIENCE = 60.0  # seconds that a thread may compute; longer, and it hangs
 Landing = Answer | Unavailable
@@ -51,7 +51,7 @@ class Delivery:
         self.result: object = None
         self.error: BaseException | None = None
         self.over = False
-        self._landed: SimpleQueue[tuple[Call, Landing] | None] = SimpleQueue()
+        self._completed: SimpleQueue[tuple[Call, Landing] | None] = SimpleQueue()
         self._standing: SimpleQueue[Sequence[Call] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, args=(work,), daemon=True)
         self._thread.start()
@@ -59,22 +59,22 @@ class Delivery:
 
     def land(self, call: Call, landing: Landing) -> None:
         """Tell what came of a call, and wait until the work stands still again."""
-        self._landed.put((call, landing))
+        self._completed.put((call, landing))
         self._wait()
 
     def kill(self) -> None:
         """End it where it stands."""
         while not self.over:
-            self._landed.put(None)
+            self._completed.put(None)
             self._wait()
 
     def flown(self, calls: Sequence[Call]) -> tuple[Call, Landing]:
         """On the work's thread: stand still until one of `calls` has landed."""
         self._standing.put(calls)
-        landed = self._landed.get()
-        if landed is None:
+        completed = self._completed.get()
+        if completed is None:
             raise Killed
-        return landed
+        return completed
 
     def _wait(self) -> None:
         calls = self._standing.get(timeout=_PATIENCE)
@@ -104,14 +104,14 @@ class GatedHttp(SignedHttp):
         return landing
 
     @contextmanager
-    def flights(self) -> Iterator[Flights]:
+    def concurrent_calls(self) -> Iterator[ConcurrentCalls]:
         yield GatedFlights(self._delivery)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-class GatedFlights(Flights):
+class GatedFlights(ConcurrentCalls):
     """Calls under way at the same time, through the gate."""
 
     def __init__(self, delivery: Delivery) -> None:
@@ -124,7 +124,7 @@ class GatedFlights(Flights):
     def start(self, tag: Any, url: str, headers: Sequence[str], body: bytes) -> None:  # noqa: ARG002
         self._calls.append(_call(headers, body, tag))
 
-    def landed(self, timeout: float) -> list[tuple[Any, Landing]]:  # noqa: ARG002
+    def completed(self, timeout: float) -> list[tuple[Any, Landing]]:  # noqa: ARG002
         if not self._calls:
             return []
         call, landing = self._delivery.flown(tuple(self._calls))

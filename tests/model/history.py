@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mdstore.model import Reason
-from tests.model.model import APPLIED, Key, Known, Plan, Rules, Source, States, Unit, effect
+from tests.model.model import APPLIED, Key, Known, OperationInput, Plan, Rules, States, Unit, effect
 
 Outcomes = dict[int, Reason | None]  # None: applied
 
@@ -74,7 +74,9 @@ class _Course:
 class History:
     """Carries commits out again. `states` is how the model's records stand."""
 
-    def __init__(self, requests: Mapping[str, Sequence[Source]], commits: Sequence[Commit], rules: Rules) -> None:
+    def __init__(
+        self, requests: Mapping[str, Sequence[OperationInput]], commits: Sequence[Commit], rules: Rules
+    ) -> None:
         self._rules = rules
         self._known: dict[Key, list[tuple[int, Known | None]]] = defaultdict(lambda: [(0, None)])
         refused: dict[str, dict[int, Reason]] = {request_id: {} for request_id in requests}

@@ -15,7 +15,7 @@ from typing import Any
 from mdstore.model import Operation, Reason
 
 Key = tuple[str, str]  # entity, key
-Source = Operation | bytes  # bytes: a line that cannot be read
+OperationInput = Operation | bytes  # bytes: a line that cannot be read
 Reasons = frozenset[Reason]  # any of which may be given; none: the operation applies
 APPLIED: Reasons = frozenset()
 
@@ -54,7 +54,7 @@ class Rules:
             return frozenset({Reason.INVALID})
         return APPLIED
 
-    def before_sending(self, source: Source) -> Reasons:
+    def before_sending(self, source: OperationInput) -> Reasons:
         """Why an operation is refused whatever the records are."""
         if isinstance(source, bytes):
             return frozenset({Reason.INVALID})
@@ -139,7 +139,7 @@ class Plan:
     before: dict[Unit, set[Unit]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, sources: Sequence[Source], rules: Rules) -> Plan:
+    def of(cls, sources: Sequence[OperationInput], rules: Rules) -> Plan:
         """The plan of a request."""
         operations = {index: source for index, source in enumerate(sources) if isinstance(source, Operation)}
         early = _refused_early(sources, rules)
@@ -208,7 +208,7 @@ class Plan:
         return gone
 
 
-def _refused_early(sources: Sequence[Source], rules: Rules) -> dict[int, Reasons]:
+def _refused_early(sources: Sequence[OperationInput], rules: Rules) -> dict[int, Reasons]:
     found = {index: why for index, source in enumerate(sources) if (why := rules.before_sending(source))}
     unreadable = any(isinstance(source, bytes) for source in sources)
     groups: dict[str, list[int]] = defaultdict(list)

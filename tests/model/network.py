@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from mdstore.dynamo.marshal import Item, from_item
+from mdstore.aws.dynamodb.attributes import Item, from_item
+from mdstore.aws.http import Answer, SignedHttp
 from mdstore.errors import ConditionFailed, RequestRejected, TransactionCancelled
 from mdstore.model import Reason
-from mdstore.signed import Answer, SignedHttp
 from tests.model.history import Commit, require
 from tests.model.model import Key, Known
 from tests.unit.fakes import Actions, MemoryDynamo, meets, updated

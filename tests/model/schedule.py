@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mdstore.aws.http import Answer
 from mdstore.errors import Unavailable
-from mdstore.signed import Answer
 from tests.model.deliveries import Call, Landing
 from tests.model.network import actions_of, failure
 

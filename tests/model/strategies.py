@@ -9,9 +9,9 @@ import msgspec
 from hypothesis import strategies as st
 
 from mdstore.model import Operation, OpName
-from tests.model.model import Source
+from tests.model.environment import GROUP, RULES
+from tests.model.model import OperationInput
 from tests.model.schedule import Act, Step
-from tests.model.site import GROUP, RULES
 from tests.model.tasks import Requests
 
 _PAD = "x" * 1_000  # of three, any two make a record too large for an item, and all three for a record
@@ -41,7 +41,7 @@ def _rarely(choices: list[int]) -> st.SearchStrategy[int | None]:
 
 
 @st.composite
-def _operation(draw: st.DrawFn, *, with_odd: bool) -> Source:
+def _operation(draw: st.DrawFn, *, with_odd: bool) -> OperationInput:
     kind = draw(st.sampled_from(_KINDS))
     if kind == "broken":
         return _BROKEN
@@ -61,12 +61,12 @@ def _operation(draw: st.DrawFn, *, with_odd: bool) -> Source:
     )
 
 
-def _first(key: tuple[str, str], kind: str) -> list[Source]:
+def _first(key: tuple[str, str], kind: str) -> list[OperationInput]:
     """Operations that make a key what `kind` says: nothing, a record, one with a sequence, or a tombstone."""
     sequence = 2 if kind == "sequenced" else None
     made = Operation(op="insert", entity=key[0], key=key[1], data={"n": 1}, sequence=sequence)
     gone = Operation(op="delete", entity=key[0], key=key[1])
-    kinds: dict[str, list[Source]] = {
+    kinds: dict[str, list[OperationInput]] = {
         "nothing": [],
         "record": [made],
         "sequenced": [made],
@@ -80,7 +80,7 @@ _beginnings = st.tuples(*[st.sampled_from(["record", "tombstone", "sequenced", "
 )
 
 
-def _signed(source: Source, request_id: str, index: int) -> Source:
+def _signed(source: OperationInput, request_id: str, index: int) -> OperationInput:
     """The operation with its name in its data, so that no two write the same."""
     if isinstance(source, bytes) or source.data is None:
         return source
@@ -88,7 +88,7 @@ def _signed(source: Source, request_id: str, index: int) -> Source:
 
 
 @st.composite
-def _with_groups(draw: st.DrawFn, sources: list[Source]) -> list[Source]:
+def _with_groups(draw: st.DrawFn, sources: list[OperationInput]) -> list[OperationInput]:
     """The operations, and among them a crowd or a knot.
 
     A crowd is a group as large as one may be, or larger. A knot is two or three groups that wait for each other in a circle.
@@ -105,7 +105,7 @@ def _with_groups(draw: st.DrawFn, sources: list[Source]) -> list[Source]:
     return found
 
 
-def _named(lists: list[list[Source]]) -> Requests:
+def _named(lists: list[list[OperationInput]]) -> Requests:
     return {
         f"r{number}": [_signed(source, f"r{number}", index) for index, source in enumerate(sources)]
         for number, sources in enumerate(lists)
@@ -121,7 +121,7 @@ def requests(draw: st.DrawFn, *, most: int = 2, operations: int = 8, with_odd: b
 
 
 @st.composite
-def _quarrel(draw: st.DrawFn) -> Source:
+def _quarrel(draw: st.DrawFn) -> OperationInput:
     """Mostly patches of two records."""
     op = draw(st.sampled_from(_QUARRELS))
     data = {"m": {draw(st.sampled_from("xyz")): draw(st.sampled_from([1, 2, None]))}}
@@ -137,7 +137,7 @@ def _quarrel(draw: st.DrawFn) -> Source:
 
 def quarrels() -> st.SearchStrategy[Requests]:
     """A request that makes two records, and three that change them."""
-    made: list[Source] = [Operation(op="insert", entity="e", key=key, data={"m": {"x": 0}}) for key in "ab"]
+    made: list[OperationInput] = [Operation(op="insert", entity="e", key=key, data={"m": {"x": 0}}) for key in "ab"]
     some = st.lists(_quarrel(), min_size=1, max_size=4)
     return st.tuples(some, some, some).map(lambda lists: _named([made, *lists]))
 

@@ -1,4 +1,4 @@
-"""The tasks of the queue, as `mdstore.queue.tasks` has them, without Celery: what a message does, and what it sends on."""
+"""The tasks of the queue, as `mdstore.tasks.tasks` has them, without Celery: what a message does, and what it sends on."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mdstore.ledger import LaneSummary, Request
 from mdstore.model import Reference, State
-from tests.model.model import Source
-from tests.model.site import Parts
+from mdstore.store.ledger import LaneSummary, RequestStatus
+from tests.model.environment import Parts
+from tests.model.model import OperationInput
 
-Requests = Mapping[str, Sequence[Source]]
+Requests = Mapping[str, Sequence[OperationInput]]
 Kind = Literal["submit", "ingest", "apply_lane", "finish", "finish_early", "give_up"]
 
 
@@ -80,7 +80,7 @@ class Tasks:
             self._send(Message("ingest", reference.request_id))
 
         operations = self._requests[message.request_id]
-        return parts.ingestor.submit(operations, publish=publish, request_id=message.request_id, on_invalid="refuse")
+        return parts.ingestor.accept(operations, publish=publish, request_id=message.request_id, on_invalid="refuse")
 
     def _ingest(self, parts: Parts, message: Message) -> object:
         """The request when it is small or done, else the lanes that are missing."""
@@ -98,7 +98,7 @@ class Tasks:
     def _apply_lane(self, parts: Parts, message: Message) -> LaneSummary:
         return parts.writer.apply_lane(self.references[message.request_id], message.lane)
 
-    def _finish(self, parts: Parts, message: Message) -> Request:
+    def _finish(self, parts: Parts, message: Message) -> RequestStatus:
         return parts.ledger.finish(message.request_id)
 
     def _give_up(self, parts: Parts, message: Message) -> LaneSummary:

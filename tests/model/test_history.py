@@ -7,14 +7,16 @@ from collections.abc import Mapping
 import pytest
 
 from mdstore.model import Operation, OpName, Reason
+from tests.model.environment import RULES
 from tests.model.history import Commit, Faulty, History
-from tests.model.model import Key, Known, Source
-from tests.model.site import RULES
+from tests.model.model import Key, Known, OperationInput
 
 A, B = ("e", "a"), ("e", "b")
 
 
-def op(name: OpName, key: Key, n: int | None = None, *, group: str | None = None, version: int | None = None) -> Source:
+def op(
+    name: OpName, key: Key, n: int | None = None, *, group: str | None = None, version: int | None = None
+) -> OperationInput:
     data = None if n is None else {"n": n}
     return Operation(op=name, entity=key[0], key=key[1], data=data, group=group, expect_version=version)
 
@@ -31,7 +33,7 @@ def commit(
     )
 
 
-REQUESTS: dict[str, list[Source]] = {
+REQUESTS: dict[str, list[OperationInput]] = {
     "r0": [op("upsert", A, 1), op("upsert", A, 2), op("update", B, 3)],
     "r1": [op("patch", A, 5), op("insert", B, 6, group="g"), op("check", A, version=9, group="g")],
 }
@@ -84,9 +86,9 @@ def test_an_operation_without_outcome_is_found() -> None:
 
 def test_a_refusal_may_be_older_than_its_receipt() -> None:
     """What refused an operation may be gone by the time the receipt says so, but not have been gone before its turn."""
-    requests: dict[str, list[Source]] = {"r0": [op("update", A, 1)], "r1": [op("upsert", A, 2)]}
+    requests: dict[str, list[OperationInput]] = {"r0": [op("update", A, 1)], "r1": [op("upsert", A, 2)]}
     refused, made = commit("r0", 0, {}, {0: MISSING}), commit("r1", 0, {A: is_(2, 1)})
     assert History(requests, [made, refused], RULES).outcomes("r0") == {0: MISSING}
-    late: dict[str, list[Source]] = {"r0": [op("upsert", A, 1), op("update", A, 1)]}
+    late: dict[str, list[OperationInput]] = {"r0": [op("upsert", A, 1), op("update", A, 1)]}
     with pytest.raises(Faulty, match="was refused as missing"):
         History(late, [commit("r0", 0, {A: is_(1, 1)}), commit("r0", 1, {}, {1: MISSING})], RULES)

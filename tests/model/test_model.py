@@ -9,18 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mdstore.aws import Aws
-from mdstore.local import EmbeddedAws, free_port
-from mdstore.objects import Objects
+from mdstore.aws.clients import AwsClients
+from mdstore.aws.http import SignedHttp
+from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.settings import load_settings
-from mdstore.signed import SignedHttp
+from tests.model.comparison import Comparison
 from tests.model.deliveries import Clock
+from tests.model.environment import BODY, GROUP, LIMITS, RULES, Environment, at_once, reader
 from tests.model.network import MemoryService, RealService, Recorder, Tables
 from tests.model.schedule import Step
-from tests.model.site import BODY, GROUP, LIMITS, RULES, Site, at_once, reader
 from tests.model.strategies import quarrels, requests, schedules
 from tests.model.tasks import Message, Requests, Tasks
-from tests.model.verdict import Verdict
 from tests.model.world import World
 from tests.unit.endpoint import Keys
 from tests.unit.fakes import MemoryObjects
@@ -42,12 +41,12 @@ def _limits() -> Iterator[None]:
 class Run:
     """One world and its end."""
 
-    def __init__(self, site: Site, given_requests: Requests) -> None:
-        self._site = site
+    def __init__(self, environment: Environment, given_requests: Requests) -> None:
+        self._site = environment
         self._requests = given_requests
-        self._recorder = Recorder(site.service, records=site.records, read=reader(site))
+        self._recorder = Recorder(environment.service, records=environment.records, read=reader(environment))
         self._tasks = Tasks(given_requests)
-        self.world = World(site, self._recorder, self._tasks)
+        self.world = World(environment, self._recorder, self._tasks)
 
     def one_by_one(self, schedule: list[Step]) -> None:
         """Submit each request when the one before it is completed, with its share of the schedule."""
@@ -75,32 +74,32 @@ class Run:
         self.world.run(schedule)
         self._end()
 
-    def _end(self) -> Verdict:
+    def _end(self) -> Comparison:
         self.world.end()
-        return Verdict(self._site, self._recorder, self._tasks, self._requests)
+        return Comparison(self._site, self._recorder, self._tasks, self._requests)
 
 
-def in_memory(lane_operations: int) -> Site:
+def in_memory(lane_operations: int) -> Environment:
     # The token, and the pointers to data that was moved to S3, come on top of what the writer counts.
     service = MemoryService(Tables(RULES.odd), actions=GROUP + 1, size=BODY + 100 + GROUP * 300)
-    return Site(objects=MemoryObjects(), service=service, lane_operations=lane_operations)
+    return Environment(objects=MemoryObjects(), service=service, lane_operations=lane_operations)
 
 
 @pytest.fixture(scope="module")
-def emulated() -> Iterator[Callable[[int], Site]]:
+def emulated() -> Iterator[Callable[[int], Environment]]:
     """Makes sites over an emulator's process, each with tables and a prefix of its own."""
     with EmbeddedAws(port=free_port()) as aws:
         settings = load_settings({"AWS_ENDPOINT_URL": aws.url}).settings
-        clients = Aws(settings)
+        clients = AwsClients(settings)
         clients.s3.create_bucket(Bucket=settings.bucket)
-        objects = Objects(client=clients.s3, http=clients.s3_http, bucket=settings.bucket)
+        objects = clients.objects
         http = SignedHttp(service="dynamodb", region=settings.region, credentials=Keys())
         service = RealService(http, aws.url)
         numbers = count()
 
-        def site(lane_operations: int) -> Site:
+        def environment(lane_operations: int) -> Environment:
             name = f"run{next(numbers)}"
-            made = Site(
+            made = Environment(
                 objects=objects,
                 service=service,
                 records=f"{name}-records",
@@ -112,7 +111,7 @@ def emulated() -> Iterator[Callable[[int], Site]]:
             service.create_table(made.ledger, ["pk", "sk"])
             return made
 
-        yield site
+        yield environment
 
 
 @settings(profile, max_examples=250)
@@ -145,7 +144,7 @@ def test_requests_that_fight_for_two_keys_are_in_some_order(
 @settings(profile, max_examples=25)
 @given(given_requests=requests(with_odd=False), schedule=schedules(), lane_operations=lanes)
 def test_an_emulator_s_tables_do_what_the_model_does(
-    emulated: Callable[[int], Site], given_requests: Requests, schedule: list[Step], lane_operations: int
+    emulated: Callable[[int], Environment], given_requests: Requests, schedule: list[Step], lane_operations: int
 ) -> None:
     """The same one by one, where conditions, updates and reads are those of a real process and not of this package."""
     Run(emulated(lane_operations), given_requests).one_by_one(schedule)
@@ -154,7 +153,7 @@ def test_an_emulator_s_tables_do_what_the_model_does(
 @settings(profile, max_examples=25)
 @given(given_requests=quarrels(), schedule=schedules(least=40), lane_operations=lanes)
 def test_requests_that_fight_over_an_emulator_s_tables_are_in_some_order(
-    emulated: Callable[[int], Site], given_requests: Requests, schedule: list[Step], lane_operations: int
+    emulated: Callable[[int], Environment], given_requests: Requests, schedule: list[Step], lane_operations: int
 ) -> None:
     """The same fight for two keys of such tables."""
     Run(emulated(lane_operations), given_requests).contended(schedule)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from mdstore.errors import Unavailable
 from tests.model.deliveries import Call, Clock, Delivery, Killed, Landing
+from tests.model.environment import Environment, Parts
 from tests.model.history import require
 from tests.model.network import Recorder, actions_of, place_of
 from tests.model.schedule import Act, Step, busy, is_unknown, no_answer
-from tests.model.site import Parts, Site
 from tests.model.tasks import Kind, Message, Tasks
 
 _AT_WORK = 4  # deliveries at the same time
@@ -23,8 +23,8 @@ _LONG = 1_000.0  # seconds; more than any budget
 class World:
     """Delivers messages and answers calls; `happened` counts what did."""
 
-    def __init__(self, site: Site, recorder: Recorder, tasks: Tasks) -> None:
-        self._site = site
+    def __init__(self, environment: Environment, recorder: Recorder, tasks: Tasks) -> None:
+        self._site = environment
         self._recorder = recorder
         self._tasks = tasks
         self._live: list[tuple[Message, Delivery]] = []

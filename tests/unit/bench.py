@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mdstore.blobs import Blobs
-from mdstore.draft import Draft
-from mdstore.dynamo.marshal import from_item
-from mdstore.entities import Entities
-from mdstore.ledger import Ledger
+from mdstore.aws.blobs import Blobs
+from mdstore.aws.dynamodb.attributes import from_item
 from mdstore.model import Counts, Operation, Reason, Reference
-from mdstore.payload import Payloads
-from mdstore.records import Records
 from mdstore.settings import Settings
-from mdstore.validation import Validator
-from mdstore.writer import Writer
+from mdstore.store.entities import Entities
+from mdstore.store.ledger import Ledger
+from mdstore.store.payload import Payloads
+from mdstore.store.payload_builder import PayloadBuilder
+from mdstore.store.records import Records
+from mdstore.store.validation import Validator
+from mdstore.store.writer import Writer
 from tests.unit.fakes import MemoryDynamo, MemoryObjects
 
 
@@ -51,11 +51,11 @@ class Bench:
         )
 
     def request(self, operations: Sequence[Operation], request_id: str = "r1") -> Reference:
-        draft = Draft(validator=self.validator, settings=self.settings)
+        builder = PayloadBuilder(validator=self.validator, settings=self.settings)
         for operation in operations:
-            assert draft.add(operation) is None
-        encoded = draft.encode(request_id, "shop")
-        draft.close()
+            assert builder.add(operation) is None
+        encoded = builder.encode(request_id, "shop")
+        builder.close()
         with encoded.body:
             return self.payloads.put(encoded)[0]
 

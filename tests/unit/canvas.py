@@ -11,19 +11,19 @@ from celery.app.task import Context
 from celery.canvas import signature
 
 from mdstore.queue import create_app
-from mdstore.queue.backend import DynamoBackend
-from mdstore.queue.join import Joins
+from mdstore.queue.results.backend import DynamoBackend
+from mdstore.queue.results.chord_state import ChordStates
 from mdstore.settings import load_settings
+from tests.unit.fake_results_table import ResultsTable
 from tests.unit.fakes import MemoryObjects
-from tests.unit.jointable import ResultsTable
 
 
 class SmallShards(DynamoBackend):
     """Joins of more than two parts have several shards."""
 
     @property
-    def _joins(self) -> Joins:
-        return Joins(dynamo=self._dynamo, table=self._table, retention=self._retention, shard=2)
+    def _chord_states(self) -> ChordStates:
+        return ChordStates(dynamo=self._dynamo, table=self._table, retention=self._retention, shard=2)
 
 
 class Canvas:
@@ -36,8 +36,8 @@ class Canvas:
         self.app = create_app(
             settings, result_backend=backend, broker_url="memory://", broker_transport="memory", **conf
         )
-        aws = SimpleNamespace(dynamo=self.table, owner_pid=os.getpid())
-        self.app._store = SimpleNamespace(aws=aws, settings=settings, objects=self.objects)  # type: ignore[assignment]
+        aws = SimpleNamespace(dynamo=self.table, objects=self.objects, owner_pid=os.getpid())
+        self.app._aws = aws  # type: ignore[assignment]
         self.app.send_task = self._send
         self.published: list[SimpleNamespace] = []
         self.sent: list[SimpleNamespace] = []

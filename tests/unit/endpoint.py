@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.credentials import ReadOnlyCredentials
 
-from mdstore.dynamo.retry import Retry
+from mdstore.aws.retry import Retry
 
 Answer = tuple[int, bytes, dict[str, str]]
 

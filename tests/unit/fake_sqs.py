@@ -6,8 +6,8 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
+from mdstore.aws.sqs import Entry, Failed, Message, Sqs
 from mdstore.errors import Unavailable
-from mdstore.sqs import Entry, Failed, Message, Sqs
 
 
 class FakeSqs(Sqs):

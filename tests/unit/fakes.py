@@ -10,13 +10,14 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from mdstore import exactjson
-from mdstore.dynamo.client import DynamoClient
-from mdstore.dynamo.marshal import Item, from_attribute
-from mdstore.dynamo.retry import Retry
-from mdstore.dynamo.run import Call, Task
+from mdstore.aws.concurrent import Call, Task
+from mdstore.aws.dynamodb.attributes import Item, from_attribute
+from mdstore.aws.dynamodb.client import DynamoClient
+from mdstore.aws.retry import Retry
+from mdstore.aws.s3 import Objects
 from mdstore.errors import ConditionFailed, MdstoreError, NotFound, TransactionCancelled, Unavailable
-from mdstore.model import Indexed, Operation
-from mdstore.objects import Objects
+from mdstore.model import Operation
+from mdstore.store.operations import Indexed
 
 T = TypeVar("T")
 Actions = list[dict[str, Any]]

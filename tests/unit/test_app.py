@@ -18,15 +18,17 @@ from kombu.utils.imports import symbol_by_name
 
 from mdstore.errors import ConfigurationError
 from mdstore.queue import create_app
-from mdstore.queue.app import _brief, _Tidy, _warm_up
-from mdstore.queue.periodic import PeriodicStep
+from mdstore.queue.worker.child_process import _CollectGarbage, _prepare
+from mdstore.queue.worker.patches import without_frames
+from mdstore.queue.worker.periodic import PeriodicStep
 from mdstore.settings import load_settings
+from mdstore.tasks import create_store_app
 
 
 def test_garbage_is_collected_every_hundred_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     collected: list[None] = []
     monkeypatch.setattr(gc, "collect", lambda: collected.append(None))
-    tidy = _Tidy()
+    tidy = _CollectGarbage()
     for _ in range(250):
         tidy(sender=None)
     assert len(collected) == 2
@@ -50,7 +52,7 @@ def test_what_goes_on_sends_the_main_process_no_frames(error: Exception, is_brie
         raise error
 
     task = app.task(name="goes_on", shared=False)(goes_on)
-    answer = _brief(build_tracer("goes_on", task, app=app))("1", (), {}, {"id": "1", "delivery_info": {}})
+    answer = without_frames(build_tracer("goes_on", task, app=app))("1", (), {}, {"id": "1", "delivery_info": {}})
     assert (answer.retval.tb is None) is is_brief
     assert (len(pickle.dumps(answer.retval)) < 2_000) is is_brief
     assert type(error).__name__ in answer.retval.traceback
@@ -69,13 +71,12 @@ def test_messages_are_json_and_nothing_else(key: str, value: Any) -> None:
 def test_options_of_the_transport_are_added_to_its_own() -> None:
     app = create_app(load_settings({}).settings, broker_transport_options={"visibility_timeout": 300})
     assert app.conf.broker_transport_options["visibility_timeout"] == 300
-    assert "outbox" in app.conf.broker_transport_options
+    assert "publisher" in app.conf.broker_transport_options
 
 
 def test_only_the_stores_own_tasks_have_its_limits() -> None:
     """A team that takes the transport alone has the limits that Celery's configuration says: none."""
-    app = create_app(load_settings({}, task_time_limit=100).settings)
-    app.loader.import_default_modules()
+    app = create_store_app(load_settings({}, task_time_limit=100).settings)
 
     def nothing() -> None:
         pass
@@ -84,17 +85,25 @@ def test_only_the_stores_own_tasks_have_its_limits() -> None:
     app.finalize()
     assert [app.tasks[f"mdstore.{name}"].time_limit for name in ("ingest", "apply_lane", "finish")] == [100] * 3
     assert (mine.time_limit, app.conf.task_time_limit, app.conf.worker_concurrency) == (None, None, None)
-    other = Celery("other", broker="memory://", set_as_current=False)
-    other.finalize()
-    assert other.tasks["mdstore.ingest"].time_limit is None
+
+
+def test_only_the_data_stores_app_has_the_data_stores_tasks() -> None:
+    """An app of `mdstore.queue` has none of them, nor has any other app of the process."""
+    create_store_app(load_settings({}).settings).finalize()
+    apps = [create_app(load_settings({}).settings), Celery("other", broker="memory://", set_as_current=False)]
+    for app in apps:
+        app.finalize()
+        assert [name for name in app.tasks if name.startswith("mdstore.")] == []
 
 
 def test_other_apps_collect_their_garbage_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who only imports this package to submit runs a worker of his own."""
     monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("frozen"))
     other = Celery("other", broker="memory://", set_as_current=False)
-    monkeypatch.setattr("mdstore.queue.app.current_app", SimpleNamespace(_get_current_object=lambda: other))
-    _warm_up()
+    monkeypatch.setattr(
+        "mdstore.queue.worker.child_process.current_app", SimpleNamespace(_get_current_object=lambda: other)
+    )
+    _prepare()
 
 
 def test_a_forked_child_has_no_loop() -> None:
@@ -102,7 +111,7 @@ def test_a_forked_child_has_no_loop() -> None:
     code = """
 import os
 from kombu.asynchronous import get_event_loop, set_event_loop
-import mdstore.queue.transport
+import mdstore.queue.broker.channel
 set_event_loop(object())
 child = os.fork()
 if not child:
@@ -125,5 +134,5 @@ def test_what_works_every_few_seconds_begins_after_the_fork() -> None:
 def test_a_process_has_one_of_each_part() -> None:
     """The due-time table remembers what it has noted, and would write it again for each message."""
     app = create_app(load_settings({}).settings)
-    assert app.due_table is app.due_table
-    assert app.claims is app.claims
+    assert app.delayed_table is app.delayed_table
+    assert app.claim_checks is app.claim_checks

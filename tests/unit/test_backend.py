@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu.exceptions import EncodeError
 
-from mdstore.queue.join import Joins
+from mdstore.queue.results.chord_state import ChordStates
 from tests.unit.canvas import Canvas
-from tests.unit.jointable import Killed
+from tests.unit.fake_results_table import Killed
 
 
 def published(canvas: Canvas, header: list[Any], body: Any) -> tuple[list[Any], Any]:
@@ -157,7 +157,7 @@ def test_an_unknown_policy_is_refused_where_the_chord_is_made() -> None:
 @pytest.mark.parametrize("policy", ["all", "any", "always"])
 def test_an_immutable_body_is_given_nothing_and_nothing_is_read(policy: str) -> None:
     """Parts that ignore their results cost one call each."""
-    canvas = Canvas("mdstore.queue.backend:DynamoBackend")
+    canvas = Canvas("mdstore.queue.results.backend:DynamoBackend")
     body = canvas.s("body", 7, immutable=True, join=policy)
     messages, _ = published(canvas, parts_of(canvas, 50), body)
     canvas.table.calls.clear()
@@ -440,15 +440,15 @@ def test_one_chord_that_cannot_be_repaired_keeps_no_other(monkeypatch: pytest.Mo
     canvas = Canvas()
     left = {completed_by_a_dying_worker(canvas, canvas.s("body")).parent.id for _ in range(2)}
     broken = min(left)
-    look = Joins.look
+    read = ChordStates.read
 
-    def looking(self: Joins, join: str, now: float) -> Any:
-        found = look(self, join, now)
+    def looking(self: ChordStates, join: str, now: float) -> Any:
+        found = read(self, join, now)
         if join == broken:
             raise ValueError(join)
         return found
 
-    monkeypatch.setattr(Joins, "look", looking)
+    monkeypatch.setattr(ChordStates, "read", looking)
     now = time.time()
     assert set(canvas.backend.repair(now=now + 62)) == left - {broken}
     monkeypatch.undo()

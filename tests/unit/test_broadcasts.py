@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mdstore.queue.broadcasts import LATE, unwrap, wrap
-from mdstore.queue.envelope import Malformed
-from mdstore.queue.topics import Kind
+from mdstore.queue.broker.envelope import Malformed
+from mdstore.queue.control.broadcasts import LATE, unwrap, wrap
+from mdstore.queue.control.topics import Kind
 
 REPLY_EXCHANGE = "reply.md-control.pidbox"
 COMMAND: dict[str, Any] = {"method": "ping", "arguments": {}, "destination": None, "pattern": None, "matcher": None}

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from mdstore import cli
-from mdstore.local import free_port
-from mdstore.records import Records
+from mdstore.local.emulator import free_port
+from mdstore.store.records import Records
 
 
 def run(*arguments: str, **environ: str) -> tuple[int, str]:
@@ -24,7 +24,8 @@ def stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     """The console writes to the stream that the runner reads."""
     from rich.console import Console  # noqa: PLC0415
 
-    monkeypatch.setattr(cli, "messages", Console(stderr=True, highlight=False, soft_wrap=True))
+    for module in (cli.console, cli.requests, cli.records):
+        monkeypatch.setattr(module, "messages", Console(stderr=True, highlight=False, soft_wrap=True))
 
 
 @pytest.mark.usefixtures("stderr")

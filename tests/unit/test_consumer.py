@@ -15,7 +15,7 @@ from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
 
-from mdstore.queue.consumer import Consumer
+from mdstore.queue.worker.consumer import Consumer
 from tests.unit.canvas import Canvas
 
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore import exactjson
-from mdstore.dynamo.client import DynamoClient, transact
-from mdstore.dynamo.retry import Retry
+from mdstore.aws.dynamodb.client import DynamoClient, transact
+from mdstore.aws.http import SignedHttp
+from mdstore.aws.retry import Retry
 from mdstore.errors import (
     ConditionFailed,
     DeploymentBroken,
@@ -23,7 +24,6 @@ from mdstore.errors import (
     TransactionCancelled,
     Unavailable,
 )
-from mdstore.signed import SignedHttp
 from tests.unit.endpoint import Answer, Endpoint, FakeTime, Keys
 
 

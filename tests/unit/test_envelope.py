@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.model import MAX_AGE
-from mdstore.queue.envelope import Headers, Malformed, check, task_of
+from mdstore.queue.broker.envelope import Headers, Malformed, check, task_of
 
 Message = dict[str, Any]
 DAY = timedelta(days=1)

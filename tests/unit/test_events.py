@@ -11,8 +11,8 @@ import pytest
 
 from mdstore.errors import DeploymentBroken, Unavailable
 from mdstore.queue import create_app
-from mdstore.queue.broadcasts import MAX_BYTES, wrap
-from mdstore.queue.events import HEARTBEAT, MAX_FIELD, EventOutbox
+from mdstore.queue.control.broadcasts import MAX_BYTES, wrap
+from mdstore.queue.control.events import HEARTBEAT, MAX_FIELD, EventPublisher
 from mdstore.settings import load_settings
 
 
@@ -59,10 +59,10 @@ def test_a_producer_keeps_no_event_that_cannot_be_sent() -> None:
 def test_events_of_one_interval_are_one_message() -> None:
     """100 events put at once are one publish, in order."""
     topic = Topic()
-    outbox = EventOutbox(topic, interval=0.05)
+    publisher = EventPublisher(topic, interval=0.05)
     for n in range(100):
-        outbox.put({"n": n})
-    outbox.close()
+        publisher.put({"n": n})
+    publisher.close()
     assert [len(events) for events in topic.lists] == [100]
     assert topic.numbers == list(range(100))
 
@@ -70,11 +70,11 @@ def test_events_of_one_interval_are_one_message() -> None:
 def test_a_full_buffer_does_not_wait_for_the_interval() -> None:
     """300 events go at once, whatever the interval."""
     topic = Topic()
-    outbox = EventOutbox(topic, interval=60)
+    publisher = EventPublisher(topic, interval=60)
     for n in range(300):
-        outbox.put({"n": n})
+        publisher.put({"n": n})
     assert topic.entered.wait(5)
-    outbox.close()
+    publisher.close()
     assert topic.numbers == list(range(300))
 
 
@@ -82,57 +82,57 @@ def test_the_caller_never_waits_and_the_buffer_is_bounded() -> None:
     """While a publish hangs, 10,000 more events are taken at once; the oldest of what does not fit are dropped, and counted."""
     topic = Topic()
     topic.may_go.clear()
-    outbox = EventOutbox(topic, interval=0, size=1_000)
-    outbox.put({"n": -1})
+    publisher = EventPublisher(topic, interval=0, size=1_000)
+    publisher.put({"n": -1})
     assert topic.entered.wait(5)
     began = time.perf_counter()
     for n in range(10_000):
-        outbox.put({"n": n})
+        publisher.put({"n": n})
     assert time.perf_counter() - began < 2
     topic.may_go.set()
-    outbox.close()
-    assert outbox.dropped == 9_000
+    publisher.close()
+    assert publisher.dropped == 9_000
     assert topic.numbers == [-1, *range(9_000, 10_000)]
 
 
 def test_events_wait_while_sns_is_away() -> None:
     """What could not be published is published later, in order and before what came after it."""
     topic = Topic(Unavailable("away", code="NoAnswer"))
-    outbox = EventOutbox(topic, interval=0)
-    outbox.put({"n": 1})
+    publisher = EventPublisher(topic, interval=0)
+    publisher.put({"n": 1})
     assert topic.entered.wait(5)
-    outbox.put({"n": 2})
+    publisher.put({"n": 2})
     while not topic.lists:  # a second after it was refused
         time.sleep(0.01)
-    outbox.close()
+    publisher.close()
     assert topic.numbers == [1, 2]
-    assert outbox.dropped == 0
+    assert publisher.dropped == 0
 
 
 def test_events_that_sns_refuses_are_dropped() -> None:
     """They would be refused again, for ever; what comes after them goes through."""
     topic = Topic(DeploymentBroken("too large", code="InvalidParameter"))
-    outbox = EventOutbox(topic, interval=0)
-    outbox.put({"n": 1})
-    while not outbox.dropped:
+    publisher = EventPublisher(topic, interval=0)
+    publisher.put({"n": 1})
+    while not publisher.dropped:
         time.sleep(0.01)
-    outbox.put({"n": 2})
+    publisher.put({"n": 2})
     while not topic.lists:
         time.sleep(0.01)
-    outbox.close()
-    assert (topic.numbers, outbox.dropped) == ([2], 1)
+    publisher.close()
+    assert (topic.numbers, publisher.dropped) == ([2], 1)
 
 
 def test_no_message_is_larger_than_sns_takes() -> None:
     """Long events, also of characters that JSON escapes, are spread over messages of 256 KiB; one that fits none is dropped."""
     topic = Topic()
-    outbox = EventOutbox(topic, interval=0.05)
+    publisher = EventPublisher(topic, interval=0.05)
     for n in range(60):
-        outbox.put({"n": n, "args": '"\\\n' * 3_000, "result": "é💥" * 2_000})
-    outbox.put({"n": -1, "nested": ["x" * MAX_BYTES]})
-    outbox.close()
+        publisher.put({"n": n, "args": '"\\\n' * 3_000, "result": "é💥" * 2_000})
+    publisher.put({"n": -1, "nested": ["x" * MAX_BYTES]})
+    publisher.close()
     assert topic.numbers == list(range(60))
-    assert outbox.dropped == 1
+    assert publisher.dropped == 1
     assert max(topic.sizes) <= MAX_BYTES
     assert max(topic.sizes) > 0.8 * MAX_BYTES
 
@@ -140,13 +140,13 @@ def test_no_message_is_larger_than_sns_takes() -> None:
 def test_an_outbox_that_was_closed_opens_again_and_hands_over_what_is_left() -> None:
     """Closing twice is safe, a closed outbox takes events again, and another takes over what the first could not publish."""
     stuck = Topic(*[Unavailable("away", code="NoAnswer")] * 2)
-    outbox = EventOutbox(stuck, interval=0)
-    outbox.put({"n": 1})
-    outbox.close()
-    outbox.close(0)
+    publisher = EventPublisher(stuck, interval=0)
+    publisher.put({"n": 1})
+    publisher.close()
+    publisher.close(0)
     topic = Topic()
-    another = EventOutbox(topic, interval=0.05)
-    another.extend(outbox)
+    another = EventPublisher(topic, interval=0.05)
+    another.extend(publisher)
     another.put({"n": 2})
     another.close()
     another.put({"n": 3})
@@ -176,4 +176,4 @@ def test_no_events_where_they_are_off() -> None:
     with app.events.Dispatcher(app.connection_for_write(), hostname="w@h") as dispatcher:
         assert not dispatcher.enabled
         dispatcher.send("worker-heartbeat")
-        assert dispatcher._outbox._thread is None
+        assert dispatcher._publisher._thread is None

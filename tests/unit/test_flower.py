@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mdstore.errors import ConfigurationError
-from mdstore.flower import run
+from mdstore.queue.control.flower import run
 from mdstore.settings import load_settings
 
 

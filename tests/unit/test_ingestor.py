@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from mdstore.entities import Entities
 from mdstore.errors import InvalidOperations, NotFound, RequestConflict, Unavailable
-from mdstore.ingestor import Ingestor
-from mdstore.ledger import Ledger, Request
 from mdstore.model import MAX_AGE, Counts, Reference, State
-from mdstore.payload import Payloads
 from mdstore.settings import Settings
-from mdstore.validation import Validator
+from mdstore.store.entities import Entities
+from mdstore.store.ingestor import Ingestor
+from mdstore.store.ledger import Ledger, RequestStatus
+from mdstore.store.payload import Payloads
+from mdstore.store.validation import Validator
 from tests.unit.fakes import MemoryObjects
 
 SETTINGS = Settings(visibility_timeout=300)
@@ -28,20 +28,20 @@ class FakeLedger(Ledger):
         self.broken = False
         self.now = 0.0
 
-    def accept(self, reference: Reference, *, operations: int, refused: Any) -> bool:  # noqa: ARG002
+    def record_accepted(self, reference: Reference, *, operations: int, refused: Any) -> bool:  # noqa: ARG002
         if self.broken:
             raise Unavailable("no ledger", code="Test")
         return self.states.setdefault(reference.request_id, (State.ACCEPTED, self.now)) is not None
 
-    def progress(self, request_id: str) -> Request:
+    def progress(self, request_id: str) -> RequestStatus:
         return self.get(request_id)
 
-    def get(self, request_id: str) -> Request:
+    def get(self, request_id: str) -> RequestStatus:
         if request_id not in self.states:
             raise NotFound("request", request_id)
         state, at = self.states[request_id]
         reference = Reference(v=1, request_id=request_id, payload="", digest="", lanes=1, source="default")
-        return Request(
+        return RequestStatus(
             request_id=request_id, state=state, source="default", operations=1, lanes=1, reference=reference,
             early=Counts(), counts=Counts(), accepted_at=at,
         )  # fmt: skip
@@ -62,7 +62,7 @@ class Bench:
     def submit(self, *operations: Any, request_id: str = "r", **more: Any) -> bool:
         """Submit; returns whether a message was sent."""
         before = len(self.sent)
-        self.ingestor.submit(operations or (OPERATION,), publish=self.sent.append, request_id=request_id, **more)
+        self.ingestor.accept(operations or (OPERATION,), publish=self.sent.append, request_id=request_id, **more)
         return len(self.sent) > before
 
 

@@ -14,22 +14,22 @@ from celery.app.trace import build_tracer
 from celery.exceptions import Reject
 from kombu.message import Message
 
-from mdstore.errors import DeploymentBroken, GaveUp, NotNoted, Unavailable
-from mdstore.queue.outages import comes_again
-from mdstore.queue.outbox import Unsent
-from mdstore.queue.request import SqsRequest
-from mdstore.sqs import Failed
+from mdstore.aws.sqs import Failed
+from mdstore.errors import DeliveriesExhausted, DeploymentBroken, ResultNotRecorded, Unavailable
+from mdstore.queue.broker.publisher import Unsent
+from mdstore.queue.worker.outages import comes_again
+from mdstore.queue.worker.request import SqsRequest
 from tests.unit.canvas import Canvas
 
 pytestmark = pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")  # Celery's word for it
 
 UNAVAILABLE = Unavailable("throttled", code="Throttled")
 BROKEN = DeploymentBroken("no table", code="ResourceNotFoundException")
-NOT_NOTED = NotNoted("Throttled: throttled")
+NOT_RECORDED = ResultNotRecorded("Throttled: throttled")
 UNSENT = Unsent([("id", Failed(code="ServiceUnavailable"))], of=1)
 NO_QUEUE = Unsent([("id", Failed(code="QueueDoesNotExist", sender_fault=True))], of=1)
 REFUSED = Unsent([("id", Failed(id="0", code="InvalidParameterValue", sender_fault=True))], of=1)
-OUTAGES = [NOT_NOTED, UNSENT, NO_QUEUE]
+OUTAGES = [NOT_RECORDED, UNSENT, NO_QUEUE]
 
 
 @dataclass
@@ -174,14 +174,14 @@ def test_after_the_last_delivery_it_has_failed() -> None:
     """The message is dead-lettered with its reason, and who waits is told."""
 
     def fail() -> None:
-        raise NOT_NOTED
+        raise NOT_RECORDED
 
     canvas, messages, result = made(fail)
     last = canvas.app.settings.max_receives
     assert [deliver(canvas, one, receives=last) for one in messages] == [
-        f"buried: NotNoted: Throttled: throttled (delivered {last} times)"
+        f"buried: ResultNotRecorded: Throttled: throttled (delivered {last} times)"
     ] * 2
-    assert isinstance(canvas.app.AsyncResult(messages[0].task_id).result, GaveUp)
+    assert isinstance(canvas.app.AsyncResult(messages[0].task_id).result, DeliveriesExhausted)
     assert result.state == "FAILURE"
 
 

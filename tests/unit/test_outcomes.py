@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from mdstore.dynamo.marshal import to_attribute
-from mdstore.ledger import LaneSummary, Request
+from mdstore.aws.dynamodb.attributes import to_attribute
 from mdstore.model import Counts, Operation, OpName, State
-from mdstore.outcomes import Outcomes, Verification, Verifier
+from mdstore.store.ledger import LaneSummary, RequestStatus
+from mdstore.store.outcomes import Outcomes
+from mdstore.store.verify import Verification, Verifier
 from tests.unit.bench import Bench
 
 
@@ -23,19 +24,19 @@ def op(name: OpName, key: str = "k", sequence: int | None = None, **data: Any) -
     return Operation(op=name, entity="e", key=key, data=None if name == "delete" else data, sequence=sequence)
 
 
-def applied(bench: Bench, operations: Sequence[Operation], request_id: str = "r1") -> Request:
+def applied(bench: Bench, operations: Sequence[Operation], request_id: str = "r1") -> RequestStatus:
     """The completed request, each of its lanes applied."""
     reference = bench.request(operations, request_id)
     counts = Counts()
     for lane in range(reference.lanes):
         counts += bench.writer().apply_lane(reference, lane).counts
-    return Request(
+    return RequestStatus(
         request_id=request_id, state=State.COMPLETED, source="shop", operations=len(operations), lanes=reference.lanes,
         reference=reference, early=Counts(), counts=counts, accepted_at=0,
     )  # fmt: skip
 
 
-def verified(bench: Bench, request: Request) -> Verification:
+def verified(bench: Bench, request: RequestStatus) -> Verification:
     return Verifier(payloads=bench.payloads, ledger=bench.ledger, records=bench.records).verify(request)
 
 
@@ -153,7 +154,7 @@ def test_what_a_failed_lane_did_not_apply_has_failed(bench: Bench) -> None:
     reference = bench.request(operations)
     for lane, state in enumerate((State.FAILED, State.COMPLETED)):
         bench.ledger.close_lane("r1", LaneSummary(lane=lane, state=state, counts=Counts(), started_at=0, finished_at=0))
-    request = Request(
+    request = RequestStatus(
         request_id="r1", state=State.FAILED, source="shop", operations=8, lanes=reference.lanes,
         reference=reference, early=Counts(), counts=Counts(), accepted_at=0,
     )  # fmt: skip

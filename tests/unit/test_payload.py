@@ -15,18 +15,19 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mdstore import draft as draft_module
 from mdstore import exactjson
-from mdstore import payload as payload_module
-from mdstore.blobs import Blobs
-from mdstore.draft import Draft, Source
-from mdstore.entities import Entities
-from mdstore.errors import NotFound, PayloadTooLarge, RequestConflict, Untrusted
-from mdstore.model import Indexed, Operation, Reason, Reference, Refusal
-from mdstore.payload import MAGIC, Encoded, Header, Payloads, Section
-from mdstore.plan import Partition
+from mdstore.aws.blobs import Blobs
+from mdstore.errors import IntegrityError, NotFound, PayloadTooLarge, RequestConflict
+from mdstore.model import Operation, Reason, Reference, Refusal
 from mdstore.settings import Settings
-from mdstore.validation import Validator
+from mdstore.store import payload as payload_module
+from mdstore.store import payload_builder as payload_builder_module
+from mdstore.store.entities import Entities
+from mdstore.store.operations import Indexed
+from mdstore.store.partitioning import Partition
+from mdstore.store.payload import MAGIC, Encoded, Header, Payloads, Section
+from mdstore.store.payload_builder import OperationInput, PayloadBuilder
+from mdstore.store.validation import Validator
 from tests.unit.fakes import MemoryObjects, operation_of
 
 MAX_LANE = 2**20
@@ -42,25 +43,25 @@ def store() -> tuple[Payloads, MemoryObjects]:
 
 
 @contextmanager
-def drafted(sources: Iterable[Source], **changes: Any) -> Iterator[Draft]:
+def drafted(sources: Iterable[OperationInput], **changes: Any) -> Iterator[PayloadBuilder]:
     settings = sized(**changes)
-    draft = Draft(
+    builder = PayloadBuilder(
         validator=Validator(entities=Entities(), max_record_bytes=settings.max_record_bytes), settings=settings
     )
     try:
         for source in sources:
-            draft.add(source)
-        yield draft
+            builder.add(source)
+        yield builder
     finally:
-        draft.close()
+        builder.close()
 
 
 @contextmanager
 def encoded(
-    sources: Iterable[Source], *, request_id: str = "r1", source: str = "shop", **changes: Any
+    sources: Iterable[OperationInput], *, request_id: str = "r1", source: str = "shop", **changes: Any
 ) -> Iterator[Encoded]:
-    with drafted(sources, **changes) as draft:
-        result = draft.encode(request_id, source)
+    with drafted(sources, **changes) as builder:
+        result = builder.encode(request_id, source)
         try:
             yield result
         finally:
@@ -68,7 +69,12 @@ def encoded(
 
 
 def put(
-    payloads: Payloads, sources: Iterable[Source], *, request_id: str = "r1", source: str = "shop", **changes: Any
+    payloads: Payloads,
+    sources: Iterable[OperationInput],
+    *,
+    request_id: str = "r1",
+    source: str = "shop",
+    **changes: Any,
 ) -> tuple[Reference, bool]:
     with encoded(sources, request_id=request_id, source=source, **changes) as one:
         return payloads.put(one)
@@ -170,7 +176,7 @@ def test_the_reference_says_where_and_what() -> None:
 def test_the_bytes_are_deterministic() -> None:
     """The same operations, however they are given, are encoded to the same bytes."""
     words = [msgspec.to_builtins(one) for one in upserts(50)]
-    variants: list[Sequence[Source]] = [upserts(50), words, [exactjson.dumps(word) for word in words]]
+    variants: list[Sequence[OperationInput]] = [upserts(50), words, [exactjson.dumps(word) for word in words]]
     bodies = set()
     for variant in variants:
         with encoded([*variant, b"{broken"], lane_operations=10) as one:
@@ -203,7 +209,7 @@ BROKEN = b'{"op":"drop","entity":"e","key":"k"}'
         [upsert("a", group="g"), upsert("b")],
     ],
 )
-def test_other_content_under_the_same_id_is_a_conflict(other: list[Source]) -> None:
+def test_other_content_under_the_same_id_is_a_conflict(other: list[OperationInput]) -> None:
     """Other data, another order, another group or one more refused operation are other content."""
     payloads, _ = store()
     put(payloads, [upsert("a"), upsert("b")])
@@ -234,7 +240,7 @@ def test_what_is_not_stored_is_not_found() -> None:
     payloads, _ = store()
     with pytest.raises(NotFound):
         payloads.find("r1")
-    with pytest.raises(Untrusted):
+    with pytest.raises(IntegrityError):
         payloads.header(Reference(v=1, request_id="r1", payload="payloads/r1", digest="", lanes=0, source="shop"))
 
 
@@ -266,7 +272,7 @@ def test_a_damaged_byte_is_untrusted(data: st.DataObject) -> None:
     body[position] ^= data.draw(st.integers(1, 255))
     objects.stored["payloads/r1"] = bytes(body)
     fresh = Payloads(objects=objects, prefix="payloads/", max_lane_bytes=MAX_LANE)
-    with pytest.raises(Untrusted):
+    with pytest.raises(IntegrityError):
         everything(fresh, reference)
     assert everything(payloads, reference) == good  # what has been read stays as it was
 
@@ -277,7 +283,7 @@ def test_a_cut_object_is_untrusted(kept: int) -> None:
     payloads, objects = store()
     reference, _ = put(payloads, [*upserts(10), BROKEN])
     objects.stored["payloads/r1"] = objects.stored["payloads/r1"][:kept]
-    with pytest.raises(Untrusted):
+    with pytest.raises(IntegrityError):
         everything(payloads, reference)
 
 
@@ -342,7 +348,7 @@ def test_a_lane_that_lies_is_untrusted(text: bytes, changes: Mapping[str, Any]) 
     """A lane that is not what its header says, or cannot be decoded, is never executed."""
     payloads, objects = store()
     reference = forge(objects, text, **changes)
-    with pytest.raises(Untrusted):
+    with pytest.raises(IntegrityError):
         payloads.lane(reference, 0)
 
 
@@ -350,7 +356,7 @@ def test_a_lane_is_not_read_that_is_longer_than_what_it_holds() -> None:
     """However long it says it is, no more than its lines can take is asked for."""
     payloads, objects = store()
     reference = forge(objects, LINE, length=2_000)
-    with pytest.raises(Untrusted, match="claims more bytes than its 49 can take"):
+    with pytest.raises(IntegrityError, match="claims more bytes than its 49 can take"):
         payloads.lane(reference, 0)
     assert len(objects.gets) == 1
 
@@ -364,7 +370,7 @@ def test_a_zip_bomb_is_untrusted_and_takes_no_memory(says_its_size: bool) -> Non
     payloads.header(reference)
     tracemalloc.start()
     try:
-        with pytest.raises(Untrusted):
+        with pytest.raises(IntegrityError):
             payloads.lane(reference, 0)
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
@@ -378,12 +384,12 @@ def test_a_frame_that_claims_more_than_there_is_memory_is_untrusted() -> None:
         b"x" * 2**20
     )  # its size takes the four bytes after magic and descriptor
     size_at = frame.index((2**20).to_bytes(4, "little"))
-    claims = (
+    claim_checks = (
         frame[:4] + bytes([frame[4] | 0xC0]) + frame[5:size_at] + (2**40).to_bytes(8, "little") + frame[size_at + 4 :]
     )
-    assert zstandard.frame_content_size(claims) == 2**40
-    with pytest.raises(Untrusted):
-        payloads.lane(forge(objects, LINE, stored=claims), 0)
+    assert zstandard.frame_content_size(claim_checks) == 2**40
+    with pytest.raises(IntegrityError):
+        payloads.lane(forge(objects, LINE, stored=claim_checks), 0)
 
 
 @pytest.mark.parametrize(
@@ -411,9 +417,9 @@ def test_a_reference_that_lies_is_untrusted(changes: Mapping[str, Any]) -> None:
     reference, _ = put(payloads, upserts(3))
     objects.stored["payloads/r2"] = objects.stored["elsewhere/r1"] = objects.stored["payloads/r1"]
     lie = msgspec.structs.replace(reference, **changes)
-    with pytest.raises(Untrusted):
+    with pytest.raises(IntegrityError):
         payloads.lane(lie, 0)
-    with pytest.raises(Untrusted):
+    with pytest.raises(IntegrityError):
         payloads.header(lie)
 
 
@@ -422,9 +428,9 @@ def test_what_is_out_of_place_is_not_even_read(changes: Mapping[str, Any]) -> No
     """Place and version are checked before the first read."""
     payloads, objects = store()
     reference, _ = put(payloads, upserts(3))
-    with pytest.raises(Untrusted):
+    with pytest.raises(IntegrityError):
         payloads.confine(msgspec.structs.replace(reference, **changes))
-    with pytest.raises(Untrusted):
+    with pytest.raises(IntegrityError):
         payloads.header(msgspec.structs.replace(reference, **changes))
     assert objects.gets == []
 
@@ -434,7 +440,7 @@ def test_a_lane_that_is_not_there_is_untrusted(number: int) -> None:
     """A message cannot make a worker read past the lanes."""
     payloads, _ = store()
     reference, _ = put(payloads, upserts(3))
-    with pytest.raises(Untrusted):
+    with pytest.raises(IntegrityError):
         payloads.lane(reference, number)
 
 
@@ -444,16 +450,16 @@ def test_a_lane_that_is_not_there_is_untrusted(number: int) -> None:
 def test_an_invalid_operation_is_refused_with_its_words() -> None:
     """Index, reason, detail and what can be read of the operation are in the refused section; the others are in lanes."""
     payloads, _ = store()
-    sources: list[Source] = [
+    sources: list[OperationInput] = [
         upsert("a"),
         {"op": "insert", "entity": "e", "key": "b"},
         b"{broken",
         {"op": "upsert", "entity": "e", "key": "c", "data": {"x": "y" * MAX_LANE}},
         upsert("d"),
     ]
-    with drafted([]) as draft:
-        answers = [draft.add(source) for source in sources]
-        one = draft.encode("r1", "shop")
+    with drafted([]) as builder:
+        answers = [builder.add(source) for source in sources]
+        one = builder.encode("r1", "shop")
         with one.body:
             reference, _ = payloads.put(one)
     refused = payloads.refused(reference)
@@ -478,7 +484,7 @@ def nested(levels: int) -> dict[str, Any]:
     return data
 
 
-HOSTILE: dict[str, Source] = {
+HOSTILE: dict[str, OperationInput] = {
     "deep mapping": {"op": "upsert", "entity": "e", "key": "k", "data": nested(100_000)},
     "5,000 digits": {"op": "upsert", "entity": "e", "key": "k", "data": {"a": 10**5_000}},
     "half a pair as a name": {"op": "upsert", "entity": "e", "key": "k", "\ud800": 1},
@@ -493,7 +499,7 @@ HOSTILE: dict[str, Source] = {
 
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_operation_never_blocks_the_others(hostile: Source) -> None:
+def test_a_hostile_operation_never_blocks_the_others(hostile: OperationInput) -> None:
     """Whatever is handed over as an operation, it is refused alone, and the rest of its request goes on."""
     payloads, _ = store()
     reference, _ = put(payloads, [upsert("a"), hostile, upsert("b")])
@@ -501,7 +507,7 @@ def test_a_hostile_operation_never_blocks_the_others(hostile: Source) -> None:
     assert [(found.index, found.reason) for found in payloads.refused(reference)] == [(1, Reason.INVALID)]
 
 
-def refused_of(sources: Iterable[Source]) -> tuple[list[int], list[Refusal]]:
+def refused_of(sources: Iterable[OperationInput]) -> tuple[list[int], list[Refusal]]:
     """Indexes that went into lanes, and the refusals by index."""
     payloads, _ = store()
     reference, _ = put(payloads, sources)
@@ -532,7 +538,7 @@ def test_a_group_of_100_is_refused_with_the_reason_on_each() -> None:
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_an_invalid_member_refuses_its_group(position: int) -> None:
     """Wherever it stands, an invalid operation takes its group with it, and only its group."""
-    sources: list[Source] = [upsert("a", "g"), upsert("b", "g"), upsert("c", "h")]
+    sources: list[OperationInput] = [upsert("a", "g"), upsert("b", "g"), upsert("c", "h")]
     sources.insert(position, {"op": "insert", "entity": "e", "key": "x", "group": "g"})
     accepted, refused = refused_of(sources)
     assert accepted == [3]
@@ -588,13 +594,13 @@ def large(key: str, size: int, group: str | None = None) -> Operation:
 def spools(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[IO[bytes]]]:
     """The temporary files that drafts open."""
     opened: list[IO[bytes]] = []
-    spool = draft_module._spool
+    spool = payload_builder_module._spill_file
 
     def recorded() -> IO[bytes]:
         opened.append(spool())
         return opened[-1]
 
-    monkeypatch.setattr(draft_module, "_spool", recorded)
+    monkeypatch.setattr(payload_builder_module, "_spill_file", recorded)
     yield opened
     for one in opened:
         one.close()
@@ -637,7 +643,7 @@ def crowded(count: int, crowd: int) -> list[str]:
 
 def test_a_key_has_so_many_operations_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """More small operations than a lane may have are refused where they share a key, and dealt where they do not."""
-    for module in (draft_module, payload_module):
+    for module in (payload_builder_module, payload_module):
         monkeypatch.setattr(module, "MAX_LANE_OPERATIONS", 10)
     payloads, objects = store()
     reference, _ = put(payloads, [upsert("k") for _ in range(10)])
@@ -645,7 +651,7 @@ def test_a_key_has_so_many_operations_and_no_more(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(PayloadTooLarge) as caught, encoded([upsert("k") for _ in range(11)]):
         pass
     assert caught.value.expected == "at most 10 operations that share a key or a group: send several requests"
-    with pytest.raises(Untrusted, match="claims 11 operations"):
+    with pytest.raises(IntegrityError, match="claims 11 operations"):
         payloads.lane(forge(objects, LINE * 11), 0)
 
 
@@ -660,9 +666,9 @@ def test_operations_that_share_nothing_are_never_too_large() -> None:
 
 def test_a_request_holds_so_many_operations_and_no_more() -> None:
     """The limit counts all operations, the invalid ones included; the limit itself is allowed."""
-    with drafted([upsert("a"), b"{broken", upsert("b")], max_request_operations=3) as draft:
+    with drafted([upsert("a"), b"{broken", upsert("b")], max_request_operations=3) as builder:
         with pytest.raises(PayloadTooLarge) as caught:
-            draft.add(upsert("c"))
+            builder.add(upsert("c"))
         assert (caught.value.value, caught.value.expected) == (4, "at most 3")
 
 
@@ -711,5 +717,5 @@ def test_a_pointer_that_lies_is_untrusted(changes: Mapping[str, Any]) -> None:
     blobs = Blobs(objects=objects, prefix="blobs/", max_bytes=2**20)
     pointer = blobs.put(exactjson.dumps({"a": "x" * 1_000}))
     objects.stored["payloads/r1"] = objects.stored[pointer.key]
-    with pytest.raises(Untrusted):
+    with pytest.raises(IntegrityError):
         blobs.get(msgspec.structs.replace(pointer, **changes))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from mdstore.errors import Unavailable
-from mdstore.queue.periodic import Periodic
+from mdstore.queue.worker.periodic import Periodic
 
 HOUR = 3_600.0
 

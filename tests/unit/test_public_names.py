@@ -30,6 +30,6 @@ def test_importing_the_package_imports_no_celery() -> None:
 
 def test_ingest_stays_the_task_whatever_is_imported() -> None:
     """`from mdstore import ingest` is the task, also after every module of the package was imported."""
-    code = "import mdstore.cli, mdstore.queue.tasks; from mdstore import ingest; print(ingest.name, ingest.delay)"
+    code = "import mdstore.cli, mdstore.tasks.tasks; from mdstore import ingest; print(ingest.name, ingest.delay)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("mdstore.ingest ")

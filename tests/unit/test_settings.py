@@ -206,7 +206,7 @@ def test_the_profile_local_needs_nothing() -> None:
 def test_names_begin_with_the_namespace() -> None:
     """Tables, queues and bucket follow the namespace, and each can be named apart."""
     settings = load_settings({"MDSTORE_NAMESPACE": "team-a", "MDSTORE_QUEUE": "other"}).settings
-    assert (settings.records_table, settings.ledger_table, settings.results_table, settings.due_table) == (
+    assert (settings.records_table, settings.ledger_table, settings.results_table, settings.delayed_table) == (
         "team-a-records",
         "team-a-ledger",
         "team-a-results",

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mdstore.aws.http import SignedHttp
+from mdstore.aws.sqs import MAX_BYTES, MAX_ENTRIES, Entry, Failed, Sqs, spans
 from mdstore.errors import DeploymentBroken, MdstoreError, Unavailable
-from mdstore.signed import SignedHttp
-from mdstore.sqs import MAX_BYTES, MAX_ENTRIES, Entry, Failed, Sqs, spans
 from tests.unit.endpoint import Endpoint, FakeTime, Keys
 
 QUEUE = "https://sqs.eu-central-1.amazonaws.com/123456789012/mdstore"

@@ -15,10 +15,10 @@ from kombu import Connection, Consumer, Producer, Queue
 from kombu.message import Message
 
 from mdstore.errors import InvalidRequest, Unavailable
-from mdstore.queue.claims import Claims, is_claim
-from mdstore.queue.courier import backoff
-from mdstore.queue.outbox import Outbox
-from mdstore.queue.transport import Channel
+from mdstore.queue.broker.channel import Channel
+from mdstore.queue.broker.claim_check import ClaimChecks, is_claim
+from mdstore.queue.broker.poller import backoff
+from mdstore.queue.broker.publisher import BatchPublisher
 from tests.unit.fake_sqs import FakeSqs
 from tests.unit.fakes import MemoryObjects
 from tests.waiting import until
@@ -74,15 +74,17 @@ def letters() -> Letters:
 def channel(sqs: FakeSqs, letters: Letters, objects: MemoryObjects, later: Later) -> Iterator[Channel]:
     options = {
         "sqs": lambda: sqs,
-        "outbox": Outbox(lambda: sqs),
+        "publisher": BatchPublisher(lambda: sqs),
         "dead_letter": letters.keep,
-        "claims": lambda: Claims(objects=objects, prefix="claims/", threshold=2_000, max_bytes=2**20),
-        "due_table": lambda: later,
+        "claim_checks": lambda: ClaimChecks(objects=objects, prefix="claims/", threshold=2_000, max_bytes=2**20),
+        "delayed_table": lambda: later,
         "visibility_timeout": 60,
         "wait_time_seconds": 1,
         "region": "eu-central-1",
     }
-    with Connection("sqs://", transport="mdstore.queue.transport:Transport", transport_options=options) as connection:
+    with Connection(
+        "sqs://", transport="mdstore.queue.broker.channel:Transport", transport_options=options
+    ) as connection:
         yield connection.channel()
 
 

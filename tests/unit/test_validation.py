@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from mdstore import exactjson
-from mdstore.dynamo.marshal import from_attribute, to_attribute
-from mdstore.entities import Entities
-from mdstore.model import Indexed, Operation, Reason
-from mdstore.validation import MAX_INLINE, Flaw, Validator
+from mdstore.aws.dynamodb.attributes import from_attribute, to_attribute
+from mdstore.model import Operation, Reason
+from mdstore.store.entities import Entities
+from mdstore.store.operations import Indexed
+from mdstore.store.validation import MAX_INLINE, FieldError, Validator
 
 MAX_RECORD_BYTES = 20_000
 validator = Validator(entities=Entities(), max_record_bytes=MAX_RECORD_BYTES)
@@ -31,7 +32,7 @@ def given_as(**changes: Any) -> dict[str, Any]:
 
 
 def flaw_of(source: bytes | str | Mapping[str, Any] | Operation, using: Validator = validator) -> tuple[str, str]:
-    with pytest.raises(Flaw) as caught:
+    with pytest.raises(FieldError) as caught:
         using.read(source)
     assert caught.value.reason is Reason.INVALID
     return caught.value.field, caught.value.why
@@ -164,7 +165,7 @@ def test_what_cannot_be_read_is_a_flaw_of_the_line(line: bytes | str, why: str) 
 )
 def test_a_flaw_in_words_begins_with_its_field(source: Mapping[str, Any]) -> None:
     """The text of a flaw, which becomes the detail of the refusal, names the field however deep it lies."""
-    with pytest.raises(Flaw) as caught:
+    with pytest.raises(FieldError) as caught:
         validator.read(source)
     assert str(caught.value) == f"{caught.value.field}: {caught.value.why}"
 
@@ -172,13 +173,13 @@ def test_a_flaw_in_words_begins_with_its_field(source: Mapping[str, Any]) -> Non
 @pytest.mark.parametrize("number", ["1e99999999999999999999", "1e-99999999999999999999", "0e99999999999999999999"])
 def test_an_exponent_beyond_all_bounds_is_a_flaw(number: str) -> None:
     """A number that Python cannot even read is the operation's flaw, and not an error of the program."""
-    with pytest.raises(Flaw):
+    with pytest.raises(FieldError):
         validator.read(line_with(number))
 
 
 def test_a_sequence_of_5000_digits_is_a_flaw() -> None:
     """An integer too long to be printed is reported like any other that is out of bounds."""
-    with pytest.raises(Flaw) as caught:
+    with pytest.raises(FieldError) as caught:
         validator.read(given_as(sequence=10**5_000))
     assert caught.value.field == "sequence"
 
@@ -191,7 +192,7 @@ def test_half_a_surrogate_pair_in_a_group_is_a_flaw() -> None:
 @pytest.mark.parametrize("name", [1, "\ud800"])
 def test_a_flawed_name_in_data_itself_is_a_flaw_of_data(name: object) -> None:
     """A name on the first level has no parent to name but `data`."""
-    with pytest.raises(Flaw) as caught:
+    with pytest.raises(FieldError) as caught:
         validator.read(given_as(data={name: 1}))
     assert caught.value.field == "data"
 
@@ -211,7 +212,7 @@ def test_a_flawed_name_in_data_itself_is_a_flaw_of_data(name: object) -> None:
 def test_an_operation_built_with_a_wrong_type_is_a_flaw(field: str, changes: dict[str, Any]) -> None:
     """An `Operation` made by hand is checked like a line: what a worker could not decode must not get into a lane."""
     operation = msgspec.structs.replace(Operation(op="update", entity="e", key="k", data={}), **changes)
-    with pytest.raises(Flaw) as caught:
+    with pytest.raises(FieldError) as caught:
         validator.read(operation)
     assert caught.value.field == field
 
@@ -275,7 +276,7 @@ def test_too_large_is_a_reason_of_its_own() -> None:
     """The size that counts is that of the operation's JSON; the limit itself is allowed."""
     overhead = len(exactjson.dumps(validator.read(given_as(data={"a": ""}))[0]))
     validator.read(given_as(data={"a": "x" * (MAX_RECORD_BYTES - overhead)}))
-    with pytest.raises(Flaw) as caught:
+    with pytest.raises(FieldError) as caught:
         validator.read(given_as(data={"a": "x" * (MAX_RECORD_BYTES - overhead + 1)}))
     assert (caught.value.field, caught.value.why, caught.value.reason) == (
         "data",
@@ -338,7 +339,7 @@ def test_what_a_patch_made_is_held_against_all_rules() -> None:
         ({"name": "x" * MAX_RECORD_BYTES}, "data"),
         (nested(32), "data" + ".a" * 31),
     ):
-        with pytest.raises(Flaw) as caught:
+        with pytest.raises(FieldError) as caught:
             bound.check_merged(patch, data)
         assert caught.value.field == field
 
@@ -420,7 +421,7 @@ def test_what_an_item_cannot_hold_is_not_marshalled(letters: int, fits: bool) ->
 
 def test_large_data_is_held_against_all_rules() -> None:
     """What is too large to be marshalled must still be exact."""
-    with pytest.raises(Flaw) as caught:
+    with pytest.raises(FieldError) as caught:
         LARGE.read(given_as(data={"a": "x" * MAX_INLINE, "b": [10**38 + 1]}))
     assert caught.value.field == "data.b[0]"
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.errors import RequestRejected, TransactionCancelled, Unavailable
-from mdstore.ledger import Receipt
-from mdstore.model import Counts, Indexed, Operation, OpName, Reason, Refusal, State
-from mdstore.plan import Transaction
-from mdstore.writer import count, take_out
+from mdstore.model import Counts, Operation, OpName, Reason, Refusal, State
+from mdstore.store.ledger import Receipt
+from mdstore.store.operations import Indexed
+from mdstore.store.packing import Transaction
+from mdstore.store.writer import count, take_out
 from tests.unit.bench import Bench
 from tests.unit.fakes import Actions
 
@@ -204,13 +205,13 @@ def test_contention_beside_a_refusal_refuses_only_the_refused(bench: Bench) -> N
 def malformed(*keys: str) -> Callable[[Actions], None]:
     """DynamoDB's answer to any transaction with one of `keys`."""
 
-    def judge(actions: Actions) -> None:
+    def explain_rejection(actions: Actions) -> None:
         for action in actions:
             body = next(iter(action.values()))
             if (body.get("Key") or body["Item"])["pk"]["S"] in {f"e#{key}" for key in keys}:
                 raise RequestRejected("one or more parameter values were invalid", code="ValidationException")
 
-    return judge
+    return explain_rejection
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""DynamoDB: calls, attribute values, and conditional writes."""

@@ -1,1 +1,0 @@
-"""Fast signed DynamoDB calls: client, marshalling, retry. Knows nothing about requests or operations."""

@@ -1,0 +1,164 @@
+"""The whole system on one machine: embedded AWS, provisioning, worker, front door. Started in order, stopped in reverse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mdstore.errors import MdstoreError
+from mdstore.local.emulator import EmbeddedAws, check_port, free_port
+from mdstore.provision import provision
+from mdstore.settings import Settings, load_settings
+from mdstore.store import Store
+
+_STOPS_WITHIN = 20.0
+_STARTS_WITHIN = 30.0
+
+
+class Stack:
+    """Embedded AWS, worker and front door as child processes of this one. Use as a context manager.
+
+    `environ` adds to the environment of the children and of `settings`. Logs go to `log_dir`, else to standard error.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int | None = None,
+        api_port: int | None = None,
+        data_dir: Path | None = None,
+        log_dir: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        with_api: bool = True,
+        with_worker: bool = True,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._log_dir = log_dir
+        self._report = report
+        self._with_api, self._with_worker = with_api, with_worker
+        self.aws = EmbeddedAws(port=port or free_port(), data_dir=data_dir, log=log_dir and log_dir / "aws.log")
+        self.environ = {
+            **os.environ,
+            "MDSTORE_PROFILE": "local",
+            "AWS_ENDPOINT_URL": self.aws.url,
+            "MDSTORE_API_PORT": str(api_port or free_port()),
+            **(environ or {}),
+        }
+        self.settings: Settings = load_settings(self.environ).settings
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.api_key = ""
+
+    @property
+    def api_url(self) -> str:
+        """Where the front door listens."""
+        return f"http://{self.settings.api_host}:{self.settings.api_port}"
+
+    def start(self) -> Self:
+        """Start everything; returns when the front door is ready."""
+        if self._with_api:
+            check_port(self.settings.api_port, option="--api-port")
+        try:
+            self.aws.start()
+            self._report(f"embedded AWS   {self.aws.url}")
+            for _ in provision(self.settings):
+                pass
+            if self._with_worker:
+                self.start_worker()
+            if self._with_api:
+                self._start_api()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def start_worker(self, name: str = "worker") -> subprocess.Popen[bytes]:
+        """Start one more worker."""
+        # With a log of its own it may talk; on a shared terminal, warnings are enough.
+        process = self._spawn(name, ["worker"] if self._log_dir else ["worker", "--quiet", "--log-level", "WARNING"])
+        self._report(f"worker         pid {process.pid}, {self.settings.concurrency} processes")
+        return process
+
+    def _start_api(self) -> None:
+        self.api_key = Store(self.settings).api_keys.create(source="local", scopes=["write", "read", "operate"])
+        process = self._spawn("api", ["api"])
+        deadline = time.monotonic() + _STARTS_WITHIN
+        while not _answers(f"{self.api_url}/readyz"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise MdstoreError(f"the front door did not become ready at {self.api_url}: see its log")
+            time.sleep(0.05)
+        self._report(f"front door     {self.api_url}  (API: {self.api_url}/docs)")
+        self._report(f"bearer key     {self.api_key}")
+
+    def wait(self) -> str:
+        """Block until a part ends by itself; returns its name."""
+        while True:
+            for name, process in self.processes.items():
+                if process.poll() is not None:
+                    return name
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Stop all parts, the last started first. Stopping twice is safe."""
+        for name in reversed(list(self.processes)):
+            stop_process(self.processes.pop(name))
+        self.aws.stop()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _spawn(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        log = (self._log_dir / f"{name}.log").open("ab") if self._log_dir else None
+        try:
+            # A session of its own: a Ctrl-C goes to the parent alone, and the whole group can be ended at once.
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mdstore", *arguments],
+                env=self.environ,
+                stdout=log or sys.stderr.fileno(),
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        finally:
+            if log:
+                log.close()
+        self.processes[name] = process
+        return process
+
+
+def stop_process(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end (SIGTERM), and end its group when it does not within 20 s."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOPS_WITHIN)
+        except subprocess.TimeoutExpired:
+            kill_group(process)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL a process that this one started, and its children."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):  # noqa: S310  our own child
+            return True
+    except (urllib.error.URLError, OSError):
+        return False

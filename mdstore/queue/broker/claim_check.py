@@ -1,0 +1,157 @@
+"""The claim check: the message of any task whose arguments are large waits in S3, and a small pointer to it goes through SQS.
+
+    {"mdstore-claim": 1, "digest": SHA-256 of the message, "size": its bytes, "days": 45, "stored": "2026-11-25",
+     "task": ..., "id": ...}
+    {claim_prefix}45/2026-11-25/9f/9f86d081...        the message as it would have been sent, zstd
+
+A pointer is no task's message: it has neither body nor headers. `task` and `id` are there to be read by people and logs; all
+that is executed or routed by is in the message. Whoever may send to the queue may send any pointer, so a pointer names no
+key: the key is made of its digest, its day and one of the lives in `CLAIM_DAYS`.
+
+Objects are not deleted when a message is done, because other messages may have the same content; the bucket's lifecycle
+rules (`mdstore provision`) delete them by age. As content is stored once a day and not once for ever, no object is older
+than its message by more than a day.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from mdstore.aws.blobs import Contents
+from mdstore.aws.s3 import Objects
+from mdstore.errors import IntegrityError, InvalidRequest
+from mdstore.model import CLAIM_DAYS
+from mdstore.settings import DAY
+
+_MARK = "mdstore-claim"
+_MAX_POINTER = 4_096  # characters
+_MAX_NAME = 255
+
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pointer. `days` is how long its object is kept at least, `stored` the day (UTC) that this begins with."""
+
+    version: Literal[1] = msgspec.field(name=_MARK)
+    digest: Digest
+    size: int
+    days: int
+    stored: date
+    task: str = ""
+    id: str = ""
+
+
+class _Marked(msgspec.Struct):
+    mark: msgspec.Raw | msgspec.UnsetType = msgspec.field(name=_MARK, default=msgspec.UNSET)
+
+
+class _Names(msgspec.Struct):
+    task: str = ""
+    id: str = ""
+
+
+class _Message(msgspec.Struct):
+    headers: _Names = msgspec.field(default_factory=_Names)
+
+
+_claim = msgspec.json.Decoder(Claim)
+_marked = msgspec.json.Decoder(_Marked)
+_message = msgspec.json.Decoder(_Message)
+
+
+class ClaimChecks:
+    """Checks messages in and redeems them. `threshold` and `max_bytes` are of a message in UTF-8.
+
+    Raises `Unavailable` and `DeploymentBroken` beside what is said.
+    """
+
+    def __init__(
+        self,
+        *,
+        objects: Objects,
+        prefix: str,
+        threshold: int,
+        max_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._contents = Contents(objects=objects, max_bytes=max_bytes)
+        self._prefix = prefix
+        self._threshold = threshold
+        self._max_bytes = max_bytes
+        self._clock = clock
+
+    def store(self, text: str, *, due: float | None = None) -> str:
+        """Return `text`, or where it is larger than the threshold a pointer to it; it is in S3 then.
+
+        A message that is `due` later, Unix seconds, is kept for as much longer. Raises `InvalidRequest` over `max_bytes`.
+        """
+        content = text.encode()
+        if len(content) <= self._threshold:
+            return text
+        if len(content) > self._max_bytes:
+            expected = f"at most max_claim_bytes={self._max_bytes}"
+            raise InvalidRequest(field="message", value=f"{len(content)} bytes", expected=expected)
+        now = self._clock()
+        days, stored = _life(0.0 if due is None else due - now), datetime.fromtimestamp(now, UTC).date()
+        claim = Claim(
+            version=1,
+            digest=self._contents.put(self._place(days, stored), content),
+            size=len(content),
+            days=days,
+            stored=stored,
+            **_names(content),
+        )
+        return msgspec.json.encode(claim).decode()
+
+    def load(self, text: str) -> str:
+        """The message that a pointer stands for. Raises `IntegrityError` where it is missing or not what was stored."""
+        claim = read_claim(text)
+        content = self._contents.get(self._place(claim.days, claim.stored), claim.digest, claim.size)
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise IntegrityError(f"claim {claim.digest!r} is not text: {error}") from error
+
+    def _place(self, days: int, stored: date) -> str:
+        return f"{self._prefix}{days}/{stored}/"
+
+
+def is_claim(text: str) -> bool:
+    """Whether `text` is meant as a pointer, and so no task's message; `load` tells whether it is a good one."""
+    if len(text) > _MAX_POINTER or _MARK not in text:
+        return False
+    try:
+        return _marked.decode(text).mark is not msgspec.UNSET
+    except (ValueError, RecursionError):
+        return False
+
+
+def read_claim(text: str) -> Claim:
+    """What a pointer says; its `task` and `id` are for logs. Raises `IntegrityError`."""
+    try:
+        claim = _claim.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"not a claim: {error}") from error
+    if claim.days not in CLAIM_DAYS:
+        raise IntegrityError(f"not a claim: days={claim.days}, expected one of {CLAIM_DAYS}")
+    return claim
+
+
+def _life(ahead: float) -> int:
+    """Days to keep what is due in `ahead` seconds: its age in queue and dead letters comes after it is due."""
+    needed = CLAIM_DAYS[0] + (ahead / DAY if ahead > DAY else 0)
+    return next((days for days in CLAIM_DAYS if days >= needed), CLAIM_DAYS[-1])
+
+
+def _names(content: bytes) -> dict[str, Any]:
+    try:
+        headers = _message.decode(content).headers
+    except (ValueError, RecursionError):
+        return {}
+    return {"task": headers.task[:_MAX_NAME], "id": headers.id[:_MAX_NAME]}

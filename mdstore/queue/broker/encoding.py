@@ -1,0 +1,75 @@
+"""What a message of kombu's is for SQS: body, delay, group and deduplication id."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from mdstore.aws.sqs import MAX_DELAY, Entry, is_fifo
+from mdstore.errors import InvalidRequest
+from mdstore.queue.broker.envelope import Malformed, check
+
+_encode = msgspec.json.Encoder().encode
+
+
+def entry_of(queue: str, message: dict[str, Any], *, store: Callable[[str], str] = str) -> Entry:
+    """The message as it is sent; `store` returns what goes through SQS in the place of its text.
+
+    Raises `InvalidRequest` for a task's message that no worker would take.
+    """
+    properties, headers = message.get("properties", {}), message.get("headers") or {}
+    group = properties.get("MessageGroupId")
+    attributes = properties.pop("message_attributes", None)
+    text = _encode(message).decode()
+    if "task" in headers:
+        _check(text, headers["task"])
+    body = store(text)
+    if not is_fifo(queue):
+        return Entry(
+            message_body=body,
+            delay_seconds=min(MAX_DELAY, delay_of(message)) or None,
+            message_group_id=group,
+            message_attributes=attributes,
+        )
+    return Entry(
+        message_body=body,
+        message_group_id=group or str(headers.get("task", "default")),
+        message_deduplication_id=properties.get("MessageDeduplicationId") or deduplication_id(message),
+        message_attributes=attributes,
+    )
+
+
+def _check(text: str, task: object) -> None:
+    try:
+        check(text)
+    except Malformed as error:
+        raise InvalidRequest(field="message", value=task, expected=f"a task that a worker takes ({error})") from error
+
+
+def due_beyond_sqs(queue: str, message: dict[str, Any]) -> float | None:
+    """When a message is due, Unix seconds, where SQS cannot wait for that: a FIFO queue delays no single message."""
+    delay = delay_of(message)
+    return time.time() + delay if delay > (0 if is_fifo(queue) else MAX_DELAY) else None
+
+
+def delay_of(message: dict[str, Any]) -> int:
+    """Whole seconds until a message is due: its task's `eta` (and so its countdown), or kombu's `delay_seconds`."""
+    properties, eta = message.get("properties", {}), (message.get("headers") or {}).get("eta")
+    seconds = float(properties.get("delay_seconds") or properties.get("DelaySeconds") or 0)
+    if eta:
+        due = datetime.fromisoformat(eta)
+        seconds = max(seconds, due.replace(tzinfo=due.tzinfo or UTC).timestamp() - time.time())
+    return max(0, math.ceil(seconds))
+
+
+def deduplication_id(message: dict[str, Any]) -> str:
+    """What tells this message from a task's others, in 64 characters: its retries, and what it was replaced by."""
+    headers = message.get("headers") or {}
+    told = [headers.get(name) for name in ("id", "retries", "replaced_task_nesting", "task")]
+    return hashlib.sha256(_encode(told if told[0] else message["properties"]["delivery_tag"])).hexdigest()

@@ -1,0 +1,129 @@
+"""What a message of a control, reply or event queue must look like before anything touches it: JSON of a known shape.
+
+The envelope is kombu's; what it holds is made anew here from the fields that were checked, and the rest of it is dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from mdstore.queue.broker.envelope import Malformed, Name, Properties
+from mdstore.queue.control.topics import REPLY_ID, Kind
+
+MAX_BYTES = 256 * 1024  # of an SNS message
+#: Seconds that a command is obeyed after its sender stopped waiting: the way through SNS, and clocks that differ.
+LATE = 30.0
+
+Clock = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class Headers(msgspec.Struct):
+    """Those of kombu's headers that something depends on. `expires` is a command's, `ticket` an answer's."""
+
+    clock: Clock | None = None
+    expires: float | None = None
+    ticket: Name | None = None
+
+
+class Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_encoding": "content-encoding"}):
+    """The message itself."""
+
+    body: str
+    properties: Properties
+    content_type: Literal["application/json"]
+    content_encoding: Literal["utf-8"]
+    headers: Headers = msgspec.field(default_factory=Headers)
+
+
+class ReplyTo(msgspec.Struct):
+    """Where an answer goes: nowhere but to a reply queue of the namespace."""
+
+    exchange: Name
+    routing_key: Annotated[str, msgspec.Meta(pattern=REPLY_ID)]
+
+
+class Command(msgspec.Struct, forbid_unknown_fields=True):
+    """A command to workers.
+
+    Source: https://docs.celeryq.dev/en/stable/userguide/workers.html#remote-control, kombu.pidbox.Mailbox._publish
+    """
+
+    method: Name
+    arguments: dict[str, Any] | None = None
+    destination: list[Name] | None = None
+    pattern: Name | None = None
+    matcher: Name | None = None
+    ticket: Name | None = None
+    reply_to: ReplyTo | None = None
+
+
+class Event(msgspec.Struct):
+    """What every event has; the other fields depend on its type."""
+
+    type: Name
+    hostname: Name
+    timestamp: float
+    clock: Clock | None = None
+    utcoffset: float = 0
+    uuid: Name | None = None
+
+
+_envelope = msgspec.json.Decoder(Envelope)
+_bodies: Mapping[Kind, msgspec.json.Decoder[Any]] = {
+    Kind.CONTROL: msgspec.json.Decoder(Command),
+    Kind.REPLY: msgspec.json.Decoder(dict[Name, Any]),
+    Kind.EVENTS: msgspec.json.Decoder(list[Event] | Event),
+}
+
+
+def unwrap(kind: Kind, text: str, *, tag: str, reply_exchange: str) -> dict[str, Any]:
+    """The message in kombu's form, with `tag` as its delivery tag. Raises `Malformed`, for a stale command too."""
+    try:
+        envelope = _envelope.decode(text)
+        body = envelope.body.encode()
+        if envelope.properties.body_encoding == "base64":
+            body = base64.b64decode(body, validate=True)
+        content = _bodies[kind].decode(body)
+        if kind is Kind.CONTROL:
+            _check_command(content, envelope.headers, reply_exchange)
+        elif kind is Kind.EVENTS:
+            _check_events(content if isinstance(content, list) else [content])
+    except (ValueError, RecursionError, binascii.Error) as error:
+        raise Malformed(f"not a message of a {kind} queue: {error}") from error
+    headers = {name: value for name, value in msgspec.to_builtins(envelope.headers).items() if value is not None}
+    return {
+        "body": body.decode(),
+        "content-type": envelope.content_type,
+        "content-encoding": envelope.content_encoding,
+        "headers": headers,
+        "properties": {"delivery_tag": tag, "delivery_info": {}, "body_encoding": None},
+    }
+
+
+def wrap(body: str) -> str:
+    """An envelope around a JSON text."""
+    return msgspec.json.encode({
+        "body": body, "content-type": "application/json", "content-encoding": "utf-8", "headers": {}, "properties": {},
+    }).decode()  # fmt: skip
+
+
+def _check_command(command: Command, headers: Headers, reply_exchange: str) -> None:
+    # What waited for a worker that was away must not stop it when it is back.
+    if not headers.expires or time.time() > headers.expires + LATE:
+        raise ValueError(f"the command {command.method!r} is stale")
+    if command.reply_to is not None and command.reply_to.exchange != reply_exchange:
+        raise ValueError("the answer would go elsewhere")
+
+
+def _check_events(events: list[Event]) -> None:
+    for event in events:
+        if event.type.startswith("task-") and event.uuid is None:
+            raise ValueError(f"an event {event.type!r} without its task")
+        if event.clock is None and event.type != "task-sent":
+            raise ValueError(f"an event {event.type!r} without its clock")

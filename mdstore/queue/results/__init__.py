@@ -1,0 +1,1 @@
+"""The result backend: results of tasks and groups, and chords that survive duplicates."""

@@ -1,0 +1,76 @@
+"""Celery's configuration, as the settings have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kombu import Exchange, Queue
+
+from mdstore.errors import ConfigurationError
+from mdstore.queue.control.reaper import Reaper
+
+if TYPE_CHECKING:
+    from mdstore.queue.app import SqsApp
+
+#: What an app cannot override: a worker accepts JSON only.
+_FIXED: Mapping[str, Any] = {
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "accept_content": ["json"],
+    "result_accept_content": ["json"],
+    "task_compression": None,
+}
+
+
+def celery_configuration(app: SqsApp, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Celery's configuration: the settings' values, then `overrides`. Raises `ConfigurationError` for anything but JSON."""
+    for key, fixed in _FIXED.items():
+        if overrides.get(key, fixed) != fixed:
+            raise ConfigurationError(key=key, value=overrides[key], expected=f"{fixed!r}: a worker takes nothing else")
+    settings = app.settings
+    queue = Queue(settings.queue, Exchange(settings.queue, type="direct"), routing_key=settings.queue)
+    return {
+        "broker_url": "sqs://",
+        "broker_transport": "mdstore.queue.broker.channel:Transport",
+        "broker_connection_retry_on_startup": True,
+        "result_backend": "mdstore.queue.results.backend:DynamoBackend",
+        "task_default_queue": settings.queue,
+        "task_queues": [queue],
+        "task_default_exchange": settings.queue,
+        "task_default_routing_key": settings.queue,
+        "task_create_missing_queues": False,
+        **_FIXED,
+        "result_expires": settings.result_hours * 3_600,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_track_started": False,
+        "worker_enable_prefetch_count_reduction": False,
+        "worker_prefetch_multiplier": 1,  # the transport holds more, and gives them back when the worker stops
+        "worker_consumer": "mdstore.queue.worker.consumer:Consumer",
+        "control_exchange": settings.control_topic,
+        "event_exchange": settings.events_topic,
+        "event_queue_prefix": settings.events_topic,
+        "worker_enable_remote_control": settings.remote_control,
+        "worker_send_task_events": settings.events,
+        "worker_hijack_root_logger": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": True,
+        **overrides,
+        "broker_transport_options": {**_transport_options(app), **overrides.get("broker_transport_options", {})},
+    }
+
+
+def _transport_options(app: SqsApp) -> dict[str, Any]:
+    settings = app.settings
+    fanout = {"topics": app.topics, "reaper": Reaper(app.topics)} if settings.remote_control or settings.events else {}
+    return {
+        **fanout,
+        "sqs": lambda: app.aws.queues,
+        "publisher": app.publisher,
+        "dead_letter": app.dead_letter,
+        "claim_checks": lambda: app.claim_checks,
+        "delayed_table": lambda: app.delayed_table,
+        "ahead": settings.prefetch,
+        "visibility_timeout": settings.visibility_timeout,
+        "wait_time_seconds": settings.wait_time,
+    }

@@ -1,0 +1,5 @@
+"""The data store, without Celery: operations, payloads, the writer, the ledger and records."""
+
+from mdstore.store.store import Store
+
+__all__ = ["Store"]

@@ -1,0 +1,426 @@
+"""The ledger: request states, lane summaries and receipts. Only this module changes a state; `docs/states.md` shows how.
+
+    pk = {request_id}          sk = request        state, counts, payload reference, times
+    pk = {request_id}          sk = lane#00042     one summary a lane
+    pk = {request_id}#00042    sk = tx#00007       receipt: the operations of transaction 7 that were not applied
+
+A lane's receipts have a partition of their own, because one partition takes 1,000 write units a second. Every item has
+`expires_at`, DynamoDB's TTL.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from mdstore.aws.dynamodb.attributes import Item, from_item, to_item
+from mdstore.aws.dynamodb.client import DynamoClient
+from mdstore.errors import ConditionFailed, NotFound
+from mdstore.log import event
+from mdstore.model import Counts, Reference, Refusal, State
+from mdstore.settings import DAY
+
+
+class LaneSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one lane. `state` is completed or failed; `error` says why it failed; times are Unix seconds."""
+
+    lane: int
+    state: State
+    counts: Counts
+    started_at: float
+    finished_at: float
+    error: str = ""
+
+
+class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as the ledger knows it.
+
+    `early` counts what was refused before anything was sent; `counts` cover all lanes once the state is final.
+    """
+
+    request_id: str
+    state: State
+    source: str
+    operations: int
+    lanes: int
+    reference: Reference
+    early: Counts
+    counts: Counts
+    accepted_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    error: str = ""
+
+    def summary(self) -> dict[str, Any]:
+        """The answer that `ingest` gives as its result: JSON scalars and two small maps."""
+        counts = self.counts
+        return {
+            "request_id": self.request_id,
+            "state": str(self.state),
+            "operations": self.operations,
+            "applied": sum(counts.applied.values()),
+            "refused": sum(counts.refused.values()),
+            "failed": counts.failed,
+            "applied_by_op": counts.applied,
+            "refused_by_reason": counts.refused,
+        }
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """Proof that transaction `number` of a lane applied all its operations but the `refused`."""
+
+    number: int
+    refused: tuple[Refusal, ...] = ()
+
+
+class Ledger:
+    """Reads and writes of the ledger table."""
+
+    def __init__(
+        self, *, dynamo: DynamoClient, table: str, retention_days: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._dynamo = dynamo
+        self._table = table
+        self._retention = retention_days * DAY
+        self._clock = clock
+
+    # -- requests
+
+    def record_accepted(self, reference: Reference, *, operations: int, refused: Mapping[str, int]) -> bool:
+        """(none) -> accepted. False where the request is known already, perhaps because a worker was faster."""
+        values = {
+            "pk": reference.request_id,
+            "sk": "request",
+            "state": State.ACCEPTED,
+            **_request_values(reference, operations, refused),
+            "accepted_at": _milliseconds(self._clock()),
+            "expires_at": self.expires_at(),
+        }
+        is_new = self._put_unless(values, "attribute_exists(pk)")
+        if is_new:
+            event("request.accepted", request_id=reference.request_id, operations=operations, lanes=reference.lanes)
+        return is_new
+
+    def start(self, reference: Reference, *, operations: int, refused: Mapping[str, int]) -> RequestStatus:
+        """Accepted or failed -> running; also from nothing, when the producer's own note is late or lost."""
+        now = _milliseconds(self._clock())
+        defaults = {
+            **_request_values(reference, operations, refused),
+            "accepted_at": now,
+            "expires_at": self.expires_at(),
+        }
+        changed = self._update(
+            reference.request_id,
+            always={"state": State.RUNNING, "started_at": now},
+            defaults=defaults,
+            removed=("error", "finished_at"),
+            condition="attribute_not_exists(pk) OR #state IN (:accepted, :failed)",
+            arguments={":accepted": State.ACCEPTED, ":failed": State.FAILED},
+        )
+        if changed:
+            event("request.started", request_id=reference.request_id, operations=operations, lanes=reference.lanes)
+        return changed or self.get(reference.request_id)
+
+    def complete(
+        self, reference: Reference, *, operations: int, refused: Mapping[str, int], lane: LaneSummary | None
+    ) -> RequestStatus:
+        """(none), accepted, running or failed -> completed in one write: for a request whose only lane has been applied."""
+        early = Counts(refused=dict(refused))
+        started, finished = (lane.started_at, lane.finished_at) if lane else (self._clock(), self._clock())
+        changed = self._update(
+            reference.request_id,
+            always={
+                "state": State.COMPLETED,
+                "started_at": _milliseconds(started),
+                "finished_at": _milliseconds(finished),
+                "counts": _counts_value(lane.counts + early if lane else early),
+            },
+            defaults={
+                **_request_values(reference, operations, refused),
+                "accepted_at": _milliseconds(started),
+                "expires_at": self.expires_at(),
+            },
+            removed=("error",),
+            condition="attribute_not_exists(pk) OR #state <> :completed",
+            arguments={":completed": State.COMPLETED},
+        )
+        if changed:
+            _finished(changed)
+        return changed or self.get(reference.request_id)
+
+    def finish(self, request_id: str) -> RequestStatus:
+        """Running -> completed or failed, once every lane has its summary. Once completed, repeating it changes nothing."""
+        request, summaries = self._request_and_lanes(request_id)
+        if len(summaries) < request.lanes or request.state is State.COMPLETED:
+            return request
+        errors = [f"lane {lane.lane}: {lane.error}" for lane in summaries if lane.state is State.FAILED]
+        values = {
+            "state": State.FAILED if errors else State.COMPLETED,
+            "finished_at": _milliseconds(self._clock()),
+            "counts": _counts_value(sum((lane.counts for lane in summaries), start=request.early)),
+            "error": "; ".join(errors)[:1000],
+        }
+        changed = self._update(
+            request_id, always=values, condition="#state <> :completed", arguments={":completed": State.COMPLETED}
+        )
+        if changed:
+            _finished(changed)
+        return changed or self.get(request_id)
+
+    def fail(self, request_id: str, error: str) -> None:
+        """Anything but completed -> failed, with the latest error. Lanes that are delivered again may still finish it."""
+        request, lanes = self._request_and_lanes(request_id)
+        values = {
+            "state": State.FAILED,
+            "finished_at": _milliseconds(self._clock()),
+            "counts": _counts_value(sum((lane.counts for lane in lanes), start=request.early)),
+            "error": error[:1000],
+        }
+        changed = self._update(
+            request_id, always=values, condition="#state <> :completed", arguments={":completed": State.COMPLETED}
+        )
+        if changed:
+            _finished(changed)
+
+    def get(self, request_id: str) -> RequestStatus:
+        """One request, strongly consistent. Raises `NotFound`."""
+        item = self._get(request_id, "request")
+        if item is None:
+            raise NotFound("request", request_id)
+        return _request(item)
+
+    def progress(self, request_id: str) -> RequestStatus:
+        """Like `get`, with the counts of the lanes that are done so far. Raises `NotFound`."""
+        request, lanes = self._request_and_lanes(request_id)
+        if request.state is State.COMPLETED:
+            return request
+        return msgspec.structs.replace(request, counts=sum((lane.counts for lane in lanes), start=request.early))
+
+    def _request_and_lanes(self, request_id: str) -> tuple[RequestStatus, list[LaneSummary]]:
+        items = {item["sk"]: item for item in self._query(request_id)}
+        if "request" not in items:
+            raise NotFound("request", request_id)
+        request = _request(items.pop("request"))
+        return request, [_lane(item) for item in items.values()]
+
+    # -- lanes
+
+    def close_lane(self, request_id: str, summary: LaneSummary) -> None:
+        """Write a lane's summary. A completed one is never replaced; a failed one is, when the lane is run again."""
+        values = {
+            "pk": request_id,
+            "sk": _lane_key(summary.lane),
+            "state": summary.state,
+            "counts": _counts_value(summary.counts),
+            "started_at": _milliseconds(summary.started_at),
+            "finished_at": _milliseconds(summary.finished_at),
+            "error": summary.error or None,
+            "expires_at": self.expires_at(),
+        }
+        is_new = self._put_unless(
+            values, "attribute_exists(pk) AND #state = :completed", {":completed": State.COMPLETED}
+        )
+        if is_new:
+            level = logging.INFO if summary.state is State.COMPLETED else logging.ERROR
+            milliseconds = _milliseconds(summary.finished_at - summary.started_at)
+            event(
+                f"lane.{summary.state}",
+                level=level,
+                request_id=request_id,
+                lane=summary.lane,
+                operations=summary.counts.total,
+                ms=milliseconds,
+            )
+
+    def lane(self, request_id: str, number: int) -> LaneSummary | None:
+        """The summary of one lane, if it is written."""
+        item = self._get(request_id, _lane_key(number))
+        return _lane(item) if item else None
+
+    def lanes(self, request_id: str) -> list[LaneSummary]:
+        """The summaries written so far, by lane."""
+        return self._request_and_lanes(request_id)[1]
+
+    # -- receipts
+
+    def receipt_put(self, request_id: str, lane: int, receipt: Receipt) -> dict[str, Any]:
+        """The action that writes a receipt as part of its transaction, and cancels it where the receipt exists."""
+        item = to_item(
+            {
+                **receipt_key(request_id, lane, receipt.number),
+                "refused": [msgspec.to_builtins(refusal) for refusal in receipt.refused] or None,
+                "expires_at": self.expires_at(),
+            }
+        )
+        return {
+            "Put": {
+                "TableName": self._table,
+                "Item": item,
+                "ConditionExpression": "attribute_not_exists(pk)",
+                "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            }
+        }
+
+    def impossible(self, request_id: str, lane: int, number: int) -> dict[str, Any]:
+        """An action that never passes: a transaction with it is checked for validity and then cancelled."""
+        return {
+            "ConditionCheck": {
+                "TableName": self._table,
+                "Key": to_item(receipt_key(request_id, lane, number)),
+                "ConditionExpression": "attribute_exists(pk) AND attribute_not_exists(pk)",
+            }
+        }
+
+    def receipts(self, request_id: str, lane: int) -> dict[int, Receipt]:
+        """The receipts of a lane, by transaction number."""
+        found = (receipt_of(item) for item in self._query(f"{request_id}#{lane:05d}"))
+        return {receipt.number: receipt for receipt in found}
+
+    def expires_at(self) -> int:
+        """When an item written now may go, in Unix seconds."""
+        return int(self._clock() + self._retention)
+
+    # -- calls
+
+    def _update(
+        self,
+        request_id: str,
+        *,
+        always: Mapping[str, Any],
+        condition: str,
+        arguments: Mapping[str, Any],
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        removed: Collection[str] = (),
+    ) -> RequestStatus | None:
+        """Change a request's item where `condition` holds. None: superseded, which is a normal outcome."""
+        changes = [f"#{name} = :{name}" for name in always]
+        changes += [f"#{name} = if_not_exists(#{name}, :{name})" for name in defaults]
+        values = {**always, **defaults}
+        expression = "SET " + ", ".join(changes)
+        if removed:
+            expression += " REMOVE " + ", ".join(f"#{name}" for name in removed)
+        try:
+            answer = self._dynamo.call("UpdateItem", {
+                "TableName": self._table,
+                "Key": to_item({"pk": request_id, "sk": "request"}),
+                "UpdateExpression": expression,
+                "ConditionExpression": condition,
+                "ExpressionAttributeNames": {f"#{name}": name for name in (*values, *removed)},
+                "ExpressionAttributeValues": to_item({**{f":{name}": value for name, value in values.items()}, **arguments}),
+                "ReturnValues": "ALL_NEW",
+            })  # fmt: skip
+        except ConditionFailed:
+            return None
+        return _request(from_item(answer["Attributes"]))
+
+    def _put_unless(
+        self, values: Mapping[str, Any], condition: str, arguments: Mapping[str, Any] = MappingProxyType({})
+    ) -> bool:
+        body: dict[str, Any] = {
+            "TableName": self._table,
+            "Item": to_item(values),
+            "ConditionExpression": f"NOT ({condition})",
+        }
+        if arguments:
+            body["ExpressionAttributeNames"] = {"#state": "state"}
+            body["ExpressionAttributeValues"] = to_item(arguments)
+        try:
+            self._dynamo.call("PutItem", body)
+        except ConditionFailed:
+            return False
+        return True
+
+    def _get(self, pk: str, sk: str) -> dict[str, Any] | None:
+        body = {"TableName": self._table, "Key": to_item({"pk": pk, "sk": sk}), "ConsistentRead": True}
+        item: Item | None = self._dynamo.call("GetItem", body).get("Item")
+        return from_item(item) if item else None
+
+    def _query(self, pk: str) -> Iterator[dict[str, Any]]:
+        body: dict[str, Any] = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk",
+            "ExpressionAttributeValues": to_item({":pk": pk}),
+            "ConsistentRead": True,
+        }
+        while True:
+            answer = self._dynamo.call("Query", body)
+            yield from map(from_item, answer["Items"])
+            if "LastEvaluatedKey" not in answer:
+                return
+            body["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+
+def receipt_key(request_id: str, lane: int, number: int) -> dict[str, str]:
+    """The primary key of a receipt."""
+    return {"pk": f"{request_id}#{lane:05d}", "sk": f"tx#{number:05d}"}
+
+
+def _lane_key(number: int) -> str:
+    return f"lane#{number:05d}"
+
+
+def receipt_of(item: Mapping[str, Any]) -> Receipt:
+    """A receipt from its item."""
+    number = int(item["sk"].removeprefix("tx#"))
+    return Receipt(number=number, refused=tuple(msgspec.convert(item.get("refused", []), list[Refusal])))
+
+
+def _finished(request: RequestStatus) -> None:
+    summary = request.summary()
+    event(
+        f"request.{request.state}",
+        level=logging.INFO if request.state is State.COMPLETED else logging.ERROR,
+        **{name: summary[name] for name in ("request_id", "applied", "refused", "failed")},
+    )
+
+
+def _request_values(reference: Reference, operations: int, refused: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "operations": operations,
+        "reference": msgspec.to_builtins(reference),
+        "early": _counts_value(Counts(refused=dict(refused))),
+    }
+
+
+def _request(item: Mapping[str, Any]) -> RequestStatus:
+    reference = msgspec.convert(item["reference"], Reference)
+    early = msgspec.convert(item["early"], Counts)
+    return RequestStatus(
+        request_id=item["pk"],
+        state=State(item["state"]),
+        source=reference.source,
+        operations=item["operations"],
+        lanes=reference.lanes,
+        reference=reference,
+        early=early,
+        counts=msgspec.convert(item["counts"], Counts) if "counts" in item else early,
+        accepted_at=item["accepted_at"] / 1000,
+        started_at=item["started_at"] / 1000 if "started_at" in item else None,
+        finished_at=item["finished_at"] / 1000 if "finished_at" in item else None,
+        error=item.get("error", ""),
+    )
+
+
+def _lane(item: Mapping[str, Any]) -> LaneSummary:
+    return LaneSummary(
+        lane=int(item["sk"].removeprefix("lane#")),
+        state=State(item["state"]),
+        counts=msgspec.convert(item["counts"], Counts),
+        started_at=item["started_at"] / 1000,
+        finished_at=item["finished_at"] / 1000,
+        error=item.get("error", ""),
+    )
+
+
+def _counts_value(counts: Counts) -> dict[str, Any]:
+    value: dict[str, Any] = msgspec.to_builtins(counts)
+    return value
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,104 @@
+"""What became of each operation of a request, looked up by page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from mdstore.errors import InvalidRequest
+from mdstore.model import Outcome, Refusal, State
+from mdstore.store.ledger import Ledger, RequestStatus
+from mdstore.store.operations import Indexed
+from mdstore.store.packing import pack
+from mdstore.store.payload import Payloads
+
+Only = Literal["applied", "refused", "failed"]
+_PARTS = 20  # of a page at most: each is read from S3 and planned
+
+
+class Outcomes:
+    """Reads payloads and receipts of a request and tells what became of each operation."""
+
+    def __init__(self, *, payloads: Payloads, ledger: Ledger) -> None:
+        self._payloads = payloads
+        self._ledger = ledger
+
+    def page(
+        self, request: RequestStatus, *, only: Only | None = None, limit: int = 1_000, cursor: str | None = None
+    ) -> tuple[list[Outcome], str | None]:
+        """Up to `limit` outcomes in the order of the lanes, and the cursor of the next page (None at the end).
+
+        The refusals made before anything was sent come first. A cursor is `part:position`; part 0 are those refusals,
+        part n is lane n-1. An operation without outcome as yet is left out, so a running request's pages grow. A page ends
+        after 20 parts, full or not: with `only`, most parts may have nothing to show.
+        """
+        part, position = _parsed(cursor)
+        last = min(part + _PARTS - 1, request.lanes)
+        found: list[Outcome] = []
+        while part <= last:
+            outcomes = [one for one in self.part(request, part) if only in (None, one.outcome)]
+            room = limit - len(found)
+            found += outcomes[position : position + room]
+            if position + room < len(outcomes):
+                return found, f"{part}:{position + room}"
+            part, position = part + 1, 0
+            if len(found) == limit:
+                break
+        return found, f"{part}:0" if part <= request.lanes else None
+
+    def all(self, request: RequestStatus, *, only: Only | None = None) -> Iterator[Outcome]:
+        """Every outcome there is, in the order of the lanes."""
+        for part in range(request.lanes + 1):
+            yield from (one for one in self.part(request, part) if only in (None, one.outcome))
+
+    def part(self, request: RequestStatus, part: int) -> list[Outcome]:
+        """The outcomes of part 0 (refused before anything was sent) or of lane `part` - 1."""
+        if part == 0:
+            return [_refused(refusal) for refusal in self._payloads.refused(request.reference)]
+        lane = part - 1
+        receipts = self._ledger.receipts(request.request_id, lane)
+        gave_up = request.state is State.FAILED and self._gave_up(request.request_id, lane)
+        outcomes: list[Outcome] = []
+        for wave in pack(self._payloads.lane(request.reference, lane)):
+            for transaction in wave:
+                receipt = receipts.get(transaction.number)
+                if receipt is None:
+                    if gave_up:
+                        outcomes += [_outcome(item, "failed") for item in transaction.operations]
+                        outcomes += [_failed(one) for one in transaction.refused]
+                    continue
+                refused = {one.index: one for one in receipt.refused}
+                outcomes += [
+                    _refused(refused[item.index]) if item.index in refused else _outcome(item, "applied")
+                    for item in transaction.operations
+                ]
+                outcomes += [_refused(one) for one in transaction.refused]
+        return sorted(outcomes, key=lambda one: one.index)
+
+    def _gave_up(self, request_id: str, lane: int) -> bool:
+        summary = self._ledger.lane(request_id, lane)
+        return summary is not None and summary.state is State.FAILED
+
+
+def _outcome(item: Indexed, outcome: Only) -> Outcome:
+    return Outcome(index=item.index, outcome=outcome, op=item.op, entity=item.entity, key=item.key)
+
+
+def _failed(refusal: Refusal) -> Outcome:
+    return Outcome(index=refusal.index, outcome="failed", op=refusal.op, entity=refusal.entity, key=refusal.key)
+
+
+def _refused(refusal: Refusal) -> Outcome:
+    values: dict[str, Any] = msgspec.structs.asdict(refusal)
+    return Outcome(outcome="refused", **{**values, "reason": str(refusal.reason)})
+
+
+def _parsed(cursor: str | None) -> tuple[int, int]:
+    if not cursor:
+        return 0, 0
+    part, _, position = cursor.partition(":")
+    if not (part.isascii() and part.isdigit() and position.isascii() and position.isdigit() and len(cursor) < 20):
+        raise InvalidRequest(field="cursor", value=cursor, expected="a cursor of a former page")
+    return int(part), int(position)

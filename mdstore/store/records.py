@@ -1,0 +1,145 @@
+"""Records: the current state of each key, read strongly consistent.
+
+An item of the records table: `pk` = `{entity}#{key}`, `entity`, `key`, `data` (map) or `blob` (pointer), `version`,
+`sequence`?, `updated_at` (Unix milliseconds), `updated_by` = `{request}/{lane}/{transaction}`; a tombstone has `deleted`
+and `expires_at` instead of data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from mdstore.aws.blobs import Blob, Blobs
+from mdstore.aws.concurrent import Task
+from mdstore.aws.dynamodb.attributes import Item, from_item, to_item
+from mdstore.aws.dynamodb.client import DynamoClient
+from mdstore.errors import NotFound
+
+Key = tuple[str, str]  # entity, key
+_PAGE = 1_000  # items that one call of a listing reads
+_PAGES = 20  # calls of one page of a listing, however few items are the entity's
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The current state of one key. `updated_at` in Unix seconds; `data` is None in a tombstone."""
+
+    entity: str
+    key: str
+    version: int
+    data: dict[str, Any] | None
+    updated_at: float
+    updated_by: str
+    sequence: int | None = None
+    deleted: bool = False
+
+
+class Records:
+    """Reads of the records table. Writing is the writer's."""
+
+    def __init__(self, *, dynamo: DynamoClient, table: str, blobs: Blobs) -> None:
+        self._dynamo = dynamo
+        self._table = table
+        self._blobs = blobs
+
+    def get(self, entity: str, key: str) -> Record:
+        """One record. Raises `NotFound`."""
+        record = self.look_up([(entity, key)]).get((entity, key))
+        if record is None or record.deleted:
+            raise NotFound("record", f"{entity}/{key}")
+        return record
+
+    def look_up(self, keys: Iterable[Key]) -> dict[Key, Record]:
+        """The records of `keys` that exist, tombstones included."""
+        (items,) = self._dynamo.run([self.items(keys)])
+        return {key: self.read(item) for key, item in items.items()}
+
+    def items(self, keys: Iterable[Key]) -> Task[dict[Key, Item]]:
+        """Task: the raw items of `keys` that exist, in DynamoDB JSON."""
+        asked = [to_item({"pk": primary_key(*key)}) for key in dict.fromkeys(keys)]
+        items = yield from self._dynamo.batch_get(self._table, asked)
+        return {_key_of(item): item for item in items}
+
+    def export(self, entity: str | None = None, *, segments: int = 4) -> Iterator[Record]:
+        """All records (of `entity`), tombstones left out, in no order; a scan in parallel segments."""
+        with ThreadPoolExecutor(segments) as pool:
+            pages = [self._scan(entity, segment, segments) for segment in range(segments)]
+            futures = {pool.submit(next, page, None): page for page in pages}
+            while futures:
+                future, page = next(iter(futures.items()))
+                items = future.result()
+                del futures[future]
+                if items is None:
+                    continue
+                futures[pool.submit(next, page, None)] = page
+                yield from (self.read(item) for item in items)
+
+    def page(self, entity: str, *, limit: int, cursor: Mapping[str, Any] | None) -> tuple[list[Record], Any]:
+        """Up to `limit` records of one entity and the cursor of the next page (None at the end).
+
+        It reads 20,000 items at the most, so a page of an entity that is rare in its table may be short, or empty.
+        """
+        body = self._scan_body(entity) | {"Limit": _PAGE}
+        records: list[Record] = []
+        for _ in range(_PAGES):
+            if cursor:
+                body["ExclusiveStartKey"] = cursor
+            answer = self._dynamo.call("Scan", body)
+            items = answer["Items"][: limit - len(records)]
+            records += [self.read(item) for item in items]
+            cursor = answer.get("LastEvaluatedKey")
+            if len(items) < len(answer["Items"]):
+                return records, {"pk": items[-1]["pk"]}
+            if cursor is None or len(records) == limit:
+                break
+        return records, cursor
+
+    def read(self, item: Item) -> Record:
+        """A record from its item; data kept in S3 is fetched."""
+        values = from_item(item)
+        data = values.get("data")
+        if "blob" in values:
+            data = self._blobs.get(msgspec.convert(values["blob"], Blob))
+        return Record(
+            entity=values["entity"],
+            key=values["key"],
+            version=values["version"],
+            data=data,
+            updated_at=values["updated_at"] / 1000,
+            updated_by=values["updated_by"],
+            sequence=values.get("sequence"),
+            deleted=values.get("deleted", False),
+        )
+
+    def _scan(self, entity: str | None, segment: int, segments: int) -> Iterator[Sequence[Item]]:
+        body = self._scan_body(entity) | {"Segment": segment, "TotalSegments": segments}
+        while True:
+            answer = self._dynamo.call("Scan", body)
+            yield answer["Items"]
+            if "LastEvaluatedKey" not in answer:
+                return
+            body["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+    def _scan_body(self, entity: str | None) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "TableName": self._table,
+            "ConsistentRead": True,
+            "FilterExpression": "attribute_not_exists(deleted)",
+        }
+        if entity is not None:
+            body["FilterExpression"] += " AND entity = :entity"
+            body["ExpressionAttributeValues"] = to_item({":entity": entity})
+        return body
+
+
+def primary_key(entity: str, key: str) -> str:
+    """The partition key of a record; an entity's name has no `#`, so no two records share one."""
+    return f"{entity}#{key}"
+
+
+def _key_of(item: Item) -> Key:
+    entity, _, key = item["pk"]["S"].partition("#")
+    return entity, key

@@ -1,0 +1,139 @@
+"""The proof that a request's effects equal its inputs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from mdstore import exactjson
+from mdstore.aws.dynamodb.attributes import from_attribute
+from mdstore.errors import IntegrityError
+from mdstore.model import Outcome, State
+from mdstore.store.ledger import Ledger, RequestStatus
+from mdstore.store.operations import OPERATIONS, Effect, Indexed, Needs, effect_on
+from mdstore.store.outcomes import Outcomes
+from mdstore.store.packing import pack
+from mdstore.store.payload import Payloads
+from mdstore.store.records import Record, Records
+
+
+@dataclass(kw_only=True)
+class Verification:
+    """What `verify` found. `superseded` are effects that a later request has replaced; `faults` name what is wrong."""
+
+    request_id: str
+    operations: int = 0
+    applied: int = 0
+    refused: int = 0
+    superseded: int = 0
+    faults: list[str] = field(default_factory=list)
+    fault_count: int = 0
+
+    def fault(self, text: str) -> None:
+        """Note something wrong; the first hundred are kept."""
+        self.fault_count += 1
+        if self.fault_count <= 100:
+            self.faults.append(text)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every operation has its outcome and its effect."""
+        return self.fault_count == 0
+
+
+class Verifier:
+    """Compares a request's payload, receipts and records."""
+
+    def __init__(self, *, payloads: Payloads, ledger: Ledger, records: Records) -> None:
+        self._payloads = payloads
+        self._outcomes = Outcomes(payloads=payloads, ledger=ledger)
+        self._records = records
+
+    def verify(self, request: RequestStatus) -> Verification:
+        """Check that each operation has one outcome, that the counts agree, and that each effect is there."""
+        found = Verification(request_id=request.request_id)
+        if request.state is not State.COMPLETED:
+            found.fault(
+                f"the request is {request.state}: {request.counts.total} of {request.operations} operations have an outcome"
+            )
+            return found
+        seen: set[int] = set()
+        try:
+            for part in range(request.lanes + 1):
+                outcomes = self._outcomes.part(request, part)
+                self._count(found, outcomes, seen)
+                if part:
+                    self._verify_effects(found, request, part - 1, outcomes)
+        except IntegrityError as error:
+            found.fault(str(error))
+        if seen != set(range(request.operations)):
+            found.fault(f"{request.operations - len(seen)} of {request.operations} operations have no outcome")
+        counts = (sum(request.counts.applied.values()), sum(request.counts.refused.values()))
+        if counts != (found.applied, found.refused):
+            found.fault(
+                f"the ledger counts {counts} applied and refused, the receipts {(found.applied, found.refused)}"
+            )
+        return found
+
+    def _count(self, found: Verification, outcomes: list[Outcome], seen: set[int]) -> None:
+        for one in outcomes:
+            if one.index in seen:
+                found.fault(f"operation {one.index} has two outcomes")
+            seen.add(one.index)
+            found.operations += 1
+            found.applied += one.outcome == "applied"
+            found.refused += one.outcome == "refused"
+
+    def _verify_effects(self, found: Verification, request: RequestStatus, lane: int, outcomes: list[Outcome]) -> None:
+        applied = {one.index for one in outcomes if one.outcome == "applied"}
+        writers: dict[tuple[str, str], str] = {}
+        changes: dict[tuple[str, str], list[Indexed]] = defaultdict(list)
+        for wave in pack(self._payloads.lane(request.reference, lane)):
+            for transaction in wave:
+                writer = f"{request.request_id}/{lane}/{transaction.number}"
+                for item in transaction.operations:
+                    if item.index in applied and OPERATIONS[item.op].writes:
+                        writers[item.entity, item.key] = writer
+                        changes[item.entity, item.key].append(item)
+        records = self._records.look_up(writers)
+        for key, writer in writers.items():
+            self._verify_effect(found, records.get(key), writer, changes[key])
+
+    def _verify_effect(self, found: Verification, record: Record | None, writer: str, changes: list[Indexed]) -> None:
+        item = changes[-1]
+        name = f"operation {item.index} ({item.op} {item.entity}/{item.key})"
+        if record is None:
+            found.fault(f"{name}: the record has vanished")
+        elif record.updated_by != writer:
+            if record.updated_by.rsplit("/", 2)[0] == writer.rsplit("/", 2)[0]:
+                found.fault(f"{name}: the record was last written by {record.updated_by}, not {writer}")
+            else:
+                found.superseded += 1
+        elif not _is_effect(changes, record):
+            found.fault(f"{name}: the record's data is not what the request's operations on it make of it")
+
+
+def _is_effect(changes: list[Indexed], record: Record) -> bool:
+    """Whether `record`, last written by the last of `changes`, is what they make, one after the other.
+
+    Where its version tells that they are all that ever wrote it, that is all of its data. Else another request may have come
+    between them, and the last one counts: a patch that was made on data that is not known changes nothing when made again.
+    """
+    last = changes[-1]
+    if not (OPERATIONS[changes[0].op].needs is Needs.ABSENT and record.version == len(changes)):
+        changes = [last]
+    if OPERATIONS[last.op].effect is Effect.REMOVE:
+        return record.deleted
+    if last.sequence is not None and record.sequence != last.sequence:
+        return False
+    data = record.data
+    for item in changes:
+        data = effect_on(data, item.op, _data(item))
+    return exactjson.canonical(record.data) == exactjson.canonical(data)
+
+
+def _data(item: Indexed) -> Any:
+    if item.data:
+        return exactjson.loads(bytes(item.data))
+    return from_attribute(exactjson.loads(bytes(item.attribute))) if item.attribute else None

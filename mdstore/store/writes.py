@@ -1,0 +1,187 @@
+"""What each op does to its record: the write that does it, and why the old item made DynamoDB reject it.
+
+`build_write` puts the rules into a condition, and `explain_rejection` reads the same rules against the item that failed it:
+whoever changes one changes the other.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from mdstore.aws.blobs import Blob
+from mdstore.aws.dynamodb.attributes import AttributeValue, Item, from_attribute, to_attribute
+from mdstore.model import OpName, Reason
+from mdstore.store.operations import OPERATIONS, Effect, Indexed, Needs
+from mdstore.store.records import primary_key
+
+_EXISTS = "attribute_exists(pk) AND attribute_not_exists(#deleted)"
+_ABSENT = "(attribute_not_exists(pk) OR attribute_exists(#deleted))"
+_NEWER = "(attribute_not_exists(#sequence) OR #sequence < :sequence)"
+_REQUIRES = {Needs.ABSENT: _ABSENT, Needs.PRESENT: _EXISTS}
+_NAME = re.compile("#([a-z_]+)")
+_ZERO, _ONE, _TRUE = {"N": "0"}, {"N": "1"}, {"BOOL": True}
+
+#: What a record's data becomes: DynamoDB JSON, as text or not, or a pointer.
+Data = msgspec.Raw | AttributeValue | Blob
+
+
+class WriteMetadata:
+    """Who writes, and when: `updated_at` and the tombstones' `expires_at` in Unix milliseconds and seconds."""
+
+    def __init__(self, *, table: str, updated_by: str, updated_at: int, tombstone_expires_at: int) -> None:
+        self.table = table
+        self.updated_by = {"S": updated_by}
+        self.updated_at = {"N": str(updated_at)}
+        self.tombstone_expires_at = {"N": str(tombstone_expires_at)}
+
+
+def build_write(
+    operation: Indexed,
+    data: Data,
+    metadata: WriteMetadata,
+    *,
+    based_on: int | None = None,
+    over_tombstone: bool = False,
+) -> dict[str, Any]:
+    """The action of one operation, in DynamoDB JSON.
+
+    `data` is what the record becomes. `based_on` is the version that a patch was computed from; the write is cancelled
+    when the record has moved on since. An insert is a plain put, the cheapest action there is, unless a former try has
+    found a tombstone in its place, whose version it must go on counting.
+    """
+    spec = OPERATIONS[operation.op]
+    if spec.needs is Needs.ABSENT and not over_tombstone:
+        return {"Put": _put(operation, data, metadata)}
+    expected = operation.expect_version if based_on is None else based_on
+    shape = _shape(
+        operation.op,
+        has_expected=expected is not None,
+        has_sequence=operation.sequence is not None,
+        is_blob=isinstance(data, Blob),
+    )
+    body: dict[str, Any] = {
+        "TableName": metadata.table,
+        "Key": {"pk": {"S": primary_key(operation.entity, operation.key)}},
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        **shape,
+    }
+    values = _values(operation, data, metadata, expected)
+    if values:
+        body["ExpressionAttributeValues"] = values
+    return {"Update" if spec.writes else "ConditionCheck": body}
+
+
+def explain_rejection(operation: Indexed, old: Item | None) -> tuple[Reason, str] | None:
+    """Why the operation is refused, given the item as it is. None: nothing refuses it (any more)."""
+    exists = old is not None and "deleted" not in old
+    version = from_attribute(old["version"]) if old else None
+    sequence = from_attribute(old["sequence"]) if old and "sequence" in old else None
+    if operation.sequence is not None and sequence is not None and sequence >= operation.sequence:
+        return Reason.STALE, f"the record has sequence {sequence}"
+    needs = OPERATIONS[operation.op].needs
+    if needs is Needs.ABSENT and exists:
+        return Reason.EXISTS, f"the record has version {version}"
+    if needs is Needs.PRESENT and not exists:
+        return Reason.MISSING, "there is no record"
+    if operation.expect_version is not None and (not exists or version != operation.expect_version):
+        return Reason.VERSION_MISMATCH, f"the record has version {version}" if exists else "there is no record"
+    return None
+
+
+def _put(operation: Indexed, data: Data, metadata: WriteMetadata) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "pk": {"S": primary_key(operation.entity, operation.key)},
+        "entity": {"S": operation.entity},
+        "key": {"S": operation.key},
+        "version": _ONE,
+        "updated_at": metadata.updated_at,
+        "updated_by": metadata.updated_by,
+    }
+    if operation.sequence is not None:
+        item["sequence"] = {"N": str(operation.sequence)}
+    if isinstance(data, Blob):
+        item["blob"] = _pointer(data)
+    else:
+        item["data"] = data
+    return {
+        "TableName": metadata.table,
+        "Item": item,
+        "ConditionExpression": "attribute_not_exists(pk)",
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }
+
+
+@cache
+def _shape(op: OpName, *, has_expected: bool, has_sequence: bool, is_blob: bool) -> dict[str, Any]:
+    """The expressions of an operation, which depend on its kind and not on its values; `_values` is their twin."""
+    shape: dict[str, Any] = {}
+    conditions = _conditions(op, has_expected=has_expected, has_sequence=has_sequence)
+    if conditions:
+        shape["ConditionExpression"] = " AND ".join(conditions)
+    if OPERATIONS[op].writes:
+        shape["UpdateExpression"] = _update(op, has_sequence=has_sequence, is_blob=is_blob)
+    names = sorted(set(_NAME.findall(" ".join(shape.values()))))
+    shape["ExpressionAttributeNames"] = {f"#{name}": name for name in names}
+    return shape
+
+
+def _conditions(op: OpName, *, has_expected: bool, has_sequence: bool) -> list[str]:
+    needs = Needs.PRESENT if has_expected else OPERATIONS[op].needs  # an insert has no expected version
+    conditions = [_REQUIRES[needs]] if needs in _REQUIRES else []
+    if has_expected:
+        conditions.append("#version = :expected")
+    if has_sequence:
+        conditions.append(_NEWER)
+    return conditions
+
+
+def _update(op: OpName, *, has_sequence: bool, is_blob: bool) -> str:
+    changes = ["#version = if_not_exists(#version, :zero) + :one", *_set("updated_at", "updated_by")]
+    spec = OPERATIONS[op]
+    if spec.may_create:
+        changes += _set("entity", "key")
+    if has_sequence:
+        changes += _set("sequence")
+    if spec.effect is Effect.REMOVE:
+        changes += _set("deleted", "expires_at")
+        removed = "#data, #blob"
+    elif is_blob:
+        changes += _set("blob")
+        removed = "#data, #deleted, #expires_at"
+    else:
+        changes += _set("data")
+        removed = "#blob, #deleted, #expires_at"
+    return f"SET {', '.join(changes)} REMOVE {removed}"
+
+
+def _set(*names: str) -> list[str]:
+    return [f"#{name} = :{name}" for name in names]
+
+
+def _values(operation: Indexed, data: Data, metadata: WriteMetadata, expected: int | None) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if expected is not None:
+        values[":expected"] = {"N": str(expected)}
+    if operation.sequence is not None:
+        values[":sequence"] = {"N": str(operation.sequence)}
+    spec = OPERATIONS[operation.op]
+    if not spec.writes:
+        return values
+    values |= {":zero": _ZERO, ":one": _ONE, ":updated_at": metadata.updated_at, ":updated_by": metadata.updated_by}
+    if spec.may_create:
+        values |= {":entity": {"S": operation.entity}, ":key": {"S": operation.key}}
+    if spec.effect is Effect.REMOVE:
+        values |= {":deleted": _TRUE, ":expires_at": metadata.tombstone_expires_at}
+    elif isinstance(data, Blob):
+        values[":blob"] = _pointer(data)
+    else:
+        values[":data"] = data
+    return values
+
+
+def _pointer(blob: Blob) -> AttributeValue:
+    return to_attribute(msgspec.to_builtins(blob))

@@ -1,0 +1,5 @@
+"""The data store's Celery tasks, and the app that has them."""
+
+from mdstore.tasks.app import StoreApp, create_store_app
+
+__all__ = ["StoreApp", "create_store_app"]

@@ -1,0 +1,104 @@
+"""The caller's side of `ingest`: operations go to S3, and only their reference to SQS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from celery.result import AsyncResult
+from kombu.exceptions import OperationalError
+
+from mdstore.errors import DeploymentBroken, InvalidRequest, Unavailable
+from mdstore.model import Reference
+from mdstore.queue.broker.publisher import Unsent
+from mdstore.store.ingestor import Accepted, OnInvalid
+from mdstore.tasks.task import StoreTask
+
+
+class IngestTask(StoreTask):
+    """Does the claim check on the caller's side: operations to S3, their reference to SQS."""
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult:
+        """Store the operations and send their reference; returns the result of the request.
+
+        `args` is `(operations,)`; `kwargs` may have `request_id`, `source` and `on_invalid`. A request that is known
+        already is not sent again, unless a signature's task id waits for it.
+        """
+        args, kwargs = tuple(args or ()), dict(kwargs or {})
+        if options.get("expires") is not None:
+            raise InvalidRequest(
+                field="expires", value=options["expires"], expected="none: what is accepted is applied"
+            )
+        if args and _is_reference(args[0]):
+            return super().apply_async(args, kwargs, **options)
+        task_id = options.pop("task_id", None)
+        request_id = kwargs.pop("request_id", None) or task_id
+        accepted = self.accept(*args, request_id=request_id, task_id=task_id, options=options, **kwargs)
+        if accepted.published is None:
+            return self.AsyncResult(accepted.reference.request_id)
+        result: AsyncResult = accepted.published
+        return result
+
+    def accept(
+        self,
+        operations: Any,
+        *,
+        request_id: str | None = None,
+        source: str = "default",
+        on_invalid: OnInvalid = "raise",
+        task_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Accepted:
+        """Accept a request and publish it; without a task id of the caller's the request id is the task's."""
+        if isinstance(operations, Mapping | str | bytes):
+            raise InvalidRequest(field="operations", value=operations, expected="a list of operations")
+        send = super().apply_async
+
+        def publish(reference: Reference) -> AsyncResult:
+            message = msgspec.to_builtins(reference)
+            with broker_errors():
+                return send(
+                    (message,),
+                    {},
+                    task_id=task_id or reference.request_id,
+                    **fairness_options(reference),
+                    **(options or {}),
+                )
+
+        return self.store.ingestor.accept(
+            operations,
+            publish=publish,
+            request_id=request_id,
+            source=source,
+            on_invalid=on_invalid,
+            republish=task_id is not None,
+        )
+
+
+def fairness_options(reference: Reference) -> dict[str, str]:
+    """The option that lets SQS deliver the sources' messages in turn, so that a noisy one does not hold up the others.
+
+    Source: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues.html
+    """
+    return {"MessageGroupId": reference.source}
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, Mapping) and "payload" in value and "digest" in value
+
+
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """Turn the broker's errors into the package's own."""
+    try:
+        yield
+    except Unsent as unsent:
+        failed = unsent.failed[0][1]
+        kind = DeploymentBroken if failed.sender_fault else Unavailable
+        raise kind(f"SQS send: {unsent}", code=failed.code) from unsent
+    except OperationalError as error:
+        raise Unavailable(f"SQS send: {error}", code=type(error).__name__) from error

@@ -1,0 +1,209 @@
+"""The due-time table on a real emulator: several processes drain it, some of them are killed, and every message arrives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from mdstore.aws.clients import AwsClients
+from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.provision import provision
+from mdstore.queue.delayed.table import LEASE, SHARDS, DelayedMessage, DelayedTable
+from mdstore.queue.worker.periodic import Periodic
+from mdstore.settings import Settings, load_settings
+from tests.integration.moving import KILLED, CountingDynamo, dynamo_of, sender
+from tests.waiting import until
+
+ROOT = Path(__file__).parents[2]
+DAY = 86_400
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[EmbeddedAws]:
+    with EmbeddedAws(port=free_port()) as running:
+        yield running
+
+
+class Environment:
+    """A provisioned namespace, and processes that drain its table."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self.environ = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "AWS_ENDPOINT_URL": url,
+            "MDSTORE_NAMESPACE": f"due-{uuid4().hex[:12]}",
+        }
+        self.settings: Settings = load_settings(self.environ).settings
+        for _ in provision(self.settings):
+            pass
+        self.aws = AwsClients(self.settings)
+        self.dynamo: CountingDynamo = dynamo_of(self.aws)
+        self.table = self.at(0)
+        self.out = directory / "sent"
+
+    def at(self, ahead: float) -> DelayedTable:
+        """The table as it is seen by one whose clock is `ahead` seconds wrong."""
+        return DelayedTable(dynamo=self.dynamo, table=self.settings.delayed_table, clock=lambda: time.time() + ahead)
+
+    def put(self, count: int, *, ahead: float = 60.0, body: str = "{}") -> set[str]:
+        """Put messages that are due together; returns their idents."""
+        due = time.time() + ahead
+        idents = [f"t{number}:{ahead}" for number in range(count)]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda ident: self.table.put(self.settings.queue, body, due, ident=ident), idents))
+        return set(idents)
+
+    def spawn(self, step: str = "") -> subprocess.Popen[bytes]:
+        """A process that drains, until it is killed at `step`."""
+        command = [sys.executable, "-m", "tests.integration.moving", str(self.out), step]
+        return subprocess.Popen(command, cwd=ROOT, env=self.environ)
+
+    def move(self, ahead: float = 0.0) -> int:
+        """Drain as such a process does, in this one."""
+        deliver = sender(self.aws)
+
+        def send(batch: Sequence[DelayedMessage]) -> Sequence[DelayedMessage]:
+            taken = deliver(batch)
+            with self.out.open("a") as written:
+                written.write("".join(f"{one.ident}\n" for one in taken))
+            return taken
+
+        return self.at(ahead).move(send)
+
+    @property
+    def sent(self) -> list[str]:
+        return self.out.read_text().splitlines() if self.out.exists() else []
+
+    def queued(self, kind: str = "") -> int:
+        """Messages in the queue, `Delayed` or not."""
+        url = self.aws.sqs.get_queue_url(QueueName=self.settings.queue)["QueueUrl"]
+        found: dict[Any, str] = {
+            **self.aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+        }
+        return int(found[f"ApproximateNumberOfMessages{kind}"])
+
+    def left(self) -> int:
+        return self.aws.dynamodb.scan(TableName=self.settings.delayed_table, Select="COUNT")["Count"] - 1  # the state
+
+
+@pytest.fixture
+def environment(aws: EmbeddedAws, tmp_path: Path) -> Environment:
+    return Environment(aws.url, tmp_path)
+
+
+def test_a_message_waits_in_the_table_then_in_sqs_then_arrives(environment: Environment) -> None:
+    """A running drainer moves it; SQS delays it for the rest and not longer."""
+    queue = environment.settings.queue
+    began = time.time()
+    environment.table.put(queue, "late", began + 3_600, ident="late")
+    environment.table.put(queue, "delayed", began + 890, ident="delayed")
+    environment.table.put(queue, "soon", began + 3, ident="soon")
+    send = sender(environment.aws)
+    drainer = Periodic("due", lambda stopping: environment.table.move(send, stopping=stopping) > 0, interval=0.2)
+    drainer.start()
+    until(lambda: environment.left() == 1)
+    assert drainer.stop()
+    url = environment.aws.sqs.get_queue_url(QueueName=queue)["QueueUrl"]
+    found = environment.aws.sqs.receive_message(QueueUrl=url, WaitTimeSeconds=10, MaxNumberOfMessages=10)["Messages"]
+    arrived = time.time()
+    assert [one["Body"] for one in found] == ["soon"]
+    assert began + 3 <= arrived < began + 6
+    assert environment.queued("Delayed") == 1
+
+
+def test_a_time_to_live_is_set(environment: Environment) -> None:
+    """What nobody drains for months does not stay for ever."""
+    described = environment.aws.dynamodb.describe_time_to_live(TableName=environment.settings.delayed_table)[
+        "TimeToLiveDescription"
+    ]
+    assert described["TimeToLiveStatus"] == "ENABLED"
+    environment.put(1)
+    found = environment.aws.dynamodb.scan(TableName=environment.settings.delayed_table)["Items"]
+    assert [
+        float(item[described["AttributeName"]]["N"]) > time.time() + 80 * DAY for item in found if "body" in item
+    ] == [True]
+
+
+def test_putting_the_same_from_many_threads_keeps_one(environment: Environment) -> None:
+    """The condition is DynamoDB's."""
+    due = time.time() + 60
+    with ThreadPoolExecutor(8) as pool:
+        new = list(pool.map(lambda _: environment.table.put("q", "{}", due, ident="t1:0"), range(50)))
+    assert Counter(new) == {True: 1, False: 49}
+    assert environment.left() == 1
+
+
+def test_several_processes_share_what_is_due(environment: Environment) -> None:
+    """Thousands of messages of one moment, three drainers: each message is sent once, by about 0.2 calls."""
+    idents = environment.put(2_000, body="x" * 500)
+    drainers = [environment.spawn() for _ in range(3)]
+    assert [drainer.wait(60) for drainer in drainers] == [0, 0, 0]
+    assert sorted(environment.sent) == sorted(idents)
+    assert environment.queued() + environment.queued("Delayed") == len(idents)
+    assert environment.left() == 0
+
+
+def test_what_it_takes_to_drain(environment: Environment) -> None:
+    """A tenth of a call to SQS and a tenth to DynamoDB a message, and a few calls a shard."""
+    environment.put(600)
+    environment.dynamo.calls.clear()
+    deliver, sends = sender(environment.aws), Counter[int]()
+
+    def send(batch: Any) -> Any:
+        sends[len(batch)] += 1
+        return deliver(batch)
+
+    assert environment.table.move(send) == 600
+    assert sum(sends.values()) <= 60 + SHARDS
+    calls = environment.dynamo.calls
+    batches = sum(sends.values())
+    assert calls == {
+        "GetItem": 1, "UpdateItem": 2 * SHARDS, "Query": calls["Query"], "BatchWriteItem": batches,
+    }  # fmt: skip
+    assert calls["Query"] <= 3 * SHARDS
+
+
+@pytest.mark.parametrize("step", KILLED)
+def test_a_drainer_killed_at_any_step_loses_nothing(environment: Environment, step: str) -> None:
+    """Whoever comes after its lease is over goes on; what was sent and not deleted comes twice."""
+    idents = environment.put(120)
+    killed = environment.spawn(step)
+    assert killed.wait(60) == -signal.SIGKILL
+    before = environment.sent
+    assert environment.move() + environment.move(ahead=LEASE + 5) >= len(idents - set(before))
+    assert environment.move(ahead=LEASE + 5) == 0
+    assert set(environment.sent) == idents
+    repeated = len(environment.sent) - len(idents)
+    assert repeated <= len(before)
+    assert repeated <= 10 * 4
+    assert repeated > 0 or step != "send"
+    assert environment.left() == 0
+
+
+def test_after_days_without_a_worker_everything_is_found(environment: Environment) -> None:
+    """Each hour of the pause is looked into once."""
+    idents = set().union(*(environment.put(3, ahead=day * DAY + 60) for day in range(6)))
+    sent: list[str] = []
+
+    def send(batch: list[DelayedMessage]) -> list[DelayedMessage]:
+        sent.extend(one.ident for one in batch)
+        return batch
+
+    assert environment.at(7 * DAY).move(send) == 18  # type: ignore[arg-type]
+    assert set(sent) == idents
+    assert environment.dynamo.calls["Query"] <= SHARDS * (7 * 24 + 3)
+    environment.dynamo.calls.clear()
+    assert environment.at(7 * DAY + 60).move(send) == 0  # type: ignore[arg-type]
+    assert environment.dynamo.calls["Query"] <= SHARDS * 3

@@ -1,0 +1,170 @@
+"""API keys over a table in memory: what is stored, and for how long a key is believed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytest
+
+from mdstore.aws.dynamodb.client import DynamoClient
+from mdstore.errors import InvalidRequest
+from mdstore.store.api_keys import BELIEVED, ApiKey, ApiKeys, Scope
+
+
+class Table:
+    """A table that knows three calls, and counts its reads."""
+
+    def __init__(self) -> None:
+        self.items: dict[str, dict[str, Any]] = {}
+        self.reads = 0
+
+    def call(self, operation: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        if operation == "PutItem":
+            self.items[body["Item"]["pk"]["S"]] = body["Item"]
+            return {}
+        place = body["Key"]["pk"]["S"]
+        if operation == "DeleteItem":
+            found = self.items.pop(place, None)
+            return {"Attributes": found} if found else {}
+        assert operation == "GetItem"
+        assert body["ConsistentRead"] is True
+        self.reads += 1
+        return {"Item": self.items[place]} if place in self.items else {}
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def keys(table: Table, clock: Clock) -> ApiKeys:
+    return of(table, clock)
+
+
+def of(table: Table, clock: Clock) -> ApiKeys:
+    return ApiKeys(dynamo=cast(DynamoClient, table), table="ledger", clock=clock)
+
+
+def test_a_key_is_stored_as_its_digest_only(keys: ApiKeys, table: Table) -> None:
+    """The table learns the SHA-256, source, scopes and time of a key, and never the key; the item never expires."""
+    key = keys.create(source="erp", scopes=["write", Scope.READ])
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    assert table.items == {
+        f"api-key#{digest}": {
+            "pk": {"S": f"api-key#{digest}"},
+            "sk": {"S": "key"},
+            "source": {"S": "erp"},
+            "scopes": {"L": [{"S": "read"}, {"S": "write"}]},
+            "created_at": {"N": "1800000000000"},
+        }
+    }
+    assert key.startswith("mds_")
+    assert key not in str(table.items)
+
+
+def test_a_key_is_found_with_its_source_and_scopes(keys: ApiKeys) -> None:
+    """`find` returns what `create` was given; two keys differ."""
+    one, other = keys.create(source="erp", scopes=["write"]), keys.create(source="crm", scopes=["read", "operate"])
+    assert keys.find(one) == ApiKey(source="erp", scopes=frozenset({Scope.WRITE}))
+    assert keys.find(other) == ApiKey(source="crm", scopes=frozenset({Scope.READ, Scope.OPERATE}))
+
+
+def test_a_found_key_is_believed_for_a_minute(keys: ApiKeys, table: Table, clock: Clock) -> None:
+    """Within a minute a key is not looked up again; after it, it is."""
+    key = keys.create(source="erp", scopes=["read"])
+    assert keys.find(key)
+    clock.now += BELIEVED - 0.001
+    assert keys.find(key)
+    assert table.reads == 1
+    clock.now += 0.001
+    assert keys.find(key)
+    assert table.reads == 2
+
+
+def test_a_clock_set_back_does_not_prolong_belief(keys: ApiKeys, table: Table, clock: Clock) -> None:
+    """What was found in the future is looked up again."""
+    key = keys.create(source="erp", scopes=["read"])
+    keys.find(key)
+    table.items.clear()
+    clock.now -= 3_600
+    assert keys.find(key) is None
+
+
+def test_an_unknown_key_is_looked_up_each_time(keys: ApiKeys, table: Table, clock: Clock) -> None:
+    """A key that is made after it was refused is good at once."""
+    key = of(Table(), clock).create(source="erp", scopes=["read"])
+    assert keys.find(key) is None
+    table.items[f"api-key#{hashlib.sha256(key.encode()).hexdigest()}"] = {
+        "source": {"S": "erp"},
+        "scopes": {"L": [{"S": "read"}]},
+    }
+    assert keys.find(key)
+
+
+def test_revoking_ends_a_key_here_at_once_and_elsewhere_within_a_minute(
+    keys: ApiKeys, table: Table, clock: Clock
+) -> None:
+    """Another process goes on believing in a revoked key for a minute and no longer."""
+    elsewhere = of(table, clock)
+    key = keys.create(source="erp", scopes=["read"])
+    assert keys.find(key)
+    assert elsewhere.find(key)
+    assert keys.revoke(key) is True
+    assert keys.find(key) is None
+    assert elsewhere.find(key)
+    clock.now += BELIEVED
+    assert elsewhere.find(key) is None
+    assert keys.revoke(key) is False
+
+
+def test_the_memory_of_found_keys_is_bounded(keys: ApiKeys, table: Table) -> None:
+    """Of more than 1,024 keys the longest unseen are forgotten, and looked up again."""
+    made = [keys.create(source="erp", scopes=["read"]) for _ in range(1_025)]
+    assert all(keys.find(key) for key in made)
+    assert table.reads == 1_025
+    keys.find(made[-1])
+    assert table.reads == 1_025
+    keys.find(made[0])
+    assert table.reads == 1_026
+
+
+@pytest.mark.parametrize(
+    "text", ["", "mds_", "mds_" + "a" * 42, "mds_" + "a" * 44, "x" * 47, "mds_" + "a" * 43 + "\n", "\ud800"]
+)
+def test_what_has_not_the_form_of_a_key_is_not_looked_up(keys: ApiKeys, table: Table, text: str) -> None:
+    """Guesses of another form cost no read."""
+    assert keys.find(text) is None
+    assert table.reads == 0
+
+
+@pytest.mark.parametrize("scopes", [[], ["admin"], ["read", "admin"]])
+def test_scopes_are_checked(keys: ApiKeys, table: Table, scopes: list[str]) -> None:
+    """A key without a scope, or with one that does not exist, is not made."""
+    with pytest.raises(InvalidRequest, match="scopes: expected some of write, read, operate"):
+        keys.create(source="erp", scopes=scopes)
+    assert not table.items
+
+
+def test_the_source_is_checked(keys: ApiKeys, table: Table) -> None:
+    """A source that could not begin a request id is refused."""
+    with pytest.raises(InvalidRequest, match="source"):
+        keys.create(source="erp:1", scopes=["read"])
+    assert not table.items

@@ -33,6 +33,8 @@ AWS_NAMES: Mapping[str, tuple[str, ...]] = {
     "aws_secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
     "aws_session_token": ("AWS_SESSION_TOKEN",),
 }
+#: Former names that are still read: the environment's and the file's.
+FORMER_NAMES: Mapping[str, str] = {"due_table": "delayed_table"}
 SECRETS = frozenset({"aws_secret_access_key", "aws_session_token"})
 # The emulator accepts any keys; where the environment has none, these save a look for some.
 # The emulator goes on with a long poll whose client is gone, and hands it a message that nobody gets: short polls lose less.
@@ -181,14 +183,20 @@ def _shown(key: str, value: object) -> object:
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
     found: dict[str, tuple[object, str]] = {}
     for name in Settings.model_fields:
-        for variable in AWS_NAMES.get(name, (f"MDSTORE_{name.upper()}",)):
+        for variable in _variables(name):
             if environ.get(variable):
                 found.setdefault(name, (environ[variable], variable))
-    known = {f"MDSTORE_{name.upper()}" for name in Settings.model_fields if name not in AWS_NAMES} | {"MDSTORE_CONFIG"}
+    known = {variable for name in Settings.model_fields for variable in _variables(name)} | {"MDSTORE_CONFIG"}
     for variable in environ:
         if variable.startswith("MDSTORE_") and variable not in known:
             raise ConfigurationError(key=variable, value="...", expected="the name of a setting")
     return found
+
+
+def _variables(name: str) -> tuple[str, ...]:
+    """The environment variables of a setting; the first that is set counts."""
+    former = [old for old, new in FORMER_NAMES.items() if new == name]
+    return AWS_NAMES.get(name, tuple(f"MDSTORE_{one.upper()}" for one in (name, *former)))
 
 
 def _from_file(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
@@ -202,7 +210,7 @@ def _from_file(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
         values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(key="MDSTORE_CONFIG", value=str(path), expected=f"TOML ({error})") from error
-    return {name: (value, str(path)) for name, value in values.items()}
+    return {FORMER_NAMES.get(name, name): (value, str(path)) for name, value in values.items()}
 
 
 def _from_profile(profile: str) -> dict[str, tuple[object, str]]:

@@ -20,7 +20,8 @@ import msgspec
 
 from mdstore.aws.dynamodb.attributes import Item, from_item, to_item
 from mdstore.aws.dynamodb.client import DynamoClient
-from mdstore.errors import ConditionFailed, NotFound
+from mdstore.aws.dynamodb.updates import expressions, given, placeholders, unless_set
+from mdstore.errors import NotFound
 from mdstore.log import event
 from mdstore.model import Counts, Reference, Refusal, State
 from mdstore.settings import DAY
@@ -120,7 +121,7 @@ class Ledger:
             defaults=defaults,
             removed=("error", "finished_at"),
             condition="attribute_not_exists(pk) OR #state IN (:accepted, :failed)",
-            arguments={":accepted": State.ACCEPTED, ":failed": State.FAILED},
+            arguments={"accepted": State.ACCEPTED, "failed": State.FAILED},
         )
         if changed:
             event("request.started", request_id=reference.request_id, operations=operations, lanes=reference.lanes)
@@ -147,7 +148,7 @@ class Ledger:
             },
             removed=("error",),
             condition="attribute_not_exists(pk) OR #state <> :completed",
-            arguments={":completed": State.COMPLETED},
+            arguments={"completed": State.COMPLETED},
         )
         if changed:
             _finished(changed)
@@ -166,7 +167,7 @@ class Ledger:
             "error": "; ".join(errors)[:1000],
         }
         changed = self._update(
-            request_id, always=values, condition="#state <> :completed", arguments={":completed": State.COMPLETED}
+            request_id, always=values, condition="#state <> :completed", arguments={"completed": State.COMPLETED}
         )
         if changed:
             _finished(changed)
@@ -182,7 +183,7 @@ class Ledger:
             "error": error[:1000],
         }
         changed = self._update(
-            request_id, always=values, condition="#state <> :completed", arguments={":completed": State.COMPLETED}
+            request_id, always=values, condition="#state <> :completed", arguments={"completed": State.COMPLETED}
         )
         if changed:
             _finished(changed)
@@ -223,7 +224,7 @@ class Ledger:
             "expires_at": self.expires_at(),
         }
         is_new = self._put_unless(
-            values, "attribute_exists(pk) AND #state = :completed", {":completed": State.COMPLETED}
+            values, "attribute_exists(pk) AND #state = :completed", {"completed": State.COMPLETED}
         )
         if is_new:
             level = logging.INFO if summary.state is State.COMPLETED else logging.ERROR
@@ -298,42 +299,21 @@ class Ledger:
         removed: Collection[str] = (),
     ) -> RequestStatus | None:
         """Change a request's item where `condition` holds. None: superseded, which is a normal outcome."""
-        changes = [f"#{name} = :{name}" for name in always]
-        changes += [f"#{name} = if_not_exists(#{name}, :{name})" for name in defaults]
-        values = {**always, **defaults}
-        expression = "SET " + ", ".join(changes)
-        if removed:
-            expression += " REMOVE " + ", ".join(f"#{name}" for name in removed)
-        try:
-            answer = self._dynamo.call("UpdateItem", {
-                "TableName": self._table,
-                "Key": to_item({"pk": request_id, "sk": "request"}),
-                "UpdateExpression": expression,
-                "ConditionExpression": condition,
-                "ExpressionAttributeNames": {f"#{name}": name for name in (*values, *removed)},
-                "ExpressionAttributeValues": to_item({**{f":{name}": value for name, value in values.items()}, **arguments}),
-                "ReturnValues": "ALL_NEW",
-            })  # fmt: skip
-        except ConditionFailed:
-            return None
-        return _request(from_item(answer["Attributes"]))
+        item = self._dynamo.update_if({
+            "TableName": self._table,
+            "Key": to_item({"pk": request_id, "sk": "request"}),
+            **expressions(set=given(always) | unless_set(defaults), remove=removed, condition=condition),
+            "ExpressionAttributeValues": to_item(placeholders({**always, **defaults, **arguments})),
+        })  # fmt: skip
+        return None if item is None else _request(from_item(item))
 
     def _put_unless(
         self, values: Mapping[str, Any], condition: str, arguments: Mapping[str, Any] = MappingProxyType({})
     ) -> bool:
-        body: dict[str, Any] = {
-            "TableName": self._table,
-            "Item": to_item(values),
-            "ConditionExpression": f"NOT ({condition})",
-        }
+        body = {"TableName": self._table, "Item": to_item(values), **expressions(condition=f"NOT ({condition})")}
         if arguments:
-            body["ExpressionAttributeNames"] = {"#state": "state"}
-            body["ExpressionAttributeValues"] = to_item(arguments)
-        try:
-            self._dynamo.call("PutItem", body)
-        except ConditionFailed:
-            return False
-        return True
+            body["ExpressionAttributeValues"] = to_item(placeholders(arguments))
+        return self._dynamo.put_if(body)
 
     def _get(self, pk: str, sk: str) -> dict[str, Any] | None:
         body = {"TableName": self._table, "Key": to_item({"pk": pk, "sk": sk}), "ConsistentRead": True}
@@ -347,12 +327,8 @@ class Ledger:
             "ExpressionAttributeValues": to_item({":pk": pk}),
             "ConsistentRead": True,
         }
-        while True:
-            answer = self._dynamo.call("Query", body)
-            yield from map(from_item, answer["Items"])
-            if "LastEvaluatedKey" not in answer:
-                return
-            body["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        for page in self._dynamo.pages("Query", body):
+            yield from map(from_item, page)
 
 
 def receipt_key(request_id: str, lane: int, number: int) -> dict[str, str]:

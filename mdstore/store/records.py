@@ -116,12 +116,7 @@ class Records:
 
     def _scan(self, entity: str | None, segment: int, segments: int) -> Iterator[Sequence[Item]]:
         body = self._scan_body(entity) | {"Segment": segment, "TotalSegments": segments}
-        while True:
-            answer = self._dynamo.call("Scan", body)
-            yield answer["Items"]
-            if "LastEvaluatedKey" not in answer:
-                return
-            body["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        yield from self._dynamo.pages("Scan", body)
 
     def _scan_body(self, entity: str | None) -> dict[str, Any]:
         body: dict[str, Any] = {

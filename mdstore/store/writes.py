@@ -6,7 +6,6 @@ whoever changes one changes the other.
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from typing import Any
 
@@ -14,15 +13,15 @@ import msgspec
 
 from mdstore.aws.blobs import Blob
 from mdstore.aws.dynamodb.attributes import AttributeValue, Item, from_attribute, to_attribute
+from mdstore.aws.dynamodb.updates import expressions, given
 from mdstore.model import OpName, Reason
-from mdstore.store.operations import OPERATIONS, Effect, Indexed, Needs
+from mdstore.store.operations import OPERATIONS, Effect, Indexed, Needs, OperationSpec
 from mdstore.store.records import primary_key
 
 _EXISTS = "attribute_exists(pk) AND attribute_not_exists(#deleted)"
 _ABSENT = "(attribute_not_exists(pk) OR attribute_exists(#deleted))"
 _NEWER = "(attribute_not_exists(#sequence) OR #sequence < :sequence)"
 _REQUIRES = {Needs.ABSENT: _ABSENT, Needs.PRESENT: _EXISTS}
-_NAME = re.compile("#([a-z_]+)")
 _ZERO, _ONE, _TRUE = {"N": "0"}, {"N": "1"}, {"BOOL": True}
 
 #: What a record's data becomes: DynamoDB JSON, as text or not, or a pointer.
@@ -118,48 +117,33 @@ def _put(operation: Indexed, data: Data, metadata: WriteMetadata) -> dict[str, A
 @cache
 def _shape(op: OpName, *, has_expected: bool, has_sequence: bool, is_blob: bool) -> dict[str, Any]:
     """The expressions of an operation, which depend on its kind and not on its values; `_values` is their twin."""
-    shape: dict[str, Any] = {}
-    conditions = _conditions(op, has_expected=has_expected, has_sequence=has_sequence)
-    if conditions:
-        shape["ConditionExpression"] = " AND ".join(conditions)
-    if OPERATIONS[op].writes:
-        shape["UpdateExpression"] = _update(op, has_sequence=has_sequence, is_blob=is_blob)
-    names = sorted(set(_NAME.findall(" ".join(shape.values()))))
-    shape["ExpressionAttributeNames"] = {f"#{name}": name for name in names}
-    return shape
+    spec = OPERATIONS[op]
+    condition = " AND ".join(_conditions(spec, has_expected=has_expected, has_sequence=has_sequence))
+    if not spec.writes:
+        return expressions(condition=condition)
+    names = ["updated_at", "updated_by"]
+    if spec.may_create:
+        names += ["entity", "key"]
+    if has_sequence:
+        names.append("sequence")
+    if spec.effect is Effect.REMOVE:
+        names += ["deleted", "expires_at"]
+        removed = ["data", "blob"]
+    else:
+        names.append("blob" if is_blob else "data")
+        removed = ["data" if is_blob else "blob", "deleted", "expires_at"]
+    version = {"version": "if_not_exists(#version, :zero) + :one"}
+    return expressions(set=version | given(names), remove=removed, condition=condition)
 
 
-def _conditions(op: OpName, *, has_expected: bool, has_sequence: bool) -> list[str]:
-    needs = Needs.PRESENT if has_expected else OPERATIONS[op].needs  # an insert has no expected version
+def _conditions(spec: OperationSpec, *, has_expected: bool, has_sequence: bool) -> list[str]:
+    needs = Needs.PRESENT if has_expected else spec.needs  # an insert has no expected version
     conditions = [_REQUIRES[needs]] if needs in _REQUIRES else []
     if has_expected:
         conditions.append("#version = :expected")
     if has_sequence:
         conditions.append(_NEWER)
     return conditions
-
-
-def _update(op: OpName, *, has_sequence: bool, is_blob: bool) -> str:
-    changes = ["#version = if_not_exists(#version, :zero) + :one", *_set("updated_at", "updated_by")]
-    spec = OPERATIONS[op]
-    if spec.may_create:
-        changes += _set("entity", "key")
-    if has_sequence:
-        changes += _set("sequence")
-    if spec.effect is Effect.REMOVE:
-        changes += _set("deleted", "expires_at")
-        removed = "#data, #blob"
-    elif is_blob:
-        changes += _set("blob")
-        removed = "#data, #deleted, #expires_at"
-    else:
-        changes += _set("data")
-        removed = "#blob, #deleted, #expires_at"
-    return f"SET {', '.join(changes)} REMOVE {removed}"
-
-
-def _set(*names: str) -> list[str]:
-    return [f"#{name} = :{name}" for name in names]
 
 
 def _values(operation: Indexed, data: Data, metadata: WriteMetadata, expected: int | None) -> dict[str, Any]:

@@ -69,6 +69,6 @@ def decide(error: Exception | None, deliveries: Deliveries) -> Decision:
         case IntegrityError():  # forged, or damaged
             return DeadLetter(str(error))
         case DeploymentBroken():
-            return Pause(deliveries.is_last)
+            return Pause(gives_up=deliveries.is_last)
         case _:
-            return Redeliver(deliveries.is_last)
+            return Redeliver(gives_up=deliveries.is_last)

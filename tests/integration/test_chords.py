@@ -34,13 +34,13 @@ def environ() -> Iterator[Environ]:
         made = {
             **os.environ,
             "AWS_ENDPOINT_URL": aws.url,
-            "MDSTORE_NAMESPACE": "join",
+            "MDSTORE_NAMESPACE": "chords",
             "MDSTORE_WAIT_TIME": "1",
             "MDSTORE_VISIBILITY_TIMEOUT": "12",
             "MDSTORE_TASK_TIME_LIMIT": "10",
             "MDSTORE_LANE_BUDGET": "8",
         }
-        for _ in provision(load_settings(made).settings):
+        for _ in provision(load_settings(made).settings, with_store=False):
             pass
         yield made
 
@@ -54,7 +54,7 @@ def app(environ: Environ) -> SqsApp:
 @pytest.fixture(scope="module")
 def running(environ: Environ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A worker; what it sends is sent twice."""
-    log = tmp_path_factory.mktemp("join") / "worker.log"
+    log = tmp_path_factory.mktemp("chords") / "worker.log"
     with worker({**environ, "DELIVERIES": "2"}, log, "tests.integration.plain_app"):
         yield
 

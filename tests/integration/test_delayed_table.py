@@ -46,7 +46,7 @@ class Environment:
             "MDSTORE_NAMESPACE": f"due-{uuid4().hex[:12]}",
         }
         self.settings: Settings = load_settings(self.environ).settings
-        for _ in provision(self.settings):
+        for _ in provision(self.settings, with_store=False):
             pass
         self.aws = AwsClients(self.settings)
         self.dynamo: CountingDynamo = dynamo_of(self.aws)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from mdstore.provision import provision
 from mdstore.queue.app import SqsApp
 from mdstore.settings import Settings, load_settings
 from mdstore.tasks import create_store_app
+from tests.integration.transport_app import noting_app
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -52,8 +54,7 @@ def aws() -> Iterator[EmbeddedAws]:
         yield running
 
 
-@pytest.fixture
-def environ(aws: EmbeddedAws) -> Environ:
+def namespace(aws: EmbeddedAws, *, with_store: bool) -> Environ:
     """A provisioned namespace of its own; messages come back soon, and twice at the most."""
     made = {
         **os.environ,
@@ -66,9 +67,15 @@ def environ(aws: EmbeddedAws) -> Environ:
         "MDSTORE_MAX_RECEIVES": "2",
         "MDSTORE_LANE_OPERATIONS": "100",
     }
-    for _ in provision(load_settings(made).settings):
+    for _ in provision(load_settings(made).settings, with_store=with_store):
         pass
     return made
+
+
+@pytest.fixture
+def environ(aws: EmbeddedAws) -> Environ:
+    """A namespace with the data store's tables."""
+    return namespace(aws, with_store=True)
 
 
 @pytest.fixture
@@ -86,10 +93,10 @@ def operations(count: int, entity: str = "thing") -> list[dict[str, Any]]:
     return [{"op": "upsert", "entity": entity, "key": f"k{n}", "data": {"n": n}} for n in range(count)]
 
 
-def dead_letters(client: Client, *, count: int) -> list[dict[str, Any]]:
+def dead_letters(app: SqsApp, *, count: int) -> list[dict[str, Any]]:
     """Wait for `count` dead letters; returns body and attributes of each."""
-    sqs = client.store.aws.sqs
-    url = sqs.get_queue_url(QueueName=client.settings.dead_letter_queue)["QueueUrl"]
+    sqs = app.aws.sqs
+    url = sqs.get_queue_url(QueueName=app.settings.dead_letter_queue)["QueueUrl"]
     found: list[dict[str, Any]] = []
 
     def received() -> bool:
@@ -127,7 +134,7 @@ def test_hostile_messages_are_dead_lettered_with_their_reason(client: Client, en
 
     with worker(environ, tmp_path / "worker.log"):
         assert client.wait("good").counts.applied == {"upsert": 3}
-        letters = dead_letters(client, count=len(messages))
+        letters = dead_letters(client.app, count=len(messages))
         client.submit(operations(3), request_id="after").wait()
 
     reasons = sorted(letter["reason"] for letter in letters)
@@ -171,7 +178,7 @@ def test_raw_messages_never_silence_a_worker(client: Client, environ: Environ, t
             client.submit(operations(2), request_id=f"after-{number}")
             assert client.wait(f"between-{number}").state is State.COMPLETED
             assert client.wait(f"after-{number}").state is State.COMPLETED
-        letters = dead_letters(client, count=len(RAW))
+        letters = dead_letters(client.app, count=len(RAW))
         assert client.submit(operations(2), request_id="last").wait(20).status().state is State.COMPLETED
         assert process.poll() is None
 
@@ -208,7 +215,7 @@ def test_a_broken_deployment_fails_loudly_and_keeps_the_messages(
         for name in ("one-lane", "lanes"):
             until(lambda name=name: _when(client, name, State.FAILED))  # type: ignore[misc]
             until(lambda name=name: "ResourceNotFoundException" in client.status(name).error)  # type: ignore[misc]
-        letters = dead_letters(client, count=1 + client.status("lanes").lanes)
+        letters = dead_letters(client.app, count=1 + client.status("lanes").lanes)
         for _ in provision(client.settings):
             pass
         for letter in letters:
@@ -378,3 +385,22 @@ def test_a_worker_hears_again_after_sqs_was_away(environ: Environ, tmp_path: Pat
         assert request.counts.applied == {"upsert": 3}
     finally:
         own.stop()
+
+
+def test_the_last_failure_of_a_store_task_is_told_once(
+    environ: Environ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error callback is called when its message goes to the dead letters, and not before."""
+    notes = tmp_path / "notes"
+    environ |= {"NOTES": str(notes), "MDSTORE_VISIBILITY_TIMEOUT": "2", "MDSTORE_TASK_TIME_LIMIT": "60"}
+    monkeypatch.setenv("NOTES", str(notes))
+    app = noting_app(load_settings(environ).settings, make=create_store_app)
+    operations = [{"op": "upsert", "entity": "thing", "key": "k", "data": {}}]
+    broken = {**environ, "MDSTORE_RECORDS_TABLE": "missing"}
+    app.tasks["mdstore.ingest"].apply_async((operations,), link_error=app.tasks["touch"].si(7))
+    with worker(broken, tmp_path / "1.log", "tests.integration.store_app"):
+        (letter,) = dead_letters(app, count=1)
+        assert "ResourceNotFoundException" in letter["reason"]
+        until(notes.exists)
+        time.sleep(2)
+    assert notes.read_text().splitlines() == ["7"]

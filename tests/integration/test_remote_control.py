@@ -63,7 +63,7 @@ def environ() -> Iterator[Environ]:
             "AWS_ACCESS_KEY_ID": "sentinel-key",
             "AWS_SECRET_ACCESS_KEY": "sentinel-secret",
         }
-        for _ in provision(load_settings(made).settings):
+        for _ in provision(load_settings(made).settings, with_store=False):
             pass
         yield made
 

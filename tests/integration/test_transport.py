@@ -13,18 +13,23 @@ from celery import group
 from celery.exceptions import WorkerLostError
 from kombu import Connection
 
-from mdstore.client import Client
 from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.provision import provision
 from mdstore.queue.app import SqsApp
 from mdstore.queue.broker.publisher import Unsent
 from mdstore.settings import load_settings
-from tests.integration.test_queue import Environ, aws, client, dead_letters, environ, settings, worker
+from tests.integration.test_queue import Environ, aws, dead_letters, namespace, worker
 from tests.waiting import until
 
-__all__ = ["aws", "client", "environ", "settings"]  # fixtures
+__all__ = ["aws"]  # a fixture
 
 APP = "tests.integration.transport_app"
+
+
+@pytest.fixture
+def environ(aws: EmbeddedAws) -> Environ:
+    """A namespace without the data store's tables."""
+    return namespace(aws, with_store=False)
 
 
 @pytest.fixture
@@ -147,13 +152,13 @@ def test_a_retry_waits_in_sqs_too(app: SqsApp, environ: Environ, notes: Path, tm
 
 
 def test_a_task_that_kills_its_process_is_dead_lettered_and_fails(
-    app: SqsApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     with worker(environ, tmp_path / "worker.log", APP) as process:
         result = app.tasks["die"].delay()
         with pytest.raises(WorkerLostError):
             result.get(timeout=60)
-        (letter,) = dead_letters(client, count=1)
+        (letter,) = dead_letters(app, count=1)
         assert app.tasks["echo"].delay("alive").get(timeout=30) == "alive"
         assert process.poll() is None
     assert lines(notes) == ["dies"] * 2  # as often as is allowed
@@ -162,7 +167,7 @@ def test_a_task_that_kills_its_process_is_dead_lettered_and_fails(
 
 
 def test_a_message_that_kills_workers_is_not_executed_any_more(
-    app: SqsApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     """A message that was delivered as often as is allowed, without a word of what became of it, is a poison."""
     result = app.tasks["nap"].delay(30)
@@ -171,7 +176,7 @@ def test_a_message_that_kills_workers_is_not_executed_any_more(
             until(lambda number=number: len(lines(notes)) == number + 1)  # type: ignore[misc]
             os.killpg(process.pid, 9)
     with worker(environ, tmp_path / "last.log", APP):
-        (letter,) = dead_letters(client, count=1)
+        (letter,) = dead_letters(app, count=1)
         with pytest.raises(Exception, match="delivered 3 times without an end"):
             result.get(timeout=30)
         assert app.tasks["echo"].delay("alive").get(timeout=30) == "alive"
@@ -180,11 +185,11 @@ def test_a_message_that_kills_workers_is_not_executed_any_more(
 
 
 def test_a_rejected_message_is_dead_lettered_with_its_traceback(
-    app: SqsApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     with worker(environ, tmp_path / "worker.log", APP):
         app.tasks["refuse"].delay()
-        (letter,) = dead_letters(client, count=1)
+        (letter,) = dead_letters(app, count=1)
         time.sleep(3)
     assert lines(notes) == ["refuses"]
     assert "not for me" in letter["reason"]
@@ -222,8 +227,8 @@ def test_a_client_without_a_loop_can_consume(app: SqsApp) -> None:
     assert found[0][0] == ["hello"]
 
 
-def test_what_cannot_be_sent_is_said(app: SqsApp, client: Client) -> None:
-    echo, sqs = app.tasks["echo"], client.store.aws.sqs
+def test_what_cannot_be_sent_is_said(app: SqsApp) -> None:
+    echo, sqs = app.tasks["echo"], app.aws.sqs
     echo.delay("known")
     sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=app.settings.queue)["QueueUrl"])
     with pytest.raises(Unsent, match="1 of 1 messages were not sent"):
@@ -237,23 +242,23 @@ def test_what_cannot_be_sent_is_said(app: SqsApp, client: Client) -> None:
 
 
 def test_a_countdown_of_a_day_is_kept_and_moved_when_it_is_due(
-    app: SqsApp, client: Client, environ: Environ, notes: Path, tmp_path: Path
+    app: SqsApp, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
     """It is in the due-time table; a worker moves it into its queue, whose delay does the rest."""
     app.tasks["touch"].apply_async((1,), countdown=86_400)
     app.tasks["touch"].apply_async((2,), countdown=902)  # which is to be moved two seconds later
-    items = client.store.aws.dynamodb.scan(TableName=app.settings.delayed_table)["Items"]
+    items = app.aws.dynamodb.scan(TableName=app.settings.delayed_table)["Items"]
     assert len([item for item in items if "body" in item]) == 2
     with worker(environ, tmp_path / "worker.log", APP):
-        assert until(lambda: _delayed(client) == 1)
-    items = client.store.aws.dynamodb.scan(TableName=app.settings.delayed_table)["Items"]
+        assert until(lambda: _delayed(app) == 1)
+    items = app.aws.dynamodb.scan(TableName=app.settings.delayed_table)["Items"]
     assert len([item for item in items if "body" in item]) == 1
     assert lines(notes) == []
 
 
-def _delayed(client: Client) -> int:
-    sqs = client.store.aws.sqs
-    url = sqs.get_queue_url(QueueName=client.settings.queue)["QueueUrl"]
+def _delayed(app: SqsApp) -> int:
+    sqs = app.aws.sqs
+    url = sqs.get_queue_url(QueueName=app.settings.queue)["QueueUrl"]
     names = ["ApproximateNumberOfMessagesDelayed"]
     found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]  # type: ignore[arg-type]
     return int(found["ApproximateNumberOfMessagesDelayed"])
@@ -265,16 +270,12 @@ def test_arguments_of_three_megabytes_arrive(app: SqsApp, environ: Environ, tmp_
         assert app.tasks["size"].delay(large).get(timeout=30) == len(large)
 
 
-def test_the_last_failure_of_a_store_task_is_told_once(
-    app: SqsApp, environ: Environ, notes: Path, tmp_path: Path, client: Client
-) -> None:
-    """Its error callback is called when its message goes to the dead letters, and not before."""
-    operations = [{"op": "upsert", "entity": "thing", "key": "k", "data": {}}]
-    broken = {**environ, "MDSTORE_RECORDS_TABLE": "missing"}
-    app.tasks["mdstore.ingest"].apply_async((operations,), link_error=app.tasks["touch"].si(7))
-    with worker(broken, tmp_path / "1.log", APP):
-        (letter,) = dead_letters(client, count=1)
-        assert "ResourceNotFoundException" in letter["reason"]
-        until(lambda: lines(notes))
-        time.sleep(2)
-    assert lines(notes) == ["7"]
+def test_an_app_of_the_queue_knows_nothing_of_the_data_store(app: SqsApp, environ: Environ, tmp_path: Path) -> None:
+    """Its namespace has no records and no ledger, its tasks are its own, and its workers never import the store."""
+    tables = app.aws.dynamodb.list_tables(Limit=100)["TableNames"]
+    settings = app.settings
+    assert settings.results_table in tables
+    assert not {settings.records_table, settings.ledger_table} & set(tables)
+    assert [name for name in app.tasks if name.startswith("mdstore.")] == []
+    with worker(environ, tmp_path / "worker.log", APP):
+        assert app.tasks["imported"].delay("mdstore.").get(timeout=30) == []

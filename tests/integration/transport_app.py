@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ def note(text: str) -> None:
         notes.write(f"{text}\n")
 
 
-def noting_app(settings: Settings | None = None) -> SqsApp:
-    """The app."""
-    made = create_app(settings)
+def noting_app(settings: Settings | None = None, *, make: Callable[..., SqsApp] = create_app) -> SqsApp:
+    """The app, as `make` makes it."""
+    made = make(settings)
 
     @made.task(name="touch", shared=False, ignore_result=True)
     def touch(number: int) -> None:
@@ -63,6 +65,11 @@ def noting_app(settings: Settings | None = None) -> SqsApp:
     @made.task(name="echo", shared=False)
     def echo(value: Any) -> Any:
         return value
+
+    @made.task(name="imported", shared=False)
+    def imported(prefix: str) -> list[str]:
+        rooms = ("store", "tasks", "api", "client")
+        return sorted(name for name in sys.modules if name.startswith(tuple(prefix + room for room in rooms)))
 
     @made.task(name="size", shared=False)
     def size(text: str) -> int:

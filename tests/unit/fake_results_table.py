@@ -106,7 +106,7 @@ class ResultsTable(DynamoClient):
         values = body.get("ExpressionAttributeValues", {})
         state, success = item.get("state"), {"S": "SUCCESS"}
         size, new = (int(one.get("N", "-1")) for one in (item.get("size", {}), values.get(":size", {})))
-        undispatched = "attribute_exists(id) AND (attribute_not_exists(#fired) OR #fired <> :success)"
+        undispatched = "attribute_exists(id) AND (attribute_not_exists(#dispatched) OR #dispatched <> :success)"
         known = {
             "": True,
             "attribute_not_exists(id)": not item,
@@ -114,16 +114,15 @@ class ResultsTable(DynamoClient):
             "attribute_exists(#open) AND #look_at = :seen": "open" in item and item["look_at"] == values.get(":seen"),
             "attribute_not_exists(#state) OR #state <> :success": state != success,
             "attribute_exists(id) AND (attribute_not_exists(#size) OR #size = :size)": bool(item) and size in (-1, new),
-            f"{undispatched} AND (attribute_not_exists(#taken) OR #taken = :part)": bool(item)
+            f"{undispatched} AND (attribute_not_exists(#claimed) OR #claimed = :claimed)": bool(item)
             and item.get("fired") != {"S": "success"}
-            and item.get("taken") in (None, values.get(":part")),
-            "attribute_exists(id) AND attribute_not_exists(#fired) AND (attribute_not_exists(#taken_unclean) OR"
-            " #taken_unclean = :part)": bool(item)
+            and item.get("taken") in (None, values.get(":claimed")),
+            "attribute_exists(id) AND attribute_not_exists(#dispatched) AND (attribute_not_exists(#claimed_unclean) OR"
+            " #claimed_unclean = :claimed_unclean)": bool(item)
             and "fired" not in item
-            and item.get("taken_unclean") in (None, values.get(":part")),
+            and item.get("taken_unclean") in (None, values.get(":claimed_unclean")),
             "attribute_exists(id) AND #size < :size": bool(item) and -1 < size < new,
-            "attribute_exists(id) AND (attribute_not_exists(#fired) OR #fired <> :success)": bool(item)
-            and item.get("fired") != {"S": "success"},
+            undispatched: bool(item) and item.get("fired") != {"S": "success"},
         }
         if not known[body.get("ConditionExpression", "")]:
             raise ConditionFailed("the conditional request failed")

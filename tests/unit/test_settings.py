@@ -296,3 +296,12 @@ def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         loaded.settings.region = "x"  # type: ignore[misc]
     assert isinstance(loaded, LoadedSettings)
+
+
+def test_former_names_are_still_read() -> None:
+    """A deployment that sets a name of the former release keeps its table; the present name goes first."""
+    assert load_settings({"MDSTORE_DUE_TABLE": "mine"}).settings.delayed_table == "mine"
+    assert load_settings(file_with('due_table = "mine"\n')).settings.delayed_table == "mine"
+    both = {"MDSTORE_DUE_TABLE": "former", "MDSTORE_DELAYED_TABLE": "present"}
+    assert load_settings(both).settings.delayed_table == "present"
+    assert load_settings({}).settings.delayed_table == "mdstore-due"

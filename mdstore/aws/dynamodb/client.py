@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from mdstore.aws.concurrent import Call, Run, Task
+from mdstore.aws.dynamodb.attributes import Item
 from mdstore.aws.http import Answer, SignedHttp
 from mdstore.aws.json_protocol import JsonProtocol, decode, encode, failure, is_retryable
 from mdstore.aws.retry import Retry
@@ -49,6 +50,31 @@ class DynamoClient:
         """
         encoded = body if isinstance(body, bytes) else encode(body)
         return self.retry.run(lambda: self._attempt(operation, encoded), deadline=deadline)
+
+    def update_if(self, body: Mapping[str, Any], *, deadline: float | None = None) -> Item | None:
+        """UpdateItem; returns the item as it is then, or None where the condition failed: a normal outcome, superseded."""
+        try:
+            item: Item = self.call("UpdateItem", {**body, "ReturnValues": "ALL_NEW"}, deadline=deadline)["Attributes"]
+        except ConditionFailed:
+            return None
+        return item
+
+    def put_if(self, body: Mapping[str, Any], *, deadline: float | None = None) -> bool:
+        """PutItem; returns False where the condition failed."""
+        try:
+            self.call("PutItem", body, deadline=deadline)
+        except ConditionFailed:
+            return False
+        return True
+
+    def pages(self, operation: str, body: Mapping[str, Any]) -> Iterator[list[Item]]:
+        """The items of a Query or Scan, page by page."""
+        while True:
+            answer = self.call(operation, body)
+            yield answer["Items"]
+            if "LastEvaluatedKey" not in answer:
+                return
+            body = {**body, "ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
     def run(self, tasks: Iterable[Task[T]], *, in_flight: int = 1, deadline: float | None = None) -> list[T]:
         """Run tasks to their ends, up to `in_flight` of their calls at the same time; returns what they return, in order.

@@ -38,8 +38,9 @@ import msgspec
 
 from mdstore.aws.dynamodb.attributes import Item, from_item, to_item
 from mdstore.aws.dynamodb.client import DynamoClient
+from mdstore.aws.dynamodb.updates import expressions, given, placeholders
 from mdstore.aws.sqs import MAX_DELAY, MAX_ENTRIES, is_fifo
-from mdstore.errors import ConditionFailed, InvalidRequest, Unavailable
+from mdstore.errors import InvalidRequest, Unavailable
 from mdstore.log import event
 from mdstore.settings import DAY
 
@@ -156,20 +157,22 @@ class DelayedTable:
 
     def _lease(self, shard: int, until: int, changes: dict[str, int], *, held: bool = False) -> dict[str, Any] | None:
         """Write a shard's part of the state where its lease is over, or is the one `held`; returns the state, or None."""
-        names = {f"#{name}": f"{name}#{shard}" for name in changes}
-        values = {f":{name}": value for name, value in changes.items()}
-        try:
-            answer = self._call("UpdateItem", {
+        item = self._dynamo.update_if(
+            {
+                "TableName": self._table,
                 "Key": _STATE,
-                "UpdateExpression": "SET " + ", ".join(f"#{name} = :{name}" for name in changes),
-                "ConditionExpression": "#until = :is" if held else "attribute_not_exists(#until) OR #until < :is",
-                "ExpressionAttributeNames": names,
-                "ExpressionAttributeValues": to_item({**values, ":is": until if held else round(self._clock() * 1000)}),
-                "ReturnValues": "ALL_NEW",
-            })  # fmt: skip
-        except ConditionFailed:
-            return None
-        return from_item(answer["Attributes"])
+                **expressions(
+                    set=given(changes),
+                    condition="#until = :is" if held else "attribute_not_exists(#until) OR #until < :is",
+                    names={name: f"{name}#{shard}" for name in changes},
+                ),
+                "ExpressionAttributeValues": to_item(
+                    placeholders({**changes, "is": until if held else round(self._clock() * 1000)})
+                ),
+            },
+            deadline=self._deadline(),
+        )
+        return None if item is None else from_item(item)
 
     def pages(self, hour: int, shard: int) -> Iterator[list[dict[str, Any]]]:
         """What may be moved by now of one partition, in order, up to 1 MB a page."""
@@ -208,16 +211,14 @@ class DelayedTable:
         return self._clock()
 
     def _put(self, item: Item) -> bool:
-        condition = {"ConditionExpression": "attribute_not_exists(pk)"}
-        try:
-            self._dynamo.call("PutItem", {"TableName": self._table, "Item": item, **condition})
-        except ConditionFailed:
-            return False
-        return True
+        condition = expressions(condition="attribute_not_exists(#pk)")
+        return self._dynamo.put_if({"TableName": self._table, "Item": item, **condition})
 
     def _call(self, operation: str, body: dict[str, Any]) -> Any:
-        deadline = self._dynamo.retry.clock() + PATIENCE
-        return self._dynamo.call(operation, {"TableName": self._table, **body}, deadline=deadline)
+        return self._dynamo.call(operation, {"TableName": self._table, **body}, deadline=self._deadline())
+
+    def _deadline(self) -> float:
+        return self._dynamo.retry.clock() + PATIENCE
 
 
 class LeasedRun:

@@ -1,77 +1,82 @@
-"""The set-based join: which parts of a chord have returned, and whether all have.
+"""The state of a chord: which of its parts have returned, and whether all have.
 
-A join is a root item and shards of 200 indexes each. A shard holds two sets that only grow, of the parts that succeeded and of
-those that failed; a part that is in both did succeed. So a part may be noted any number of times, in any order. The part
-that fills a shard notes the shard in the root, and the one that fills the root completes the join: one call a part, and
-three more a shard. Every later note of a part reads the root as well, so whatever died on its way is found.
+A chord has a root item, and shards of 200 indexes each. A shard holds two sets that only grow: the parts that succeeded, and
+those that failed; a part in both did succeed. So a part may be recorded any number of times, in any order. The part that
+fills a shard records the shard in the root, and the part that fills the root completes the chord: one call a part, and three
+more a shard. Every later record of a part reads the root as well, so whatever died half-way is found.
 
-    id = chord-join-{join}        size        parts, once all but the last are published
+    id = chord-join-{chord}       size        parts, once all but the last are published
                                   added       ids of parts that were added later (SS)
-                                  seen        numbers of shards that are there, but for the first (NS)
-                                  full, clean numbers of shards whose parts all returned; whose parts all succeeded (NS)
-                                  taken, taken_unclean  the part that found the join complete, and its parts all to have
-                                              succeeded or not, and publishes its callback
-                                  uneven      true: indexes are not those from 0 to size - 1, each once
-                                  fired       success | failure: the callback was published, or failed
-                                  open, look_at   shard and key of the index of joins that were not fired: when one is to be
-                                                  looked at, since perhaps its last part's worker died
+                                  seen        numbers of the shards that exist, except the first (NS)
+                                  full, clean numbers of the shards whose parts all returned; whose parts all succeeded (NS)
+                                  taken, taken_unclean  the part that claimed the complete chord, all of its parts having
+                                              succeeded or not: it dispatches the callback
+                                  uneven      true: the chord is irregular: its indexes are not 0 to size - 1, each once
+                                  fired       success | failure: the callback was dispatched, or could not be
+                                  open, look_at   shard and key of the index of chords without a dispatched callback: when to
+                                                  look at one, in case its last part's worker died
                                   opened_at
                                   at          when it was last written; ttl; what `open` was given
-    id = chord-join-{join}#{n}    ok, failed  parts whose index is n * 200 ... (BS)
-                                  expected    how many, of the last shard
+    id = chord-join-{chord}#{n}   ok, failed  parts whose index is n * 200 ... (BS)
+                                  expected    how many parts the last shard has
                                   in_root     true: the root has seen the shard
-                                  uneven      true, once the join is known to be uneven
+                                  uneven      true, once the chord is known to be irregular
                                   at; ttl
 
-Indexes are Celery's `group_index`, which is neither unique nor without gaps where groups end up inside other canvases. What is
-counted are tasks' ids; the index only deals them to shards. Where two ids of one index turn up, or an index that is not below
-the size, each note from then on counts all shards (an uneven join): whoever finds that out marks the shards first and counts
-afterwards, so a part that was noted without seeing the mark is counted by the one who made it. Several may find a join
-complete at the same time, and the first of them takes it. Times are Unix seconds.
+Indexes are Celery's `group_index`. They have duplicates and gaps where groups end up inside other canvases, so parts are
+counted by task id, and the index only assigns them to shards. Once two ids share an index, or an index is not below the size,
+every record counts all shards (an irregular chord). Whoever notices marks the shards first and counts afterwards, so a part
+that was recorded without seeing the mark is counted by whoever set it. Several workers may find a chord complete at once; the
+first claims it. Times are Unix seconds.
 """
 
 from __future__ import annotations
 
 import base64
-import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from mdstore.aws.dynamodb.attributes import Item, from_item, to_item
 from mdstore.aws.dynamodb.client import DynamoClient
+from mdstore.aws.dynamodb.updates import expressions, given, placeholders
 from mdstore.errors import ConditionFailed
 from mdstore.model import OPEN_INDEX
 from mdstore.queue.results.shard import SHARD, Part, Shard
 
-Outcome = Literal["success", "failure"]
+Dispatch = Literal["success", "failure"]
 
-_OPEN_SHARDS = 8  # so that the index does not funnel all joins through one of its partitions
+_OPEN_SHARDS = 8  # so that the index does not funnel all chords through one of its partitions
 _IN_FLIGHT = 8
-#: Seconds until an open join is looked at. Later looks are as far apart, or a quarter of its age if that is more.
+#: Seconds until an open chord is looked at. Later looks are as far apart, or a quarter of its age if that is more.
 _LOOK = 60
 _TRUE: dict[str, Any] = {"BOOL": True}
+_SUCCESS: dict[str, Any] = {"S": "success"}
+#: Attributes keep the names under which release 0.1.0 wrote them.
+_STORED = {"claimed": "taken", "claimed_unclean": "taken_unclean", "irregular": "uneven", "dispatched": "fired"}
+
 _EXISTS = "attribute_exists(id)"
 _FIRST_SIZE = f"{_EXISTS} AND (attribute_not_exists(#size) OR #size = :size)"
 _LARGER_SIZE = f"{_EXISTS} AND #size < :size"
-_UNDISPATCHED = f"{_EXISTS} AND (attribute_not_exists(#fired) OR #fired <> :success)"
-_UNCLAIMED = f"{_UNDISPATCHED} AND (attribute_not_exists(#taken) OR #taken = :part)"
+_UNDISPATCHED = f"{_EXISTS} AND (attribute_not_exists(#dispatched) OR #dispatched <> :success)"
+_UNCLAIMED = f"{_UNDISPATCHED} AND (attribute_not_exists(#claimed) OR #claimed = :claimed)"
 _UNCLAIMED_UNCLEAN = (
-    f"{_EXISTS} AND attribute_not_exists(#fired) AND (attribute_not_exists(#taken_unclean) OR #taken_unclean = :part)"
+    f"{_EXISTS} AND attribute_not_exists(#dispatched)"
+    " AND (attribute_not_exists(#claimed_unclean) OR #claimed_unclean = :claimed_unclean)"
 )
-_NAMED = re.compile(r"#(\w+)")  # DynamoDB reserves many words
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChordState:
-    """How far a join is. `clean`: all parts did succeed. `given` is what `open` was given."""
+    """How far a chord is. `clean`: all parts succeeded. `given` is what `open` was given."""
 
     complete: bool = False
     clean: bool = False
     size: int = 0
-    dispatched: Outcome | None = None
+    dispatched: Dispatch | None = None
     at: float = 0.0
     given: Mapping[str, Any] = field(default_factory=dict)
 
@@ -85,12 +90,15 @@ class Returned:
 
     @property
     def parts(self) -> list[Part]:
-        """Both."""
+        """All parts that returned, in order."""
         return sorted([*self.succeeded, *self.failed])
 
 
 class ChordStates:
-    """Joins in one table. Raises `Unavailable` and `DeploymentBroken`. `retention` is how long a join is kept, in seconds."""
+    """The states of the chords in one table. `retention` is how long a state is kept, in seconds.
+
+    Raises `Unavailable` and `DeploymentBroken`.
+    """
 
     def __init__(
         self,
@@ -108,7 +116,7 @@ class ChordStates:
         self._shard = shard
 
     def open(self, chord_id: str, **given: Any) -> None:
-        """Begin a join before any of its parts is published; one that is there stays as it is."""
+        """Begin a chord, before any of its parts is published; one that exists stays as it is."""
         now = self._clock()
         item = to_item(
             {
@@ -121,72 +129,69 @@ class ChordStates:
                 "ttl": int(now) + self._retention,
             }
         )
-        body = {"TableName": self._table, "Item": item, "ConditionExpression": "attribute_not_exists(id)"}
-        try:
-            self._dynamo.call("PutItem", body)
-        except ConditionFailed:
-            return
+        self._dynamo.put_if(
+            {"TableName": self._table, "Item": item, **expressions(condition="attribute_not_exists(id)")}
+        )
 
     def resize(self, chord_id: str, size: int) -> None:
-        """Say how many parts there are; to be said before the last is published. Nothing where there is no such join.
+        """Set the number of parts, before the last is published; nothing where there is no such chord.
 
-        The most that was said holds: Celery 5.6 also says the size of a group inside of the header, with the header's id. The
-        shard that was the last until then expects too few, so such a join is counted as an uneven one.
+        The largest size counts: Celery 5.6 also gives the size of a group inside of the header, with the header's id. The shard
+        that was the last until then expects too few parts, so such a chord is irregular.
         """
-        values: Item = {":size": {"N": str(size)}}
-        grown = {**values, ":true": _TRUE}
-        root = self._update_if(_FIRST_SIZE, _root(chord_id), "SET #size = :size", values) or self._update_if(
-            _LARGER_SIZE, _root(chord_id), "SET #size = :size, #uneven = :true", grown
+        values: Item = {"size": {"N": str(size)}}
+        root = self._update_if(_FIRST_SIZE, _root(chord_id), set=values) or self._update_if(
+            _LARGER_SIZE, _root(chord_id), set={**values, "irregular": _TRUE}
         )
         if root is None:
             return
-        if "uneven" in root or self._count(root) > self._shards(size):
-            self._mark(chord_id)
+        if _STORED["irregular"] in root or self._count(root) > self._shards(size):
+            self._mark_irregular(chord_id)
             return
         last = self._shards(size) - 1
         expected = size - last * self._shard
-        item = self._update(_shard(chord_id, last), "SET #expected = :expected", {":expected": {"N": str(expected)}})
+        item = self._update(_shard(chord_id, last), set={"expected": {"N": str(expected)}})
         shard = Shard.read(item, size=expected)
         if shard.last >= size:
-            self._mark(chord_id)
-        elif len(shard.parts) >= expected:  # its parts were published and returned before another shard's last one
-            self._note_full(chord_id, last, clean=shard.is_clean)
+            self._mark_irregular(chord_id)
+        elif len(shard.parts) >= expected:  # its parts returned before the last part of another shard was published
+            self._record_full(chord_id, last, clean=shard.is_clean)
 
     def extend(self, chord_id: str, part: str) -> None:
-        """Add a part to a join that is not complete: a task's id."""
-        self._update(_root(chord_id), "ADD #added :part", {":part": {"SS": [part]}}, condition=_EXISTS)
+        """Add a part, by its task id, to a chord that is not complete."""
+        self._update(_root(chord_id), add={"added": {"SS": [part]}}, condition=_EXISTS)
 
     def record_part(self, chord_id: str, part: Part, *, ok: bool) -> ChordState:
-        """Note that a part returned; says how far the join is. Raises `ConditionFailed` where the join is gone."""
+        """Record that a part returned; returns how far the chord is. Raises `ConditionFailed` where the chord is gone."""
         number, place = divmod(part.index, self._shard)
-        packed = {"BS": [base64.b64encode(part.pack()).decode()]}
-        item = self._update(_shard(chord_id, number), f"ADD #{'ok' if ok else 'failed'} :part", {":part": packed})
+        packed: dict[str, Any] = {"BS": [base64.b64encode(part.pack()).decode()]}
+        item = self._update(_shard(chord_id, number), add={"ok" if ok else "failed": packed})
         shard = Shard.read(item, size=self._shard)
         is_new = number > 0 and not shard.in_root
         if not shard.irregular and (
             shard.has_duplicate_indexes or place >= shard.expected or (is_new and self._is_beyond(chord_id, number))
         ):
-            self._mark(chord_id, number)
+            self._mark_irregular(chord_id, number)
         elif not shard.irregular:
             if len(shard.parts) < shard.expected:
                 return ChordState()
-            root = self._note_full(chord_id, number, clean=shard.is_clean)
-            if "uneven" not in root and "added" not in root:
+            root = self._record_full(chord_id, number, clean=shard.is_clean)
+            if _STORED["irregular"] not in root and "added" not in root:
                 shards = self._shards(_size(root))
                 full, clean_ones = (len(root.get(name, {"NS": []})["NS"]) for name in ("full", "clean"))
-                found = _join(root, complete=0 < shards <= full, clean=shards <= clean_ones)
+                found = _state(root, complete=0 < shards <= full, clean=shards <= clean_ones)
                 return self._claim(chord_id, part, found)
         return self._claim(chord_id, part, self.counted(chord_id))
 
     def counted(self, chord_id: str) -> ChordState:
-        """How far a join is, by all its shards, whether they were noted in the root or not."""
+        """How far a chord is by all of its shards, whether they are recorded in the root or not."""
         root, *items = self._items(chord_id)
         shard, size = _together(items), _size(root)
         expected = size + len(root.get("added", {"SS": []})["SS"])
-        return _join(root, complete=size > 0 and expected <= len(shard.parts), clean=shard.is_clean, at=shard.at)
+        return _state(root, complete=size > 0 and expected <= len(shard.parts), clean=shard.is_clean, at=shard.at)
 
     def returned(self, chord_id: str) -> Returned:
-        """Which parts returned."""
+        """The parts that returned."""
         shard = _together(self._items(chord_id)[1:])
         failed = shard.failed - shard.ok
         return Returned(
@@ -194,13 +199,13 @@ class ChordStates:
             failed=sorted(map(Part.unpack, failed)),
         )
 
-    def mark_dispatched(self, chord_id: str, outcome: Outcome) -> None:
-        """Note that the callback was published; a success stays."""
-        values = to_item({":outcome": outcome, ":success": "success"})
-        self._update_if(_UNDISPATCHED, _root(chord_id), "SET #fired = :outcome REMOVE #open", values)
+    def mark_dispatched(self, chord_id: str, outcome: Dispatch) -> None:
+        """Record that the callback was dispatched, or could not be; a success stays."""
+        values: Item = {"dispatched": {"S": outcome}}
+        self._update_if(_UNDISPATCHED, _root(chord_id), set=values, remove=("open",), arguments={"success": _SUCCESS})
 
     def undispatched(self, now: float) -> Iterator[str]:
-        """Joins that are not fired and are to be looked at, as far as the index knows."""
+        """Chords without a dispatched callback that are due for a look, as far as the index knows."""
         for number in range(_OPEN_SHARDS):
             body: dict[str, Any] = {
                 "TableName": self._table,
@@ -209,14 +214,14 @@ class ChordStates:
                 "ExpressionAttributeNames": {"#open": "open", "#look_at": "look_at"},
                 "ExpressionAttributeValues": to_item({":open": str(number), ":now": int(now)}),
             }
-            while body:
-                answer = self._dynamo.call("Query", body)
-                yield from (item["id"]["S"].removeprefix(_root("")) for item in answer["Items"])
-                after = answer.get("LastEvaluatedKey")
-                body = {**body, "ExclusiveStartKey": after} if after else {}
+            for page in self._dynamo.pages("Query", body):
+                yield from (item["id"]["S"].removeprefix(_root("")) for item in page)
 
     def read(self, chord_id: str, now: float) -> ChordState | None:
-        """How far a join is, and put off the next look at it; None where another process looks, or it is fired or gone."""
+        """How far a chord is, and put off the next look at it.
+
+        None where another process is looking, where its callback was dispatched, or where it is gone.
+        """
         key = to_item({"id": _root(chord_id)})
         answer = self._dynamo.call("GetItem", {"TableName": self._table, "Key": key, "ConsistentRead": True})
         root: Item = answer.get("Item", {})
@@ -224,62 +229,61 @@ class ChordStates:
         if "open" not in root or seen > now:
             return None
         following = int(now) + max(_LOOK, (int(now) - opened) // 4)
-        body: dict[str, Any] = {
+        put_off = self._dynamo.update_if({
             "TableName": self._table,
             "Key": key,
-            "UpdateExpression": "SET #look_at = :following",  # and not its end: a join whose parts are lost ends
-            "ConditionExpression": "attribute_exists(#open) AND #look_at = :seen",
-            "ExpressionAttributeNames": {"#open": "open", "#look_at": "look_at"},
-            "ExpressionAttributeValues": to_item({":following": following, ":seen": seen}),
-        }
-        try:
-            self._dynamo.call("UpdateItem", body)
-        except ConditionFailed:
-            return None
-        return self.counted(chord_id)
+            # The TTL is not put off: a chord whose parts are lost ends.
+            **expressions(set=given(["look_at"]), condition="attribute_exists(#open) AND #look_at = :seen"),
+            "ExpressionAttributeValues": to_item({":look_at": following, ":seen": seen}),
+        })  # fmt: skip
+        return None if put_off is None else self.counted(chord_id)
 
     # -- items
 
     def _is_beyond(self, chord_id: str, number: int) -> bool:
-        """Let the root see a shard; returns whether the join's size leaves no room for it."""
-        root = self._update(_root(chord_id), "ADD #seen :shard", {":shard": {"NS": [str(number)]}}, condition=_EXISTS)
+        """Let the root see a shard; returns whether the chord's size leaves no room for it."""
+        root = self._update(_root(chord_id), add={"seen": {"NS": [str(number)]}}, condition=_EXISTS)
         if 0 < self._shards(_size(root)) <= number:
             return True
-        self._update(_shard(chord_id, number), "SET #in_root = :true", {":true": _TRUE})
+        self._update(_shard(chord_id, number), set={"in_root": _TRUE})
         return False
 
-    def _note_full(self, chord_id: str, number: int, *, clean: bool) -> Item:
-        """Note in the root that a shard is full; returns the root."""
-        sets = "ADD #full :shard, #clean :shard" if clean else "ADD #full :shard"
-        values: Item = {":look_at": self._soon(), ":shard": {"NS": [str(number)]}}
-        return self._update(_root(chord_id), f"SET #look_at = :look_at {sets}", values, condition=_EXISTS)
+    def _record_full(self, chord_id: str, number: int, *, clean: bool) -> Item:
+        """Record in the root that a shard is full; returns the root."""
+        names = ("full", "clean") if clean else ("full",)
+        shard: dict[str, Any] = {"NS": [str(number)]}
+        return self._update(
+            _root(chord_id), set={"look_at": self._soon()}, add=dict.fromkeys(names, shard), condition=_EXISTS
+        )
 
     def _claim(self, chord_id: str, part: Part, found: ChordState) -> ChordState:
-        """How far a join is for `part`. Until it has fired, it is complete only for the part that finds it so first.
+        """How far a chord is for `part`. Only the first part to see completion may dispatch the callback.
 
-        Who finds that all parts did succeed takes it from who found, or fired, that one had not.
+        A part that finds all parts to have succeeded takes precedence over one that found, or dispatched, a failure.
         """
         if not found.complete or found.dispatched == "success" or (found.dispatched and not found.clean):
             return found
-        values: Item = {":look_at": self._soon(), ":part": {"S": part.id}}
-        if found.clean:
-            values[":success"] = {"S": "success"}
-        name, condition = ("taken", _UNCLAIMED) if found.clean else ("taken_unclean", _UNCLAIMED_UNCLEAN)
-        root = self._update_if(condition, _root(chord_id), f"SET #look_at = :look_at, #{name} = :part", values)
+        name, condition = ("claimed", _UNCLAIMED) if found.clean else ("claimed_unclean", _UNCLAIMED_UNCLEAN)
+        values: Item = {"look_at": self._soon(), name: {"S": part.id}}
+        arguments: Item = {"success": _SUCCESS} if found.clean else {}
+        root = self._update_if(condition, _root(chord_id), set=values, arguments=arguments)
         return found if root else ChordState()
 
     def _soon(self) -> dict[str, Any]:
-        """When to look at a join that may be complete: who completed it may die before the callback is published."""
+        """When to look at a chord that may be complete: whoever completed it may die before the callback is published."""
         return {"N": str(int(self._clock()) + _LOOK)}
 
-    def _mark(self, chord_id: str, found_in: int = 0) -> None:
-        """Have each note from now on count all shards; the one that tells it last, so that it tells it again after a death."""
-        root = self._update(_root(chord_id), "SET #uneven = :true", {":true": _TRUE}, condition=_EXISTS)
+    def _mark_irregular(self, chord_id: str, found_in: int = 0) -> None:
+        """Have each record from now on count all shards.
+
+        The shard `found_in` is marked last: if we crash midway, its next part restarts the marking.
+        """
+        root = self._update(_root(chord_id), set={"irregular": _TRUE}, condition=_EXISTS)
         for number in sorted(range(self._count(root)), key=found_in.__eq__):
-            self._update(_shard(chord_id, number), "SET #uneven = :true", {":true": _TRUE})
+            self._update(_shard(chord_id, number), set={"irregular": _TRUE})
 
     def _items(self, chord_id: str) -> list[Item]:
-        """The root and the shards, empty where they are not there, strongly consistent."""
+        """The root and the shards, empty where they do not exist, strongly consistent."""
         (root,) = self._get([_root(chord_id)])
         while True:
             count = self._count(root)
@@ -293,30 +297,34 @@ class ChordStates:
         found = {item["id"]["S"]: item for items in self._dynamo.run(tasks, in_flight=_IN_FLIGHT) for item in items}
         return [found.get(one, {}) for one in ids]
 
-    def _update(self, key: str, change: str, values: Item, *, condition: str = "") -> Item:
-        """Change an item, and put off its end; returns it as it is then."""
-        now = int(self._clock())
-        times = "SET #at = :at, #ttl = :ttl"
-        expression = f"{times}, {change[4:]}" if change.startswith("SET ") else f"{times} {change}"
-        body: dict[str, Any] = {
-            "TableName": self._table,
-            "Key": to_item({"id": key}),
-            "UpdateExpression": expression,
-            "ExpressionAttributeNames": {f"#{name}": name for name in _NAMED.findall(f"{expression} {condition}")},
-            "ExpressionAttributeValues": {**values, ":at": {"N": str(now)}, ":ttl": {"N": str(now + self._retention)}},
-            "ReturnValues": "ALL_NEW",
-        }
-        if condition:
-            body["ConditionExpression"] = condition
-        item: Item = self._dynamo.call("UpdateItem", body)["Attributes"]
+    def _update(self, key: str, *, condition: str = "", **changes: Any) -> Item:
+        """Change an item as `_update_if` does. Raises `ConditionFailed`."""
+        item = self._update_if(condition, key, **changes)
+        if item is None:
+            raise ConditionFailed(f"{key}: the conditional request failed")
         return item
 
-    def _update_if(self, condition: str, key: str, change: str, values: Item) -> Item | None:
-        """The same, or None where the condition is not met."""
-        try:
-            return self._update(key, change, values, condition=condition)
-        except ConditionFailed:
-            return None
+    def _update_if(
+        self,
+        condition: str,
+        key: str,
+        *,
+        set: Mapping[str, Any] = MappingProxyType({}),  # noqa: A002  DynamoDB's own words
+        add: Mapping[str, Any] = MappingProxyType({}),
+        remove: Sequence[str] = (),
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Item | None:
+        """Change an item and put off its TTL; returns it as it is then, or None where the condition is not met."""
+        now = int(self._clock())
+        times = {"at": {"N": str(now)}, "ttl": {"N": str(now + self._retention)}}
+        return self._dynamo.update_if({
+            "TableName": self._table,
+            "Key": to_item({"id": key}),
+            **expressions(
+                set=given([*times, *set]), add=given(add), remove=remove, condition=condition, names=_STORED
+            ),
+            "ExpressionAttributeValues": placeholders({**times, **set, **add, **arguments}),
+        })  # fmt: skip
 
     def _shards(self, size: int) -> int:
         return -(-size // self._shard)
@@ -347,21 +355,19 @@ def _together(items: Sequence[Item]) -> Shard:
     )
 
 
+#: A root's attributes, all but what `open` was given.
 _OWN = frozenset(
-    {
-        "id", "size", "added", "seen", "full", "clean", "uneven", "taken", "taken_unclean", "fired", "open", "look_at",
-        "opened_at", "at", "ttl",
-    }
-)  # fmt: skip
+    {"id", "size", "added", "seen", "full", "clean", "open", "look_at", "opened_at", "at", "ttl", *_STORED.values()}
+)
 
 
-def _join(root: Item, *, complete: bool, clean: bool, at: float = 0.0) -> ChordState:
+def _state(root: Item, *, complete: bool, clean: bool, at: float = 0.0) -> ChordState:
     known = from_item({name: value for name, value in root.items() if name not in ("added", "seen", "full", "clean")})
     return ChordState(
         complete=complete,
         clean=clean,
         size=known.get("size", 0),
-        dispatched=known.get("fired"),
+        dispatched=known.get(_STORED["dispatched"]),
         at=max(at, float(known.get("at", 0))),
         given={name: value for name, value in known.items() if name not in _OWN},
     )

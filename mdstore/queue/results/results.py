@@ -22,7 +22,7 @@ from mdstore import exactjson
 from mdstore.aws.blobs import Blob, Blobs
 from mdstore.aws.dynamodb.attributes import from_item, to_item
 from mdstore.aws.dynamodb.client import DynamoClient
-from mdstore.errors import ConditionFailed
+from mdstore.aws.dynamodb.updates import expressions
 from mdstore.model import CLAIM_DAYS
 from mdstore.settings import DAY
 
@@ -143,14 +143,9 @@ class DynamoResults(KeyValueStoreBackend):
             "Item": to_item({"id": bytes_to_str(key), **text, "state": state, "ttl": int(time.time()) + seconds}),
         }
         if state is not None:
-            body |= {
-                "ConditionExpression": "attribute_not_exists(#state) OR #state <> :success",
-                "ExpressionAttributeNames": {"#state": "state"},
-                "ExpressionAttributeValues": to_item({":success": states.SUCCESS}),
-            }
-        try:
-            self._dynamo.call("PutItem", body)
-        except ConditionFailed:
+            body |= expressions(condition="attribute_not_exists(#state) OR #state <> :success")
+            body["ExpressionAttributeValues"] = to_item({":success": states.SUCCESS})
+        if not self._dynamo.put_if(body):
             logger.debug("%s has succeeded: %s is not stored", key, state)
 
     def _placed(self, text: str, name: str, *, inline: int) -> dict[str, Any]:

@@ -51,8 +51,9 @@ def sqs(monkeypatch: pytest.MonkeyPatch) -> FakeSqs:
 class Later(list[tuple[Any, ...]]):
     """A due-time table in memory."""
 
-    def put(self, queue: str, body: str, due: float, *, ident: str, group_id: str | None = None) -> None:
-        self.append((queue, json.loads(body)["headers"]["id"], round(due - time.time()), ident, group_id))
+    def put(self, queue: str, body: str, due_at: float, *, deduplication_id: str, group_id: str | None = None) -> None:
+        task_id, wait = json.loads(body)["headers"]["id"], round(due_at - time.time())
+        self.append((queue, task_id, wait, deduplication_id, group_id))
 
 
 @pytest.fixture

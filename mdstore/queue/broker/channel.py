@@ -118,7 +118,7 @@ class Channel(FanoutChannel):
                 table: DelayedTable = self.transport_options["delayed_table"]()
                 name = self.canonical_queue_name(queue)
                 ident = entry.message_deduplication_id or ident
-                table.put(name, entry.message_body, due, ident=ident, group_id=entry.message_group_id)
+                table.put(name, entry.message_body, due, deduplication_id=ident, group_id=entry.message_group_id)
                 return
         except (Unavailable, DeploymentBroken) as error:
             broken = isinstance(error, DeploymentBroken)

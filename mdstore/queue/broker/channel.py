@@ -131,7 +131,7 @@ class Channel(FanoutChannel):
         self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, *args: Any, **kwargs: Any
     ) -> None:
         """Begin to receive a queue."""
-        self.join_topic(queue)
+        self.subscribe_to_topic(queue)
         if no_ack:
             self._noack_queues.add(queue)
         virtual.Channel.basic_consume(self, queue, no_ack, callback, consumer_tag, *args, **kwargs)

@@ -1,8 +1,8 @@
-"""The table of delayed messages: it keeps a message that is due later than SQS can delay it, until SQS can.
+"""The table of delayed messages: it holds messages that are due later than SQS can delay them.
 
 SQS delays a message by 900 s at most. A message that is due later is put here, and moved to its queue 900 s before it is due.
-SQS's own delay covers the rest of the time, which gives it SQS's precision. A FIFO queue cannot delay a single message, so its
-messages are moved when they are due, and arrive late by up to the time between two checks of the table, about `INTERVAL`.
+SQS's own delay covers those 900 s, so the message arrives with SQS's precision. A FIFO queue cannot delay a single message, so
+its messages are moved when they are due, and arrive late by up to the time between two checks of the table, about `INTERVAL`.
 
     pk = {hour of the move}#{shard}   sk = {time of the move}#{digest}      a message
          2026-11-25T15#3                   1795618800123#9f86d081884c7d65
@@ -54,18 +54,18 @@ from mdstore.settings import DAY
 MAX_BODY = 350 * 1024  # bytes; an item holds 400 KB
 SHARDS = 8  # may grow but never shrink: nobody would move the messages of the shards that are left out
 THREADS = 4  # shards that one worker moves at the same time
-#: Average seconds between two checks of one worker.
+#: Seconds between two checks of one worker, on average.
 INTERVAL = 10.0
-#: Seconds from the end of a leased run until the shard is free again.
+#: Seconds between two leased runs of a shard.
 PAUSE = 7.0
-#: Seconds for which a shard is leased.
+#: Seconds for which a shard is leased, and between two leased runs if the first one had to leave messages behind.
 LEASE = 60.0
 #: Seconds after which a leased run begins nothing more. If the calls for its last batch are retried until the lease has ended,
 #: the next run may send that batch too; delivery is at least once anyway.
 MAX_RUN = 15.0
 #: Seconds allowed for a wrong clock and for the duration of a put. AWS refuses a call whose time is off by 15 minutes.
 CLOCK_TOLERANCE = 3_600
-CALL_TIMEOUT = 5.0  # seconds for a call of `move`; the next check repeats a call that failed
+CALL_TIMEOUT = 5.0  # seconds for each call that `move` makes; the next check repeats a call that failed
 RETENTION = 90 * DAY
 MAX_AHEAD = 10 * 366 * DAY
 MAX_BEHIND = DAY
@@ -78,8 +78,8 @@ _GROUP = re.compile(r"[!-~]{1,128}")
 class DelayedMessage(msgspec.Struct, frozen=True, kw_only=True):
     """Holds a message that SQS can take now.
 
-    `due_at` is in Unix seconds, and `delay_seconds` is the time left until then, None for a FIFO queue. SQS accepts the
-    `deduplication_id` for a FIFO queue. `key` is the message's `pk` and `sk` in the table.
+    `due_at` is in Unix seconds, and `delay_seconds` is the time left until then, None for a FIFO queue. Only a FIFO
+    queue uses the `deduplication_id`. `key` is the message's `pk` and `sk` in the table.
     """
 
     queue: str
@@ -112,8 +112,8 @@ class DelayedTable:
     def put(self, queue: str, body: str, due_at: float, *, deduplication_id: str, group_id: str | None = None) -> bool:
         """Keep a message for `queue` until `due_at`, in Unix seconds. Return False if the table holds it already.
 
-        Two messages are the same if they have the same queue, `due_at` and `deduplication_id`, for example a task's id with its
-        number of retries. Raises `InvalidRequest`.
+        A message is identified by its queue, `due_at` and `deduplication_id`, such as a task's id with its number of retries.
+        Raises `InvalidRequest`.
         """
         now = self._clock()
         _validate(queue, body, due_at, deduplication_id=deduplication_id, group_id=group_id, now=now)
@@ -123,7 +123,7 @@ class DelayedTable:
             self._has_state = True
         move_at = due_at if is_fifo(queue) else due_at - MAX_DELAY
         digest = hashlib.sha256(f"{queue}\n{round(due_at * 1000)}\n{deduplication_id}".encode()).hexdigest()
-        listed_at = max(now, move_at)  # an hour that has passed is not queried any more
+        listed_at = max(now, move_at)  # no run looks for new messages in an hour that has passed
         values = {
             "pk": _partition(_hour(listed_at), int(digest[:8], 16) % SHARDS),
             "sk": f"{round(move_at * 1000):013d}#{digest[:32]}",
@@ -169,8 +169,7 @@ class DelayedTable:
     def _lease(self, shard: int, until: int, changes: dict[str, int], *, held: bool = False) -> dict[str, Any] | None:
         """Write a shard's part of the state, and return the state.
 
-        Return None, and write nothing, if another worker has the lease. With `held`, the caller has the lease that ends at
-        `until`.
+        Return None, and write nothing, if another worker has the lease. `held` says that the caller has it, until `until`.
         """
         item = self._dynamo.update_if(
             {

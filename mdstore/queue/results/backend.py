@@ -77,7 +77,7 @@ class DynamoBackend(DynamoResults):
     def _chord_states(self) -> ChordStates:
         return ChordStates(dynamo=self._dynamo, table=self._table, retention=self._retention)
 
-    # -- the end of a task; a part's result is stored although its task ignores results, if the callback needs it
+    # -- the end of a task: if the callback needs a part's result, it is stored even if the part's task ignores results
 
     def mark_as_done(
         self, task_id: Any, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS
@@ -210,7 +210,7 @@ class DynamoBackend(DynamoResults):
         return [chord_id for chord_id in self._chord_states.undispatched(now) if self._repair_one(chord_id, now)]
 
     def _repair_one(self, chord_id: str, now: float) -> bool:
-        """Dispatch the callback of one chord if it is due for that; return whether it was."""
+        """Repair a chord that has been complete for a minute. Return False for any other chord, or if the repair failed."""
         try:
             chord_state = self._chord_states.read(chord_id, now)
             if chord_state is None or not chord_state.complete or chord_state.at > now - _PUBLISH_SECONDS:
@@ -255,7 +255,7 @@ class DynamoBackend(DynamoResults):
             raise ChordError(f"Callback error: {error!r}") from error
 
     def _results_for(self, callback: Any, chord_id: str, chord_state: ChordState, policy: str) -> list[Any]:
-        """Return the results of the parts in their order, as the callback gets them; nothing if it takes none.
+        """Return the results of the parts in their order, as the callback gets them, or an empty list if it takes none.
 
         Raises `ChordError` if the chord has failed by its policy.
         """
@@ -294,7 +294,7 @@ class DynamoBackend(DynamoResults):
         self._return_failed_parts(callback, error)
 
     def _return_failed_parts(self, task: Any, exc: Any) -> None:
-        """Record the failure of the chord parts that a signature ends with. The signature will never run."""
+        """Record the chord parts that a signature ends with as failed, because the signature will never run."""
         for end in final_tasks(task, self.app):
             options = end.options
             if options.get("chord"):

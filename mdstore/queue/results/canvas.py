@@ -1,7 +1,6 @@
-"""Questions about Celery's canvas: which tasks a signature starts and ends with, and how a chord's body is to be called.
+"""Helpers for Celery's canvas: which tasks a signature starts and ends with, and what a chord's callback takes.
 
-Celery's classes are `_chain`, `_chord` and `group`; a signature that came in a message is turned into one of them by
-`maybe_signature`.
+`maybe_signature` turns a signature from a message into one of Celery's classes (`_chain`, `_chord`, `group`, `Signature`).
 """
 
 from __future__ import annotations

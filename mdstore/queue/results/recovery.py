@@ -1,4 +1,4 @@
-"""The worker's step that repairs chords whose last worker died before it published the callback."""
+"""The worker's step that repairs chords whose callback was never published because a worker died."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RecoveryStep(PeriodicStep):
         return isinstance(parent.app.backend, DynamoBackend)
 
     def work(self, stopping: Callable[[], bool]) -> bool:  # noqa: ARG002
-        """Publish the callbacks of chords that were left complete."""
+        """Publish the callbacks of such chords. Return False, because nothing is left to do at once."""
         repaired = self.app.backend.repair()
         if repaired:
             event("chords.repaired", count=len(repaired), chords=",".join(repaired))

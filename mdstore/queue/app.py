@@ -28,7 +28,7 @@ from mdstore.settings import Settings, load_settings
 
 
 class _Parts(NamedTuple):
-    """Objects that a process builds once from its AWS clients."""
+    """Holds the objects that a process builds once from its AWS clients."""
 
     aws: AwsClients
     claim_checks: ClaimChecks
@@ -36,7 +36,7 @@ class _Parts(NamedTuple):
 
 
 class SqsApp(Celery):
-    """A Celery app on SQS, SNS, S3 and DynamoDB that sends the messages of its tasks in batches.
+    """Runs Celery on SQS, SNS, S3 and DynamoDB, and sends the messages of tasks in batches.
 
     Each process builds its own clients, because connections do not survive a fork.
     """
@@ -64,7 +64,7 @@ class SqsApp(Celery):
 
     @property
     def claim_checks(self) -> ClaimChecks:
-        """Return this process's claim checks, which store messages that are too large for SQS."""
+        """Return this process's claim checks, which keep large messages in S3."""
         return self._own_parts.claim_checks
 
     @property
@@ -91,7 +91,7 @@ class SqsApp(Celery):
 
     @cached_property  # type: ignore[untyped-decorator]
     def GroupResult(self) -> Any:  # noqa: N802  Celery's name
-        """Return the class of the results of groups."""
+        """Return the class of group results."""
         return self.subclass_with_self("mdstore.queue.results.results:BatchedGroupResult", reverse="GroupResult")
 
     @cached_property  # type: ignore[untyped-decorator]
@@ -100,7 +100,7 @@ class SqsApp(Celery):
         return BatchPublisher(lambda: self.aws.queues)
 
     def batched(self) -> AbstractContextManager[None]:
-        """Send the tasks published inside the context ten per call, at the latest when it ends. Raises `Unsent` at its end."""
+        """Send the tasks published inside the context, ten per call, when it ends or sooner. Raises `Unsent` at its end."""
         context: AbstractContextManager[None] = self.publisher.context()
         return context
 

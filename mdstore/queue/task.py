@@ -8,13 +8,13 @@ from celery import Task
 
 
 class SqsTask(Task):
-    """A Celery task whose worker counts the deliveries of its messages."""
+    """Extends a Celery task: its worker counts the deliveries of its messages."""
 
     abstract = True
     Request: Any = "mdstore.queue.worker.request:SqsRequest"
 
     def signature_from_request(self, request: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Return a signature that sends the task again, e.g. for a retry; it keeps the current message's group, if any."""
+        """Return a signature that sends the task again, e.g. for a retry. It keeps the message group of the current message."""
         signature = super().signature_from_request(request, *args, **kwargs)
         properties = (self.request if request is None else request).properties or {}
         if "MessageGroupId" in properties:

@@ -1,8 +1,8 @@
-"""Adapt kombu's SQS transport, so that its calls are batched, run off the worker's loop and need few permissions.
+"""Adapt kombu's SQS transport, so that its calls are batched, run outside of the worker's loop and need few permissions.
 
-Queues of tasks are looked up by name and never created or listed at run time. So a role that may look up queues, and send,
-receive, delete and extend messages, is enough. The header `receives` tells a task how often its message was received, so it
-knows its last attempt from its first.
+Queues of tasks are looked up by name and never created or listed at run time. So a role that may look up queues, send,
+receive and delete messages, and extend their visibility, is enough. The header `receives` tells a task how often its message
+was received, so the task knows its last attempt from its first.
 
     publish    Channel._put -> SendMessageBatch                        encoding, publisher
     receive    ReceiveMessage -> check -> wait -> the worker's loop    poller, envelope
@@ -57,7 +57,7 @@ class QoS(virtual.QoS):
 
 
 class Channel(FanoutChannel):
-    """A channel over SQS. It reads transport options that kombu does not have.
+    """Connects kombu to SQS. It reads these transport options besides those of kombu.
 
     `sqs`, `claim_checks` and `delayed_table` are functions that return the objects of the calling process. `publisher` is the
     app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason. `ahead` is how many
@@ -181,7 +181,7 @@ class Channel(FanoutChannel):
     def close(self) -> None:
         """Give back held messages, send the deletes that are left, and stop the threads."""
         poller, self._poller = self._poller, None
-        self._dead_letter_thread.shutdown(cancel_futures=True)  # the poller gives the cancelled ones back
+        self._dead_letter_thread.shutdown(cancel_futures=True)  # the poller gives back the messages of cancelled calls
         if poller is not None:
             poller.close(_CLOSE_WITHIN)
         if self._wakeup is not None:
@@ -192,9 +192,10 @@ class Channel(FanoutChannel):
         super().close()
 
     def liveness(self) -> dict[str, float]:
-        """Return the age in seconds of the last SQS response, the last receive and the last loop tick, and the messages held.
+        """Return the channel's signs of life, or an empty dict before it consumes.
 
-        Their names are `answer`, `receive`, `loop` and `held`. The result is empty before the channel consumes.
+        `answer`, `receive` and `loop` are the seconds since the last SQS response, the last progress of a receive and the
+        last loop tick; `held` is the number of messages held.
         """
         if self._poller is None:
             return {}
@@ -252,7 +253,7 @@ class Channel(FanoutChannel):
     def _is_alive(self) -> bool:
         """Return whether the loop still ticks.
 
-        A loop that consumes nothing counts as alive: at shutdown it stops for good while the last tasks run.
+        Without active queues it counts as alive, because at shutdown the loop stops for good while the last tasks still run.
         """
         return (
             self.hub is None
@@ -290,7 +291,7 @@ class Channel(FanoutChannel):
         return payload
 
     def _hand_out(self, held: Held) -> None:
-        """Hand a message to its consumer. If the consumer raises, requeue the message, so that others can be handed out."""
+        """Hand a message to its consumer. If the consumer raises, requeue the message, so that it does not block others."""
         self._ticked_at = time.monotonic()
         callback = self.connection._callbacks.get(held.queue)
         if callback is None:
@@ -308,14 +309,14 @@ class Channel(FanoutChannel):
     # -- settle
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:  # noqa: ARG002
-        """Have a message deleted soon, and make room for another."""
+        """Queue a message for deletion, and make room for another."""
         held = self._at_work.pop(delivery_tag, None)
         if held is not None and self._poller is not None:
             self._poller.delete(held)
         self._make_room(delivery_tag)
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Dead-letter a message or, with `requeue`, give it back: the more often it was received, the longer SQS delays it."""
+        """Dead-letter a message or, with `requeue`, give it back. The more often it was received, the longer SQS hides it."""
         if not requeue:
             self.dead_letter(delivery_tag, "rejected")
             return
@@ -378,7 +379,7 @@ def _task_of(body: str) -> str:
 
 
 class Transport(SQS.Transport):
-    """A kombu transport with these channels."""
+    """Makes these channels; everything else is as in kombu's SQS transport."""
 
     Channel = Channel
     connection_errors = (*SQS.Transport.connection_errors, Unavailable)  # a worker that starts during an outage retries

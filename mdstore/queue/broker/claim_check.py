@@ -1,4 +1,4 @@
-"""The claim check: a task's message that is too large for SQS is stored in S3, and SQS carries a small pointer to it.
+"""Keep the large messages of tasks in S3, and send small pointers to them through SQS: the claim check pattern.
 
     {"mdstore-claim": 1, "digest": SHA-256 of the message, "size": its bytes, "days": 45, "stored": "2026-11-25",
      "task": ..., "id": ...}
@@ -36,7 +36,7 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A pointer to a stored message. Its object is kept for at least `days`, counted from the day `stored` (UTC)."""
+    """Points to a stored message. Its object is kept for at least `days`, counted from the day `stored` (UTC)."""
 
     version: Literal[1] = msgspec.field(name=_MARK)
     digest: Digest
@@ -89,7 +89,8 @@ class ClaimChecks:
     def store(self, text: str, *, due: float | None = None) -> str:
         """Return `text` or, if it is larger than the threshold, store it in S3 and return a pointer to it.
 
-        A message that is `due` later (Unix seconds) is kept that much longer. Raises `InvalidRequest` over `max_bytes`.
+        A message that is `due` later (Unix seconds) is kept at least that much longer. Raises `InvalidRequest`
+        over `max_bytes`.
         """
         content = text.encode()
         if len(content) <= self._threshold:
@@ -133,7 +134,7 @@ def is_claim(text: str) -> bool:
 
 
 def read_claim(text: str) -> Claim:
-    """Decode a pointer, of which `task` and `id` are only for logs. Raises `IntegrityError`."""
+    """Decode a pointer. Its `task` and `id` are only for logs. Raises `IntegrityError`."""
     try:
         claim = _claim.decode(text)
     except (ValueError, RecursionError) as error:
@@ -144,7 +145,7 @@ def read_claim(text: str) -> Claim:
 
 
 def _lifetime(ahead: float) -> int:
-    """Return for how many days to keep a message that is due in `ahead` seconds; only then it enters the queue."""
+    """Return for how many days to keep a message that is due in `ahead` seconds and may then be queued and dead-lettered."""
     needed = CLAIM_DAYS[0] + (ahead / DAY if ahead > DAY else 0)
     return next((days for days in CLAIM_DAYS if days >= needed), CLAIM_DAYS[-1])
 

@@ -62,7 +62,10 @@ def due_beyond_sqs(queue: str, message: dict[str, Any]) -> float | None:
 
 
 def delay_of(message: dict[str, Any]) -> int:
-    """Return whole seconds until a message is due: its task's `eta` (or countdown) or kombu's `delay_seconds`, if longer."""
+    """Return in how many whole seconds a message is due.
+
+    That is the later of its task's `eta` (which a countdown sets too) and kombu's `delay_seconds`.
+    """
     properties, eta = message.get("properties", {}), (message.get("headers") or {}).get("eta")
     seconds = float(properties.get("delay_seconds") or properties.get("DelaySeconds") or 0)
     if eta:

@@ -17,18 +17,18 @@ import msgspec
 from mdstore.model import MAX_AGE
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
-#: Seconds; a lower limit could kill a process while it still reads its message, which can take down the whole pool.
+#: Seconds, at least 1: a process that is killed while it still reads its message can take down the whole pool.
 Limit = Annotated[float, msgspec.Meta(ge=1)]
 #: Bounded, because the state of a chord has a shard for each 200 indexes.
 Index = Annotated[int, msgspec.Meta(ge=0, lt=1_000_000)]
 
 
 class Malformed(ValueError):
-    """A worker may not execute a message; the text says why."""
+    """A worker must not execute the message. The text says why."""
 
 
 class Headers(msgspec.Struct):
-    """The headers of Celery that something depends on. Other headers are not checked.
+    """Checks the Celery headers that other code depends on. All other headers pass unchecked.
 
     Source: https://docs.celeryq.dev/en/stable/internals/protocol.html
     """
@@ -52,13 +52,13 @@ class Headers(msgspec.Struct):
 
 
 class Properties(msgspec.Struct):
-    """The one property that is checked: how the body is encoded."""
+    """Checks how the body is encoded, which is the only property that matters."""
 
     body_encoding: Literal["base64", "utf-8"] | None = None
 
 
 class Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_encoding": "content-encoding"}):
-    """A whole message."""
+    """Checks the outermost layer of a message."""
 
     body: str
     headers: Headers
@@ -74,7 +74,7 @@ _body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], dict[str, Any] | N
 def check(text: str, *, received: bool = False) -> None:
     """Raise `Malformed`, naming what is wrong, unless `text` is a task's message and all of it is JSON.
 
-    A message that was `received` must not be due later than SQS keeps any message.
+    A message that was `received` must not be due further ahead than SQS keeps messages, which is `MAX_AGE`.
     """
     with _checking("envelope"):
         envelope = _envelope.decode(text)
@@ -98,7 +98,7 @@ def _checking(part: str) -> Iterator[None]:
 
 
 def _moment(value: str | float | None) -> datetime | None:
-    """Return the moment that an ISO 8601 text names, in UTC if it names no zone; None for a number or None."""
+    """Parse an ISO 8601 text, in UTC unless it names a time zone. Return None for anything but text."""
     if not isinstance(value, str):
         return None
     moment = datetime.fromisoformat(value)

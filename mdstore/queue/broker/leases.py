@@ -24,7 +24,7 @@ _TRIES = 3
 
 @dataclass(slots=True, eq=False)
 class _Change:
-    """Asks SQS to make a message visible in `seconds`; None asks to delete it."""
+    """Asks SQS to make a message visible in `seconds` or, if that is None, to delete it."""
 
     held: Held
     seconds: int | None
@@ -33,7 +33,7 @@ class _Change:
 
 
 class LeaseExtender:
-    """Holds the leases of one poller's messages.
+    """Maintains the leases of one poller's messages.
 
     `expiring` returns the messages whose leases must be renewed now. `abandon` is called with a message whose lease was lost.
     """
@@ -57,11 +57,11 @@ class LeaseExtender:
             self._thread.start()
 
     def delete(self, held: Held) -> None:
-        """Have a message deleted soon."""
+        """Queue a message for deletion."""
         self._add(_Change(held, None))
 
     def set_visibility(self, held: Held, seconds: int) -> None:
-        """Have a message made visible again, `seconds` after the call to SQS that follows soon."""
+        """Queue a change of a message's visibility: it becomes visible `seconds` after the call to SQS."""
         self._add(_Change(held, seconds))
 
     def close(self, timeout: float) -> None:
@@ -84,7 +84,7 @@ class LeaseExtender:
             self._send(changes)
 
     def _next(self) -> list[_Change]:
-        """Wait for changes and return them. An empty list says that the extender closes and all changes are sent."""
+        """Wait for changes and return them. Return an empty list once the extender is closing and all changes are sent."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._changes or self._is_closing, _CHECK_EVERY)
@@ -102,16 +102,15 @@ class LeaseExtender:
         try:
             return [_Change(held, self._visibility, is_renewal=True) for held in self._expiring()]
         except Exception:
-            logger.exception("leases could not be renewed in time; their messages may be redelivered")
+            logger.exception("leases could not be renewed now; their messages may be redelivered")
             return []
 
     def _send(self, changes: Sequence[_Change]) -> None:
         calls: dict[tuple[str, bool], list[_Change]] = defaultdict(list)
         for change in changes:
             calls[change.held.url, change.seconds is None].append(change)
-        for (url, is_delete), some in sorted(
-            calls.items(), key=lambda call: call[0][1]
-        ):  # renewals first, because deletes can wait
+        # Deletes come last, because they can wait.
+        for (url, is_delete), some in sorted(calls.items(), key=lambda call: call[0][1]):
             for change, failed in zip(some, self._answers(url, some, is_delete=is_delete), strict=True):
                 if failed is not None:
                     self._failed(change, failed)
@@ -124,18 +123,19 @@ class LeaseExtender:
             seconds = [change.seconds or 0 for change in some]
             return self._sqs.change_visibility(url, list(zip(handles, seconds, strict=True)))
         except Exception as error:
-            logger.exception("messages could not be deleted, given back or renewed now")
+            logger.exception("a call to delete messages or to change their visibility failed")
             return [Failed(code=type(error).__name__, message=str(error))] * len(some)
 
     def _failed(self, change: _Change, failed: Failed) -> None:
-        """Retry a change that may work later. Any other message becomes visible again after its visibility timeout."""
+        """Retry a change that may work later. Otherwise leave the message to become visible after its visibility timeout."""
         if is_gone(failed.code):
             return  # the queue was deleted, and its messages with it
         change.tries += 1
         is_its_own = failed.sender_fault and bool(failed.id)  # SQS refused this entry, not the whole call
         if is_its_own or change.tries >= _TRIES:
-            action = "renewed" if change.is_renewal else "given back" if change.seconds is not None else "deleted"
-            logger.warning("message %s could not be %s: %s", change.held.id, action, failed)
+            other = "delete" if change.seconds is None else "give back"
+            action = "renew the lease of" if change.is_renewal else other
+            logger.warning("could not %s message %s: %s", action, change.held.id, failed)
             if change.is_renewal and is_its_own:
                 self._abandon(change.held)
         elif not change.is_renewal:  # a later check renews it anyway

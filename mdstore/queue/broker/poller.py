@@ -4,9 +4,9 @@
     lease extender   one: deletes finished messages, gives back others and renews leases, ten messages per call
 
 A message is *held* from its receive until it is deleted or given back: it waits until the worker takes it, and then a task
-works on it. A held message has a lease, its visibility timeout, which is renewed. So a task may run longer than that timeout,
-and SQS redelivers the messages of a dead worker after one timeout at most. Renewing stops when the work is lost (the worker
-dropped it without acknowledging the message) or when the worker's loop hangs.
+works on it. A held message has a lease, which is its visibility timeout, and the lease extender renews it. So a task may run
+longer than the timeout, and SQS redelivers the messages of a dead worker after one timeout at most. Renewals stop when the work
+is lost (the worker dropped it without acknowledging the message) or when the worker's loop hangs.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ logger = get_logger(__name__)
 _LINGER = 0.02  # seconds that a receiver waits for room for ten messages
 _RECEIVE_AGAIN = 2.0  # seconds until a failed receive is retried
 _RECEIVERS = 2  # per queue, at most
-_READ_AGAIN = 300  # seconds until an unreadable message is redelivered; retries took about 20 s already
-_URGENT = 1_000  # messages that wait to be handed out, 256 KB each at most
-_REMEMBERED = 10_000  # deleted messages whose ids are kept, because SQS may redeliver them all the same
+_READ_AGAIN = 300  # seconds until an unreadable message is redelivered, after about 20 s of retries
+_URGENT = 1_000  # urgent messages that may wait to be handed out, 256 KB each at most
+_REMEMBERED = 10_000  # deleted messages whose ids are kept, because SQS may redeliver them anyway
 
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A message that this worker holds. `payload` is the opened message; `is_lost` returns whether its work is lost."""
+    """Describes a message that this worker holds.
+
+    `payload` is the opened message. `renew_at` is when its lease must be renewed, in seconds of the poller's clock. `is_lost`
+    returns whether its work is lost.
+    """
 
     queue: str
     url: str
@@ -54,7 +58,10 @@ class Held:
 
 @dataclass(slots=True, eq=False)
 class _Queue:
-    """A queue that is consumed. Without `needs_room`, its messages are urgent: deleted on arrival and handed out first."""
+    """Describes a queue that is consumed.
+
+    Without `needs_room`, its messages are urgent: they are deleted on arrival and handed out first.
+    """
 
     name: str
     url: str
@@ -70,7 +77,7 @@ class _Queue:
 
 
 def backoff(receives: int) -> int:
-    """Seconds until a message that was received `receives` times is visible again: 5, 10, 20 ... 300."""
+    """Return for how many seconds to hide a message that was received `receives` times: 5, 10, 20 ... 300."""
     return min(300, 5 << min(receives - 1, 10))
 
 
@@ -129,7 +136,7 @@ class Poller:
         self._start_receiver(found)
 
     def cancel(self, queue: str) -> None:
-        """Stop receiving from a queue and give back its waiting messages, later also those that a poll under way returns."""
+        """Stop receiving from a queue, and give back its waiting messages. A poll under way gives its messages back, too."""
         with self._changed:
             found = self._queues.pop(queue, None)
             if found is None:
@@ -142,7 +149,10 @@ class Poller:
             self.release(held)
 
     def take(self, *, timeout: float = 0.0, only_urgent: bool = False) -> Held | None:
-        """Return the next message, or None if there is none within `timeout` seconds."""
+        """Return the next message, or None if there is none within `timeout` seconds.
+
+        `only_urgent` leaves out messages that need room.
+        """
         with self._changed:
             if not self._urgent and (only_urgent or not self._waiting):
                 self._changed.wait_for(lambda: self._urgent or (self._waiting and not only_urgent), timeout)
@@ -151,14 +161,14 @@ class Poller:
             return self._waiting.popleft() if self._waiting and not only_urgent else None
 
     def delete(self, held: Held) -> None:
-        """Have a message deleted, because its work is done."""
+        """Record that a message is done, and queue it for deletion."""
         with self._changed:
             self._pace.count()
             self._forget(held, done=True)
         self._lease_extender.delete(held)
 
     def release(self, held: Held, *, seconds: int = 0) -> None:
-        """Give a message back; SQS makes it visible again after `seconds`."""
+        """Stop holding a message, and give it back; SQS makes it visible again after `seconds`."""
         with self._changed:
             self._forget(held)
         self._lease_extender.set_visibility(held, seconds)
@@ -182,9 +192,10 @@ class Poller:
         self._lease_extender.close(max(0.1, deadline - self._clock()))
 
     def liveness(self) -> dict[str, float]:
-        """Return the age in seconds of the last SQS response (`answer`) and of the last returned or opened receive (`receive`).
+        """Return the seconds since the last SQS response (`answer`) and since the last progress of a receive (`receive`).
 
-        Each is that of the worst queue; queues without a receive under way do not count. A failed receive is no response.
+        A receive makes progress when it returns and when one of its messages is opened. One that fails returns, but is no
+        response. Each number is that of the slowest queue; idle queues do not count.
         """
         now = self._clock()
         with self._changed:
@@ -242,7 +253,7 @@ class Poller:
             self._changed.wait_for(lambda: queue.cancelled, _RECEIVE_AGAIN)
 
     def _reserve(self, queue: _Queue, is_spare: bool) -> int:
-        """Wait for room and reserve it. Return for how many messages, or 0 when the queue is no longer consumed."""
+        """Wait for room and reserve it. Return the number of messages, or 0 when the queue is no longer consumed."""
         with self._changed:
             while True:
                 while not queue.cancelled and not self._has_room(queue, is_spare):
@@ -274,13 +285,13 @@ class Poller:
     def _target(self) -> int:
         """Return how many messages to hold.
 
-        These are as many as were done in the last second, but between one and `ahead` times what the worker works on at once.
+        It is what was done in the last second, but at least one and at most `ahead` for each that the worker can work on.
         """
         room = self._room()
         return min(room * self._ahead, max(room, math.ceil(self._pace.rate())))
 
     def _hold_and_open(self, queue: _Queue, count: int, messages: Sequence[Message]) -> None:
-        """Hold all messages that a receive returned at once, then open one after the other."""
+        """Hold every message of a receive first, because opening one may take long; then open them one by one."""
         with self._changed:
             held = self._hold(queue, messages)
             queue.reserved -= count
@@ -304,7 +315,7 @@ class Poller:
             self._start_receiver(queue, is_spare=True)
 
     def _hold(self, queue: _Queue, messages: Sequence[Message]) -> list[Held]:
-        """Hold received messages and return them, without those that are done or held already."""
+        """Hold received messages, except those that are done or already held. Return the new ones."""
         renew_at = self._clock() + self._visibility / 3
         found = []
         with self._changed:
@@ -376,7 +387,7 @@ class Poller:
     def _abandon(self, held: Held) -> None:
         """Stop renewing a lease, because another worker may have the message by now.
 
-        A message that waits is not started here. For one that is at work, a redelivery to this worker resumes the renewing.
+        A message that waits is not started here. For one that is at work, a redelivery to this worker resumes the renewals.
         """
         with self._changed:
             if held in self._waiting:

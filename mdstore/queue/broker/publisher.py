@@ -18,7 +18,7 @@ _FLUSH_AFTER = 0.2  # seconds, because the tasks of a group may come from a slow
 
 
 class Unsent(OperationalError):
-    """SQS did not accept some messages. `failed` has the task id of each, and the reason."""
+    """SQS did not accept some messages. `failed` lists the task id of each, and the reason."""
 
     def __init__(self, failed: list[tuple[str, Failed]], *, of: int) -> None:
         shown = "; ".join(f"{task_id}: {reason}" for task_id, reason in failed[:10])
@@ -30,12 +30,12 @@ class Unsent(OperationalError):
 
     @property
     def is_refused(self) -> bool:
-        """Return whether SQS will never accept one of the messages."""
+        """Return whether SQS will never accept at least one of the messages."""
         return any(reason.is_refused for _, reason in self.failed)
 
 
 class BatchPublisher(threading.local):
-    """Sends messages in batches; each thread collects its own. The outermost context sends them when it ends.
+    """Sends messages in batches. Each thread collects its own, and sends them when its outermost context ends.
 
     Celery's `group` opens a context around those of its tasks, so they are sent together. A task that is sent alone has only
     its own context, so its message is sent at once.

@@ -26,10 +26,10 @@ _STEPS = [
 
 
 class Consumer(CeleryConsumer):
-    """A consumer that dead-letters malformed messages. Celery's own drops them, loops on them or crashes."""
+    """Dead-letters malformed messages, which Celery's own consumer drops, loops on or crashes on."""
 
     class Blueprint(CeleryConsumer.Blueprint):
-        """Celery's steps, except that a worker can run without remote control."""
+        """Replaces one of Celery's steps, so that a worker can run without remote control."""
 
         default_steps = _STEPS
 
@@ -45,7 +45,7 @@ class Consumer(CeleryConsumer):
         super().__init__(lambda request: request.begin(on_task_request), *args, worker_options=options, **kwargs)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], Any]:
-        """Return the handler of each message. If Celery's handler fails on a message, that message is dead-lettered."""
+        """Return a handler that dead-letters each message on which Celery's fails. It still raises connection errors."""
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Message) -> Any:
@@ -78,7 +78,7 @@ class Consumer(CeleryConsumer):
         self._dead_letter(message, exc)
 
     def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002
-        """Dead-letter a task that this worker does not have, and store that as its result."""
+        """Dead-letter a task that this worker does not have, and store the failure as its result."""
         headers = message.headers
         canvas = message.payload[2] or {}  # the task's links, and its chord, which fails with it
         request = Context(

@@ -1,4 +1,4 @@
-"""Keep everything that relies on Celery's internals. Its patches do nothing on a version that they were not tested with."""
+"""All code that relies on Celery's internals is here. It does nothing on a version that it was not tested with."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def without_frames(trace: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def await_started(pool: Any) -> None:
-    """Wait until the child processes have acknowledged each task that was written to them.
+    """Wait until the child processes have acknowledged each task that was written to them, for 5 seconds at most.
 
     On shutdown Celery forgets tasks whose start no process has acknowledged yet. Such a task would still run, its message
     would be redelivered, and its process, on exit, would wait half a minute for the main process to read its result.

@@ -64,11 +64,10 @@ class Periodic:
 
 
 class PeriodicStep(bootsteps.StartStopStep):
-    """A worker step that calls `work` of a subclass every `interval` seconds, whichever queues the worker consumes."""
+    """Runs as a step of the worker: calls `work` of its subclass every `interval` seconds, whichever queues are consumed."""
 
-    requires = (
-        "celery.worker.components:Pool",
-    )  # start after the forks: a child forked while the work holds a lock could never take it
+    # Start after the pool forks: a child that is forked while the work holds a lock could never take that lock.
+    requires = ("celery.worker.components:Pool",)
 
     work_name: ClassVar[str]
     interval: ClassVar[float]

@@ -15,7 +15,7 @@ from mdstore.queue.worker.outages import comes_again
 
 
 class SqsRequest(Request):
-    """A delivery that is counted: if the last one allowed fails too, its message is dead-lettered with the reason."""
+    """Counts the deliveries of a message. After the last one allowed, the message is dead-lettered with the reason."""
 
     acknowledged: bool
     _failure: Any = None
@@ -32,9 +32,9 @@ class SqsRequest(Request):
         return int(self.request_dict.get("receives") or 1)
 
     def begin(self, execute: Callable[[Request], Any]) -> Any:
-        """Execute the task, unless its allowed deliveries are used up: then it is dead-lettered.
+        """Execute the task, or dead-letter its message if the allowed deliveries are used up.
 
-        Each of them ended without a result, so the task may be one that kills workers.
+        None of them ended with a result, so the task may be one that kills workers.
         """
         if self.receives <= self.app.settings.max_receives:
             with self.message.channel.executing():
@@ -67,7 +67,7 @@ class SqsRequest(Request):
     def _reason(self) -> str:
         attempts = f"delivered {self.receives} times"
         if self._failure is None:
-            return f"{attempts} without an end"
+            return f"{attempts} without finishing"
         error = self._error()
         text = error.reason if isinstance(error, Reject) else f"{type(error).__name__}: {error}"
         return f"{text} ({attempts})\n{self._failure.traceback}"

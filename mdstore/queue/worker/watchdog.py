@@ -37,7 +37,7 @@ _MIN_LIMIT = 30.0  # seconds, however short the polls are
 
 
 class Watchdog(bootsteps.StartStopStep):
-    """A worker step with one thread, and one more for each health check under way."""
+    """Runs as a step of the worker, on one thread, and on one more for each health check under way."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -109,7 +109,7 @@ class Watchdog(bootsteps.StartStopStep):
     def _end_tasks(self) -> None:
         """Kill the tasks that still run, and give their messages back."""
         logger.error(
-            "tasks did not end within %d s: they are killed, and their messages redelivered",
+            "tasks did not finish within %d s: they are killed, and their messages redelivered",
             self._settings.shutdown_grace,
         )
         pool = getattr(getattr(self._worker, "pool", None), "_pool", None)

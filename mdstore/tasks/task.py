@@ -89,7 +89,7 @@ class StoreTask(SqsTask):
         deliveries = self.deliveries
         if deliveries.is_last:
             # Should this delivery end the process, nobody else would say so; a success replaces what is said here.
-            self._record_failure(reference, lane, f"delivered {deliveries.count} times without an end")
+            self._record_failure(reference, lane, f"delivered {deliveries.count} times without finishing")
         try:
             result = work(reference)
         except TaskPredicate:  # Celery's own decisions: retry, replace, ignore

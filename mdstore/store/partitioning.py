@@ -10,8 +10,8 @@ from collections.abc import Collection
 from mdstore.model import Operation
 from mdstore.store.operations import Indexed
 
-#: The limit per lane, and so per key or group of a request. A worker decodes a whole lane, and applies operations on one key one
-#: after the other.
+#: The limit per lane, and so per key or group of a request. A worker decodes a whole lane, and applies the operations of each
+#: key one after the other.
 MAX_LANE_OPERATIONS = 200_000
 
 

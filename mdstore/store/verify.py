@@ -20,7 +20,7 @@ from mdstore.store.records import Record, Records
 
 @dataclass(kw_only=True)
 class Verification:
-    """The result of a verification. `superseded` counts effects that a later request replaced; `faults` describes each error."""
+    """The result of a verification. `superseded` counts effects that a later request replaced; `faults` describes errors."""
 
     request_id: str
     operations: int = 0
@@ -117,9 +117,9 @@ class Verifier:
 def _is_effect(changes: list[Indexed], record: Record) -> bool:
     """Whether `record`, which the last of `changes` wrote, has the data that the changes produce.
 
-    If the record's version shows that no one else ever wrote it, apply all changes in order and compare the whole data. Otherwise
-    another request may have written between them, so apply only the last change to the record: it must change nothing, also if
-    it is a patch of unknown data.
+    If the record's version shows that only `changes` ever wrote it, apply them in order and compare the result. Otherwise
+    another request may have written between them, so apply only the last change to the record: it must change nothing. That
+    holds for a patch too, because merging the same patch twice changes nothing.
     """
     last = changes[-1]
     if not (OPERATIONS[changes[0].op].needs is Needs.ABSENT and record.version == len(changes)):

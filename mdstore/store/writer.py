@@ -54,10 +54,10 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(kw_only=True, slots=True)
 class _LaneRun:
-    """One run of one lane.
+    """The state of one run of a lane.
 
-    `receipts` holds the lane's earlier receipts, read once the run meets the first of them. `blobs` points to the data of the
-    current wave that is in S3, by operation index.
+    `receipts` is empty until the run meets a receipt of an earlier delivery; then it holds all of them. `blobs` maps operation
+    indexes to the large data of the current wave, which is in S3.
     """
 
     reference: Reference
@@ -70,10 +70,10 @@ class _LaneRun:
 
 @dataclass(kw_only=True, slots=True)
 class _PreparedWrites:
-    """The pending operations of a transaction, with what the writer has to know beyond their lines, by operation index.
+    """The pending operations of a transaction, and what to write where an operation's line does not say it.
 
-    `data` replaces the data of a line: it is merged, or a pointer to S3. `based_on` holds the record versions that patches were
-    merged into. `tombstones` holds the inserts whose key has a tombstone.
+    By operation index, `data` holds data that was merged or moved to S3, `based_on` the record versions that patches were merged
+    into, and `tombstones` the inserts that an attempt found a tombstone for.
     """
 
     operations: list[Indexed]
@@ -82,7 +82,7 @@ class _PreparedWrites:
     based_on: dict[int, int] = field(default_factory=dict)
 
     def data_of(self, item: Indexed) -> Data:
-        """Return what the record's data is to become."""
+        """Return the data to write."""
         return self.data.get(item.index) or item.attribute
 
 

@@ -48,8 +48,8 @@ def build_write(
 ) -> dict[str, Any]:
     """Build the action of one operation, in DynamoDB JSON.
 
-    `data` is the record's new data. `based_on` is the record version that a patch was merged into: DynamoDB cancels the write if
-    the version has changed since. An insert is a put, the cheapest action. If an earlier attempt found a tombstone there,
+    `data` is the record's new data. `based_on` is the record version that a patch was merged into: DynamoDB cancels the write
+    if the version has changed since. An insert is a put, the cheapest action, until an attempt finds a tombstone there. Then
     `over_tombstone` makes it an update, which continues the tombstone's version.
     """
     spec = OPERATIONS[operation.op]

@@ -1,4 +1,4 @@
-"""All errors that this package raises, as one tree.
+"""The errors of this package, as one tree.
 
     MdstoreError
     ├── ConfigurationError     a setting is missing or wrong: the deployer must fix it
@@ -6,7 +6,7 @@
     │   ├── InvalidOperations  ... because some of the operations are invalid
     │   └── PayloadTooLarge    ... because it is larger than one request may be
     ├── RequestConflict        the request id already belongs to other content, or to a request too old to send again
-    ├── NotFound               there is no such request, record or object
+    ├── NotFound               there is no such request, record, object or API key
     ├── IntegrityError         a message or payload fails its checks: dead-letter it, never execute it
     ├── Unavailable            AWS throttled the call, reported a conflict or did not answer: try again later
     ├── DeploymentBroken       access is denied, or a table is missing: fail loudly and leave the message in the queue
@@ -100,7 +100,7 @@ class RequestConflict(MdstoreError):
 
 
 class NotFound(MdstoreError):
-    """There is no such request, record or object. Its fields are `kind` and `name`."""
+    """There is no such request, record, object or API key. Its fields are `kind` and `name`."""
 
     def __init__(self, kind: str, name: str) -> None:
         super().__init__(f"no {kind} {name!r}")

@@ -37,7 +37,7 @@ AWS_NAMES: Mapping[str, tuple[str, ...]] = {
 FORMER_NAMES: Mapping[str, str] = {"due_table": "delayed_table"}
 SECRETS = frozenset({"aws_secret_access_key", "aws_session_token"})
 # Dummy keys keep boto3 from searching for credentials; the emulator accepts any keys.
-# The wait time is short because the emulator continues a long poll after its client has gone, and delivers a message to nobody.
+# The wait time is short because the emulator continues a long poll after its client has gone, and then loses a message.
 _LOCAL = {"region": "us-east-1", "aws_access_key_id": "local", "aws_secret_access_key": "local", "wait_time": 1}
 
 
@@ -100,22 +100,22 @@ class Settings(BaseModel):
     max_record_bytes: int = Field(default=16 * 2**20, ge=1_024)  # the limit for one operation's JSON
     max_request_operations: int = Field(default=10_000_000, ge=1)
     transactions_in_flight: int = Field(default=24, ge=1, le=256)  # per lane: a lane of 2,000 operations has 21
-    lane_budget: int = Field(default=90, ge=1)  # then the lane goes back to the queue; its receipts are kept
+    lane_budget: int = Field(default=90, ge=1)  # after this, the lane goes back to the queue; its receipts stay
     receipt_days: int = Field(default=15, ge=15)  # SQS keeps a message for 14
     tombstone_days: int = Field(default=15, ge=15)
 
     # -- Queue: Celery on SQS, for any Celery app
 
     claim_threshold: int = Field(default=200 * 2**10, ge=2**13, le=300 * 2**10)  # larger messages are stored in S3
-    max_claim_bytes: int = Field(default=64 * 2**20, ge=2**20)  # the limit for those: the main process reads one whole
+    max_claim_bytes: int = Field(default=64 * 2**20, ge=2**20)  # their limit: a worker's main process reads one whole
     result_hours: int = Field(default=24, ge=1)
-    visibility_timeout: int = Field(default=120, ge=2, le=43_200)  # then SQS redelivers a dead worker's messages
+    visibility_timeout: int = Field(default=120, ge=2, le=43_200)  # after this, SQS redelivers a dead worker's messages
     max_receives: int = Field(default=10, ge=1, le=999)  # SQS counts to 1,000, and the queue needs one more than this
     wait_time: int = Field(default=10, ge=1, le=20)  # the duration of one long poll
     remote_control: bool = True  # workers take commands (celery inspect, celery control, Flower)
     events: bool = True  # workers report their tasks (celery events, Flower)
 
-    # -- Worker: one worker's processes
+    # -- Worker: its processes, their tasks, and its health endpoint
 
     concurrency: int = Field(default=2, ge=1)  # tasks that one worker runs at the same time
     prefetch: int = Field(default=10, ge=1, le=100)  # the most messages held per process, including the running one

@@ -80,7 +80,7 @@ def make_client(
     config: dict[str, Any] = {}
     if service == "s3":
         # Emulators need paths, because they have no DNS names for virtual hosts. AWS gets "virtual" and not "auto", because
-        # "auto" makes presigned URLs of us-east-1, which redirects callers to the bucket's region.
+        # "auto" presigns URLs for us-east-1, which redirects callers to the bucket's region.
         config["s3"] = {"addressing_style": "path" if endpoint else "virtual"}
     return (session or _session(settings)).client(
         service,

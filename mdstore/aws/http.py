@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 
 
 class SignedHttp:
-    """Calls to one service over kept connections. Threads may share it; forked processes may not.
+    """Calls to one service, whose connections are kept for reuse. Threads may share it; forked processes may not.
 
     Raises `ConfigurationError` where pycurl's libcurl is too old or has no TLS.
     """
@@ -77,7 +77,7 @@ class SignedHttp:
         self._idle_concurrent: deque[ConcurrentCalls] = deque()
 
     def send(self, url: str, headers: Sequence[str] = (), body: bytes | None = None) -> Answer:
-        """POST `body`, or GET if it is None. Raises `Unavailable` without a response; the call may have taken effect then."""
+        """POST `body`, or GET if it is None. Raises `Unavailable` if no response arrives; the call may have taken effect."""
         call = self._prepare(url, headers, body)
         try:
             call.curl.perform()
@@ -88,7 +88,7 @@ class SignedHttp:
 
     @contextmanager
     def concurrent_calls(self) -> Iterator[ConcurrentCalls]:
-        """Give the caller a `ConcurrentCalls` to itself, to be used by one thread; it is reused after that."""
+        """Lend a `ConcurrentCalls` to one thread. Later callers reuse it with its connections."""
         concurrent_calls = self._idle_concurrent.pop() if self._idle_concurrent else ConcurrentCalls(self)
         try:
             yield concurrent_calls

@@ -1,7 +1,7 @@
 """SQS over signed calls: ten messages per call, concurrent calls, and a result for each message.
 
-A batch call answers 200 even where some of its entries failed. Those are retried one by one, and the caller gets the reason of
-each that fails for good.
+A batch call answers 200 even where some of its entries failed. Those are retried one by one, and the caller gets the
+reason for each one that fails for good.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_def
 class Failed(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     """Why SQS did not accept an entry.
 
-    `sender_fault` means that a retry would fail too. Without an `id`, the failure would have hit any other entry as well.
+    `sender_fault` means that a retry would fail too. Without an `id`, the whole call failed, so any other entry would
+    fail as well.
     """
 
     id: str = ""

@@ -94,7 +94,7 @@ class Ledger:
     # -- requests
 
     def record_accepted(self, reference: Reference, *, operations: int, refused: Mapping[str, int]) -> bool:
-        """Make the transition (none) -> accepted. Return False if the ledger already has it: a worker may be faster."""
+        """Make the transition (none) -> accepted. Return False if the request is already there: a worker may be faster."""
         values = {
             "pk": reference.request_id,
             "sk": "request",

@@ -60,7 +60,7 @@ class OperationSpec:
 
     @property
     def may_create(self) -> bool:
-        """Whether the write may create the item: an expected tombstone may expire at any moment."""
+        """Whether the write may have to create the item. Even an expected tombstone may expire at any moment."""
         return not self.needs_record
 
     @property
@@ -115,7 +115,7 @@ class Indexed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def effect_on(data: Any, op: OpName, given: Any) -> Any:
-    """Return a record's data after an operation that carries `given`. None stands for an absent record, before and after."""
+    """Return a record's data after an operation with the data `given`. None stands for an absent record."""
     match OPERATIONS[op].effect:
         case Effect.SET:
             return given

@@ -92,9 +92,9 @@ def _units(operations: Sequence[Indexed]) -> list[Unit]:
 def _schedule(units: list[Unit]) -> tuple[list[list[Unit]], list[Indexed]]:
     """Return the waves, and the operations of groups that have to be refused.
 
-    A unit's wave is the one after the waves of all units that precede it on any of its keys (a topological order). Units that
-    precede each other in a cycle have none: of each strongly connected component, the first group stays and the others are
-    refused. That breaks every cycle, because a cycle needs two groups.
+    Each unit goes to the first wave after those of all units that precede it on any of its keys (a topological order). Units
+    that precede each other in a cycle have no such order: of each strongly connected component, the first group stays and the
+    other groups are refused. That breaks every cycle, because a cycle needs two groups.
     """
     predecessors, successors = _dependencies(units)
     refused: set[int] = set()

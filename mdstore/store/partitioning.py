@@ -65,7 +65,7 @@ class Partition:
         return [lanes[number] for number in sorted(lanes)]
 
     def _large(self, roots: array[int], count: int, most: int, share: int, heavy: Collection[int]) -> set[int]:
-        """Return the components of more than `most` bytes. Looking only into `heavy` lanes takes little memory."""
+        """Return the components of more than `most` bytes. Examine only the `heavy` lanes, to save memory."""
         sizes: dict[int, int] = defaultdict(int)
         for root, size in zip(roots, self._sizes, strict=True):
             if root % count in heavy:

@@ -187,8 +187,8 @@ class PayloadBuilder:
         if self._refused.raw > self._settings.max_lane_bytes:
             raise PayloadTooLarge(
                 field="operations",
-                value=f"{self._refused_counts.total()} that are refused",
-                expected="a request most of which can apply: is this a file of operations?",
+                value=f"{self._refused_counts.total()} refused operations",
+                expected="fewer refused operations: is this a file of operations?",
             )
 
     def _refused_with_group(self, item: Indexed) -> Refusal | None:

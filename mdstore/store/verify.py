@@ -111,7 +111,7 @@ class Verifier:
             else:
                 found.superseded += 1
         elif not _is_effect(changes, record):
-            found.fault(f"{name}: the record's data is not what the request's operations on it make of it")
+            found.fault(f"{name}: the record's data does not match the request's operations on it")
 
 
 def _is_effect(changes: list[Indexed], record: Record) -> bool:

@@ -7,7 +7,8 @@
         _upload_large_data         put data that is too large for an item in S3
         for each transaction of the wave, in parallel:
           _apply_transaction
-            _prepare               _merge_patches: read the records that patches apply to, and merge the patches into them
+            _prepare               prepare the operations that cannot be sent unchanged:
+              _merge_patches         read the records that patches apply to, and merge the patches into their data
             _send                  call TransactWriteItems(operations + receipt): the same bytes and token until AWS answers
             _load_earlier_receipts if an earlier delivery applied the transaction: use its receipt, and read all others
             _read_reasons          if operations were refused: read which ones, and why
@@ -72,8 +73,8 @@ class _LaneRun:
 class _PreparedWrites:
     """The pending operations of a transaction, and what to write where an operation's line does not say it.
 
-    By operation index, `data` holds data that was merged or moved to S3, `based_on` the record versions that patches were merged
-    into, and `tombstones` the inserts that an attempt found a tombstone for.
+    By operation index, `data` holds data that was merged or moved to S3, `based_on` the record versions that patches were
+    merged into, and `tombstones` the inserts for which an attempt found a tombstone.
     """
 
     operations: list[Indexed]
@@ -297,14 +298,14 @@ class Writer:
         ]
 
     def _load_earlier_receipts(self, run: _LaneRun, existing: Receipt) -> Receipt:
-        """Read all of the lane's receipts at the first `existing` one, which saves a cancelled transaction for each other."""
+        """Read all receipts of the lane once the first existing one is met: each would otherwise cost a cancelled transaction."""
         if not run.is_redelivery:
             run.is_redelivery = True
             run.receipts = self._ledger.receipts(run.reference.request_id, run.lane)
         return existing
 
     def _read_reasons(self, run: _LaneRun, prepared: _PreparedWrites, cancelled: TransactionCancelled) -> list[Refusal]:
-        """Return the operations that were refused. Return none where only a record changed, so that a new attempt may pass."""
+        """Return the refused operations, or none if only a record has changed, so that a new attempt may succeed."""
         refusals: list[Refusal] = []
         changed = False
         for item, reason in zip(prepared.operations, cancelled.reasons, strict=False):

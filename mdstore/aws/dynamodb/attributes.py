@@ -95,7 +95,7 @@ def _elements(value: list[Any] | tuple[Any, ...], depth: int) -> list[AttributeV
 
 
 def stored_size(value: Any, depth: int = 1) -> int:
-    """Return the bytes that DynamoDB counts for a JSON value, at the most. Raises `Unstorable`, as `to_attribute` does.
+    """Return the bytes that DynamoDB counts for a JSON value, with the maximum for each number. Raises `Unstorable`.
 
     Measure large values before marshalling them: measuring takes no memory, marshalling a hundred bytes per number.
     Source: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
@@ -148,7 +148,7 @@ def _number(value: Decimal) -> str:
         return text
     if not value.is_finite():
         raise Unstorable(f"{value} is not a JSON number")
-    if len(text) > MAX_DIGITS:  # too many characters; signs, points and zeros do not count as digits
+    if len(text) > MAX_DIGITS:  # signs, points and trailing zeros are not significant digits
         digits = "".join(map(str, value.as_tuple().digits)).rstrip("0")
         if len(digits) > MAX_DIGITS:
             raise Unstorable(f"{len(digits)} significant digits, at most {MAX_DIGITS} can be stored exactly")

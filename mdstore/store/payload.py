@@ -163,7 +163,7 @@ class Payloads:
             if hashlib.sha256(data).hexdigest() == section.digest:
                 break
         else:
-            raise IntegrityError(f"a section of {reference.payload!r} does not have the digest that the header says")
+            raise IntegrityError(f"a section of {reference.payload!r} does not have the digest that its header says")
         try:
             text = decompress(data, section.raw)
         except ValueError as error:

@@ -298,7 +298,7 @@ class Writer:
         ]
 
     def _load_earlier_receipts(self, run: _LaneRun, existing: Receipt) -> Receipt:
-        """Read all receipts of the lane at the first existing one, because each would otherwise cost a cancelled transaction."""
+        """Read all receipts of the lane at the first existing one. Otherwise each would cost a cancelled transaction."""
         if not run.is_redelivery:
             run.is_redelivery = True
             run.receipts = self._ledger.receipts(run.reference.request_id, run.lane)

@@ -1,21 +1,21 @@
 """The write path at the worker: it applies one lane of a request, from the lane's bytes in S3 to its summary in the ledger.
 
-    Writer.apply_lane
-      Payloads.lane                fetch the lane with a ranged GET, check its digest and decode it
-      pack                         pack its operations into waves of transactions; equal bytes give equal transactions
-      for each wave, one after the other:
-        _upload_large_data         put data that is too large for an item in S3
-        for each transaction of the wave, in parallel:
-          _apply_transaction
-            _prepare               prepare the operations that cannot be sent unchanged:
-              _merge_patches         read the records that patches apply to, and merge the patches into their data
-            _send                  call TransactWriteItems(operations + receipt): the same bytes and token until AWS answers
-            _load_earlier_receipts if an earlier delivery applied the transaction: use its receipt, and read all others
-            _read_reasons          if operations were refused: read which ones, and why
-            _find_malformed        if DynamoDB rejected the call without naming an operation: find it by bisection
-            remove_refused         remove refused operations and their groups, then prepare and send the remaining ones
-      count                        count the outcomes from the receipts
-      Ledger.close_lane            write the lane's summary
+Each line names a step, the function that does it, and what it does:
+
+    apply_lane
+      fetch      Payloads.lane         read the lane with a ranged GET, check its digest, decode its operations
+      pack       pack                  pack the operations into waves of transactions; equal bytes give equal transactions
+      upload     _upload_large_data    for each wave: put data that is too large for an item in S3
+      apply      _apply_transaction    for each transaction, in parallel with the others of its wave:
+        prepare    _prepare              read the records that patches apply to, and merge the patches (_merge_patches)
+        send       _send                 call TransactWriteItems(operations + receipt): same bytes and token until AWS answers
+        read       _send                 learn whether it applied, now or in an earlier delivery, or what was refused (see below)
+      count      count                 count the outcomes from the receipts
+      close      Ledger.close_lane     write the lane's summary to the ledger
+
+If an earlier delivery applied the transaction, `_load_earlier_receipts` reads what that delivery did. If DynamoDB refused
+operations, `_read_reasons` reads why; if it rejected the call without naming an operation, `_find_malformed` finds it by
+bisection. `remove_refused` then removes them and their groups, and the remaining operations are prepared and sent again.
 
 A transaction is done when its receipt exists, whichever delivery wrote it: see `docs/exactly-once.md`.
 """

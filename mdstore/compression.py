@@ -1,4 +1,4 @@
-"""zstd, with a bound on what decompression may produce."""
+"""zstd compression, and decompression that never produces more bytes than the caller expects."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ _LEVEL = 3
 
 
 def compress(data: bytes) -> bytes:
-    """One frame."""
+    """Compress `data` to one zstd frame."""
     return zstandard.ZstdCompressor(level=_LEVEL).compress(data)
 
 
 def compressor() -> zstandard.ZstdCompressionObj:
-    """A frame in the making."""
+    """Return a compressor that builds one zstd frame from several pieces."""
     return zstandard.ZstdCompressor(level=_LEVEL).compressobj()
 
 
 def decompress(data: bytes, size: int) -> bytes:
-    """Decompress what must be `size` bytes long. Raises `ValueError` where it is anything else, before it takes the memory.
+    """Decompress data that must become exactly `size` bytes. Raises `ValueError` otherwise, before using more memory.
 
-    The size that a frame states of itself is not believed.
+    The size that the frame's own header states is not trusted.
     """
     if size < 0:
         raise ValueError(f"{size} bytes")
@@ -35,5 +35,5 @@ def decompress(data: bytes, size: int) -> bytes:
 
 
 def most(size: int) -> int:
-    """The most bytes that `size` bytes can take when compressed, by any version of zstd."""
+    """Return the largest number of bytes that any version of zstd can compress `size` bytes to."""
     return size + (size >> 7) + 1_024

@@ -1,23 +1,23 @@
-"""Everything that can go wrong, as one tree.
+"""The errors of this package, as one tree.
 
     MdstoreError
-    ├── ConfigurationError     a setting is wrong: the deployer mends it
-    ├── InvalidRequest         the caller's input is wrong: nothing was stored
-    │   ├── InvalidOperations  ... and these operations are why
-    │   └── PayloadTooLarge    ... it is more than one request may hold
-    ├── RequestConflict        the request id is taken, by other content or by a request too old to be sent again
-    ├── NotFound               no such request or record
-    ├── IntegrityError              a message or payload that must not be executed: dead-letter it
-    ├── Unavailable            throttled, conflicted, unreachable: the same again, later
-    ├── DeploymentBroken       access denied, table missing: fail loudly, keep the message
-    ├── RequestRejected        DynamoDB refused a call as malformed
-    ├── ResultNotRecorded               how a task ended cannot be noted now: its message comes again
-    ├── DeliveriesExhausted                 that was so each time: the task counts as failed
+    ├── ConfigurationError     a setting is missing or wrong: the deployer must fix it
+    ├── InvalidRequest         the caller's input is wrong; nothing was stored
+    │   ├── InvalidOperations  ... because some of the operations are invalid
+    │   └── PayloadTooLarge    ... because it is larger than one request may be
+    ├── RequestConflict        the request id already belongs to other content, or to a request too old to send again
+    ├── NotFound               there is no such request, record, object or API key
+    ├── IntegrityError         a message or payload fails its checks: dead-letter it, never execute it
+    ├── Unavailable            AWS throttled the call, reported a conflict or did not answer: try again later
+    ├── DeploymentBroken       access is denied, or a table is missing: fail loudly and leave the message in the queue
+    ├── RequestRejected        DynamoDB rejected a call as malformed
+    ├── ResultNotRecorded      the result of a task cannot be stored now: SQS delivers its message again
+    ├── DeliveriesExhausted    the infrastructure failed on the last allowed delivery too: the task counts as failed
     ├── ConditionFailed        the condition of a single write was not met
-    └── TransactionCancelled   DynamoDB cancelled a transaction for reasons named per action
+    └── TransactionCancelled   DynamoDB cancelled a transaction and gave a reason for each action
 
-A leaf exists only where a caller acts differently on it. Driver errors are translated where the driver is: in `signed`,
-`dynamo.client`, `sqs` and `objects`, and boto3's in `aws`.
+A class exists only where callers handle it differently. The modules that call AWS translate its errors: `aws.http`,
+`aws.dynamodb.client`, `aws.sqs` and `aws.s3`. Errors of boto3 are translated in `aws.boto`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from typing import Any
 
 
 class MdstoreError(Exception):
-    """Root of all errors that this package raises on purpose."""
+    """Base class of the errors that this package raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors go from process to process, whatever their constructors want."""
+        """Pickle the fields, not a constructor call: these constructors take other arguments than `Exception` stores."""
         return restored, (type(self), self.args, self.__dict__)
 
 
 def restored(kind: type[Exception], args: tuple[object, ...], fields: dict[str, Any]) -> Exception:
-    """An error as it was."""
+    """Rebuild a pickled error without calling its constructor."""
     error = kind.__new__(kind, *args)
     error.__dict__.update(fields)
     return error
 
 
 class ConfigurationError(MdstoreError):
-    """A setting is missing or wrong. Fields: `key`, `value`, `expected`."""
+    """A setting is missing or wrong. Its fields are `key`, `value` and `expected`."""
 
     def __init__(self, *, key: str, value: object, expected: str) -> None:
         super().__init__(f"setting {key}={value!r}: expected {expected}")
@@ -51,7 +51,7 @@ class ConfigurationError(MdstoreError):
 
 
 class InvalidRequest(MdstoreError):
-    """The caller's input cannot be accepted; nothing was stored. Fields: `field`, `value`, `expected`."""
+    """The caller's input cannot be accepted; nothing was stored. Its fields are `field`, `value` and `expected`."""
 
     def __init__(self, *, field: str, value: object, expected: str) -> None:
         shown = repr(value)
@@ -61,7 +61,7 @@ class InvalidRequest(MdstoreError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """Why one operation cannot be accepted: its zero-based index in the request, the field, and the reason in words."""
+    """Why one operation cannot be accepted: its zero-based index in the request, the invalid field, and the reason as text."""
 
     index: int
     field: str
@@ -72,7 +72,7 @@ class Problem:
 
 
 class InvalidOperations(InvalidRequest):
-    """Some operations of a request are invalid. Field: `problems` (the first 100) and `count` (of all)."""
+    """Some operations of a request are invalid. Its fields are `problems` (the first 100) and `count` (of all problems)."""
 
     SHOWN = 100
 
@@ -85,13 +85,13 @@ class InvalidOperations(InvalidRequest):
 
 
 class PayloadTooLarge(InvalidRequest):
-    """The request holds more than one request may hold."""
+    """The request is larger than one request may be."""
 
 
 class RequestConflict(MdstoreError):
-    """The request id was used before, for other content, or so long ago that nobody knows what became of it.
+    """The request id was used before: for other content, or so long ago that its outcome is no longer known.
 
-    Field: `request_id`.
+    Its field is `request_id`.
     """
 
     def __init__(self, request_id: str, why: str = "was accepted before with other content") -> None:
@@ -100,7 +100,7 @@ class RequestConflict(MdstoreError):
 
 
 class NotFound(MdstoreError):
-    """No such request or record. Fields: `kind`, `name`."""
+    """There is no such request, record, object or API key. Its fields are `kind` and `name`."""
 
     def __init__(self, kind: str, name: str) -> None:
         super().__init__(f"no {kind} {name!r}")
@@ -108,11 +108,11 @@ class NotFound(MdstoreError):
 
 
 class IntegrityError(MdstoreError):
-    """A message or payload that fails its checks (place, digest, version, bounds). It must never be executed."""
+    """A message or payload fails its checks (S3 key, digest, schema version, size) and must never be executed."""
 
 
 class Unavailable(MdstoreError):
-    """AWS said "not now", or nothing. Whether the call took effect is unknown. Field: `code`."""
+    """AWS answered "not now" or did not answer. Whether the call took effect is unknown. Its field is `code`."""
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -120,7 +120,7 @@ class Unavailable(MdstoreError):
 
 
 class DeploymentBroken(MdstoreError):
-    """AWS said "never like this": no permission, no table, no bucket. Field: `code`."""
+    """The call cannot succeed until the deployment is fixed: permission, table or bucket is missing. Its field is `code`."""
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -128,7 +128,7 @@ class DeploymentBroken(MdstoreError):
 
 
 class RequestRejected(MdstoreError):
-    """DynamoDB refused the call as malformed (`ValidationException`) without naming an action. Field: `code`."""
+    """DynamoDB rejected the call as malformed (`ValidationException`) without naming an action. Its field is `code`."""
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -136,11 +136,11 @@ class RequestRejected(MdstoreError):
 
 
 class ResultNotRecorded(MdstoreError):
-    """How a task ended, or its part in a chord, cannot be noted: AWS is out, or the deployment is broken."""
+    """A task's result, or its part of a chord, cannot be stored: AWS is unavailable, or the deployment is broken."""
 
 
 class DeliveriesExhausted(MdstoreError):
-    """The last delivery of a task's message that is allowed ended like the others before it, through no fault of the task."""
+    """The infrastructure failed on the last allowed delivery of a task's message: it stored no result, or sent no message."""
 
 
 class ConditionFailed(MdstoreError):
@@ -150,8 +150,8 @@ class ConditionFailed(MdstoreError):
 class TransactionCancelled(MdstoreError):
     """DynamoDB cancelled a transaction.
 
-    `reasons` has one entry per action, in the order sent: `{"Code": str, "Message": str, "Item": {...}}` in
-    DynamoDB JSON, `Item` where the action asked for `ALL_OLD` and the item existed.
+    `reasons` has one entry per action, in the order sent: `{"Code": str, "Message": str, "Item": {...}}`. `Item` is in
+    DynamoDB JSON; it is present where the action asked for `ALL_OLD` and the item existed.
     """
 
     def __init__(self, reasons: Sequence[dict[str, Any]]) -> None:

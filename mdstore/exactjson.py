@@ -1,4 +1,4 @@
-"""JSON without loss: integers of any length stay integers, fractions are `Decimal`, text is kept as given."""
+"""Lossless JSON: integers keep all their digits, other numbers become `Decimal`, and text is kept as given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 def fraction(text: str) -> Decimal:
-    """A JSON number with fraction or exponent. Raises `ValueError` where no `Decimal` can hold it."""
+    """Read a JSON number that has a fraction or an exponent. Raises `ValueError` where no `Decimal` can hold it."""
     try:
         return Decimal(text)
     except ArithmeticError as error:
@@ -20,7 +20,7 @@ _decoder = msgspec.json.Decoder(float_hook=fraction)
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _canonical_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
-#: What decoding hostile or broken text may raise; `UnicodeDecodeError` and msgspec's errors are `ValueError`s.
+#: The errors that decoding hostile or broken text may raise. `UnicodeDecodeError` and msgspec's errors are `ValueError`s.
 DecodeFailure = (ValueError, RecursionError)
 
 
@@ -30,17 +30,17 @@ def loads(text: bytes | str) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Encode as compact JSON in UTF-8; a `Decimal` becomes a number."""
+    """Encode as compact JSON in UTF-8. A `Decimal` becomes a number."""
     return _encoder.encode(value)
 
 
 def canonical(value: Any) -> bytes:
-    """Encode so that equal JSON values give equal bytes: keys sorted, `1.50` as `1.5`, `2.0` and `2E0` as `2`."""
+    """Encode equal JSON values as equal bytes: keys are sorted, `1.50` becomes `1.5`, and `2.0` and `2E0` become `2`."""
     return _canonical_encoder.encode(_normal(value))
 
 
 def number(text: str) -> int | Decimal:
-    """Read a DynamoDB number: an int where it is integral, else a `Decimal`."""
+    """Read a DynamoDB number as an int if it is integral, else as a `Decimal`."""
     value = Decimal(text)
     return int(value) if value == value.to_integral_value() else value
 
@@ -58,9 +58,9 @@ def _normal(value: Any) -> Any:
 
 
 def _stripped(value: Decimal) -> Decimal:
-    # Decimal.normalize() would round to the context's 28 digits.
+    # Decimal.normalize() would round to the 28 digits of the default context.
     sign, digits, exponent = value.as_tuple()
-    assert isinstance(exponent, int)  # noqa: S101  NaN and infinity are not integral and never get past validation
+    assert isinstance(exponent, int)  # noqa: S101  validation rejects NaN and infinity
     while digits and digits[-1] == 0:
         digits, exponent = digits[:-1], exponent + 1
     return Decimal((sign, digits, exponent))

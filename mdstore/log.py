@@ -1,4 +1,4 @@
-"""Structured log events: one a transition, on the logger `mdstore.events`; `docs/states.md` lists them all."""
+"""Structured log events on the logger `mdstore.events`: one event per state transition. `docs/states.md` lists them all."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def _shown(value: str | float) -> str:
 
 
 def event(name: str, *, level: int = logging.INFO, **fields: str | int | float) -> None:
-    """Log `name` with its fields, as text (`name key=value ...`) and, for structured handlers, as the record's `mdstore`."""
+    """Log an event as text (`name key=value ...`), and as the log record's attribute `mdstore` for structured handlers."""
     if logger.isEnabledFor(level):
-        # A text that holds a space or a line break is quoted, so that no value can pass for a field, or for a line.
+        # Text with a space or a line break is quoted, so that no value can be mistaken for another field or another line.
         text = " ".join(f"{key}={_shown(value)}" for key, value in fields.items())
         logger.log(level, "%s %s", name, text, extra={"mdstore": {"event": name, **fields}})

@@ -1,7 +1,7 @@
-"""The words of the design as values: operations, refusals, outcomes and states.
+"""The data types that the whole package shares: operations, refusals, outcomes, states and messages.
 
-Values that cross a boundary are frozen and keyword-only. `Operation` is a msgspec struct because it is decoded from JSON
-once an operation on the hot path; its checks that need more than types are in `validation`.
+Values that cross a boundary are frozen and keyword-only. `Operation` is a msgspec struct because the hot path decodes one from
+JSON for every operation. Checks that go beyond types are in `store.validation`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import msgspec
 from mdstore.errors import InvalidRequest
 
 SCHEMA_VERSION = 1
-#: A message or payload of the version before this one is accepted too, so that producers and workers may be upgraded apart.
+#: The version before this one is accepted too, so that producers and workers can be upgraded separately.
 ACCEPTED_VERSIONS = frozenset({SCHEMA_VERSION - 1, SCHEMA_VERSION}) - {0}
 
-#: Seconds for which a request may be sent and delivered: SQS keeps a message for 14 days, receipts live for 15.
+#: Seconds during which a request may be sent and delivered: SQS keeps a message for 14 days, the ledger keeps receipts for 15.
 MAX_AGE = 14 * 86_400
 
-#: Days after which a claim's object is deleted, by the lifecycle rule of its prefix. The shortest covers 14 days in the queue,
-#: 14 among the dead letters and 14 after it was sent again; the others are for messages that are due late. What was in use
-#: must not leave this list while its objects live.
+#: Days after which S3 deletes an object of the claim check, by the lifecycle rule of its prefix. The shortest covers 14 days in
+#: the queue, 14 in the dead-letter queue and 14 more after a resend; the others are for messages that are delayed for longer.
+#: Do not remove a value from this list while objects that were stored under it may still exist.
 CLAIM_DAYS = (45, 400, 3_720)
-#: The results table's index of chords that were not fired: hash key `open`, range key `look_at`, keys only.
+#: The results table's index of chords whose callback was not dispatched yet. Hash key `open`, range key `look_at`, keys only.
 OPEN_INDEX = "open"
 
 OpName = Literal["insert", "update", "patch", "upsert", "delete", "check"]
 
 
 class Reason(StrEnum):
-    """Why an operation was refused. A refusal is an answer: it is never retried."""
+    """Why an operation was refused. A refusal is final: it is never retried."""
 
     EXISTS = "exists"
     MISSING = "missing"
@@ -44,12 +44,12 @@ class Reason(StrEnum):
 
 
 class State(StrEnum):
-    """Where a request stands; `docs/states.md` shows every transition."""
+    """The state of a request, or of one lane. `docs/states.md` shows every transition."""
 
-    ACCEPTED = "accepted"  # payload in S3, message in SQS
-    RUNNING = "running"  # a worker has begun
-    COMPLETED = "completed"  # every operation has its outcome
-    FAILED = "failed"  # a lane gave up; its messages, sent again, resume it
+    ACCEPTED = "accepted"  # its payload is in S3 and its message is in SQS
+    RUNNING = "running"  # a worker has started it
+    COMPLETED = "completed"  # every operation has an outcome
+    FAILED = "failed"  # a lane failed; sending its messages again resumes the request
 
 
 FINAL_STATES = frozenset({State.COMPLETED, State.FAILED})
@@ -58,8 +58,8 @@ FINAL_STATES = frozenset({State.COMPLETED, State.FAILED})
 class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One intended change of one record.
 
-    `data` is a JSON object (numbers as int or Decimal); `sequence` any integer that grows with the source's changes;
-    `group` ties operations of one request together: all of them apply, or none.
+    `data` is a JSON object (numbers are int or Decimal). `sequence` is any integer that grows with each change at the source.
+    `group` ties operations of one request together: all of them apply, or none does.
     """
 
     op: OpName
@@ -72,7 +72,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An operation that was not applied. `op`, `entity` and `key` are empty where a line could not even be read."""
+    """An operation that was refused, and why. `op`, `entity` and `key` are empty where the line could not be decoded."""
 
     index: int
     reason: Reason
@@ -83,7 +83,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What became of one operation."""
+    """The outcome of one operation."""
 
     index: int
     outcome: Literal["applied", "refused", "failed"]
@@ -95,7 +95,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The message: where a request's payload lies. `payload` is an S3 key, `digest` the SHA-256 of the payload's header."""
+    """A message's content, which refers to a payload: `payload` is its S3 key, `digest` the SHA-256 of its header."""
 
     v: int
     request_id: str
@@ -106,7 +106,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """Outcomes counted: `applied` by op, `refused` by reason, `failed` in all."""
+    """Numbers of outcomes: `applied` by op, `refused` by reason, and the total that `failed`."""
 
     applied: dict[str, int] = msgspec.field(default_factory=dict)
     refused: dict[str, int] = msgspec.field(default_factory=dict)
@@ -133,7 +133,7 @@ _SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_request_id(request_id: str) -> str:
-    """Return `request_id`, or raise `InvalidRequest`: it becomes part of an S3 key and of ledger keys."""
+    """Return `request_id`, or raise `InvalidRequest` where it cannot be part of an S3 key and of the ledger's keys."""
     if not _REQUEST_ID.fullmatch(request_id) or any(part in ("", ".", "..") for part in request_id.split("/")):
         raise InvalidRequest(
             field="request_id",
@@ -144,7 +144,7 @@ def check_request_id(request_id: str) -> str:
 
 
 def check_source(source: str) -> str:
-    """Return `source`, or raise `InvalidRequest`."""
+    """Return `source`, or raise `InvalidRequest` where it is malformed."""
     if not _SOURCE.fullmatch(source):
         raise InvalidRequest(
             field="source", value=source, expected="1-64 of A-Z a-z 0-9 . _ -, starting with a letter or digit"

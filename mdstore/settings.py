@@ -1,7 +1,7 @@
-"""Configuration: read once, validated whole, frozen.
+"""The configuration: read once, validated as a whole, and frozen.
 
-A value comes from the first of: an argument, the environment (`MDSTORE_*`, and AWS's own names for what is AWS's),
-`config/mdstore.toml` (or the file that `MDSTORE_CONFIG` names), the profile, the default.
+Each value comes from the first of these that has it: an argument, the environment (`MDSTORE_*`, or AWS's own variable where
+AWS has one), `config/mdstore.toml` (or the file that `MDSTORE_CONFIG` names), the profile, the default.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOCAL_PORT = 4566
 DEFAULT_FILE = Path("config/mdstore.toml")
 DAY = 86_400
 
-#: Settings that AWS has a name for; everything else is MDSTORE_ and the field's name in capitals.
+#: Settings whose environment variables AWS has named. Every other variable is MDSTORE_ and the field's name in capitals.
 AWS_NAMES: Mapping[str, tuple[str, ...]] = {
     "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "endpoint_url": ("AWS_ENDPOINT_URL",),
@@ -33,11 +33,11 @@ AWS_NAMES: Mapping[str, tuple[str, ...]] = {
     "aws_secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
     "aws_session_token": ("AWS_SESSION_TOKEN",),
 }
-#: Former names that are still read: the environment's and the file's.
+#: Old names that are still read, from the environment and from the file.
 FORMER_NAMES: Mapping[str, str] = {"due_table": "delayed_table"}
 SECRETS = frozenset({"aws_secret_access_key", "aws_session_token"})
-# The emulator accepts any keys; where the environment has none, these save a look for some.
-# The emulator goes on with a long poll whose client is gone, and hands it a message that nobody gets: short polls lose less.
+# Dummy keys keep boto3 from searching for credentials; the emulator accepts any keys.
+# The wait time is short because the emulator continues a long poll after its client has gone, and then loses a message.
 _LOCAL = {"region": "us-east-1", "aws_access_key_id": "local", "aws_secret_access_key": "local", "wait_time": 1}
 
 
@@ -49,9 +49,11 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
 class Settings(BaseModel):
-    """Every setting. Times in seconds, sizes in bytes."""
+    """All settings. Times are in seconds and sizes in bytes unless a name says otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    # -- AWS: where and as whom to call it
 
     profile: Literal["local", "aws"] = "local"
     region: str = ""
@@ -65,49 +67,64 @@ class Settings(BaseModel):
     endpoint_url_dynamodb: str | None = None
     endpoint_url_sns: str | None = None
 
-    namespace: str = Field(default="mdstore", pattern=r"^[a-z0-9][a-z0-9-]{2,40}$")  # begins every name made in AWS
-    bucket: str = ""  # default {namespace}-payloads in the local profile; names are global in S3, so AWS has none
+    # -- Names of AWS resources. An empty name gets a default that begins with the namespace.
+
+    namespace: str = Field(default="mdstore", pattern=r"^[a-z0-9][a-z0-9-]{2,40}$")
+    # The local profile's default is {namespace}-payloads. The aws profile has none, because S3 names are global.
+    bucket: str = ""
+    # The data store's tables.
     records_table: str = ""
     ledger_table: str = ""
+    # The queue's tables, queues and topics.
     results_table: str = ""
     delayed_table: str = ""
     queue: str = ""
     dead_letter_queue: str = ""
-    # Topics begin the names of queues, which are short.
+    # A topic's name is a prefix of its queues' names, and SQS limits those to 80 characters.
     control_topic: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,50}$")
     events_topic: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,50}$")
+    # Prefixes of keys in the bucket: the data store's payloads and large record data, and the queue's large messages.
     payload_prefix: str = Field(default="payloads/", pattern=r"^[A-Za-z0-9_-]+/$")
     blob_prefix: str = Field(default="blobs/", pattern=r"^[A-Za-z0-9_-]+/$")
-    claim_prefix: str = Field(default="claims/", pattern=r"^[A-Za-z0-9_-]+/$")  # what is under it expires
+    claim_prefix: str = Field(default="claims/", pattern=r"^[A-Za-z0-9_-]+/$")  # objects under it expire
+
+    # -- Store: the data store's entities, limits and retention
 
     entities: Names = ()
-    strict_entities: bool = False
-
-    claim_threshold: int = Field(default=200 * 2**10, ge=2**13, le=300 * 2**10)  # a larger message goes through S3
-    max_claim_bytes: int = Field(default=64 * 2**20, ge=2**20)  # of such a one: a worker's main process reads it whole
-
-    lane_operations: int = Field(default=2_000, ge=1, le=100_000)
-    lane_bytes: int = Field(default=8 * 2**20, ge=2**16)  # of a lane's JSON, as a target
-    max_lane_bytes: int = Field(default=64 * 2**20, ge=2**20)  # of a lane's JSON, as a limit: a worker decodes it whole
-    max_record_bytes: int = Field(default=16 * 2**20, ge=1_024)  # of one operation's JSON
+    strict_entities: bool = False  # refuse operations on entities that have no model
+    lane_operations: int = Field(default=2_000, ge=1, le=100_000)  # the target for one lane
+    lane_bytes: int = Field(default=8 * 2**20, ge=2**16)  # the target for one lane's JSON
+    max_lane_bytes: int = Field(
+        default=64 * 2**20, ge=2**20
+    )  # the limit for one lane's JSON: a worker decodes it whole
+    max_record_bytes: int = Field(default=16 * 2**20, ge=1_024)  # the limit for one operation's JSON
     max_request_operations: int = Field(default=10_000_000, ge=1)
-    transactions_in_flight: int = Field(default=24, ge=1, le=256)  # per lane: a full one takes 21
+    transactions_in_flight: int = Field(default=24, ge=1, le=256)  # per lane: a lane of 2,000 operations has 21
+    lane_budget: int = Field(default=90, ge=1)  # after this, the lane goes back to the queue; its receipts stay
     receipt_days: int = Field(default=15, ge=15)  # SQS keeps a message for 14
     tombstone_days: int = Field(default=15, ge=15)
-    result_hours: int = Field(default=24, ge=1)
 
-    visibility_timeout: int = Field(default=120, ge=2, le=43_200)  # after which a dead worker's messages come again
-    task_time_limit: int = Field(default=120, ge=1)
-    lane_budget: int = Field(default=90, ge=1)  # after which a lane is handed back to the queue, its receipts kept
-    prefetch: int = Field(default=10, ge=1, le=100)  # messages held at most per worker process, the one at work too
-    max_receives: int = Field(default=10, ge=1, le=999)  # SQS itself counts to 1,000, and one more is needed
-    concurrency: int = Field(default=2, ge=1)
-    wait_time: int = Field(default=10, ge=1, le=20)  # of one long poll
-    shutdown_grace: int = Field(default=25, ge=1)  # for tasks at work when a worker is told to stop; ECS kills after 30
-    worker_host: str = "127.0.0.1"
-    worker_port: int = Field(default=0, ge=0, le=65_535)  # of a worker's /livez; 0: none
+    # -- Queue: Celery on SQS, for any Celery app
+
+    claim_threshold: int = Field(default=200 * 2**10, ge=2**13, le=300 * 2**10)  # larger messages are stored in S3
+    max_claim_bytes: int = Field(default=64 * 2**20, ge=2**20)  # their limit: a worker's main process reads one whole
+    result_hours: int = Field(default=24, ge=1)
+    visibility_timeout: int = Field(default=120, ge=2, le=43_200)  # after this, SQS redelivers a dead worker's messages
+    max_receives: int = Field(default=10, ge=1, le=999)  # SQS counts to 1,000, and the queue needs one more than this
+    wait_time: int = Field(default=10, ge=1, le=20)  # the duration of one long poll
     remote_control: bool = True  # workers take commands (celery inspect, celery control, Flower)
     events: bool = True  # workers report their tasks (celery events, Flower)
+
+    # -- Worker: its processes, their tasks, and its health endpoint
+
+    concurrency: int = Field(default=2, ge=1)  # tasks that one worker runs at the same time
+    prefetch: int = Field(default=10, ge=1, le=100)  # the most messages held per process, including the running one
+    task_time_limit: int = Field(default=120, ge=1)
+    shutdown_grace: int = Field(default=25, ge=1)  # for running tasks after a stop signal; ECS kills after 30
+    worker_host: str = "127.0.0.1"
+    worker_port: int = Field(default=0, ge=0, le=65_535)  # where a worker serves /livez; 0 disables it
+
+    # -- Front door: the HTTP API
 
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65_535)
@@ -119,7 +136,7 @@ class Settings(BaseModel):
         if self.lane_budget >= self.task_time_limit:
             expected = f"less than task_time_limit={self.task_time_limit}"
             raise ConfigurationError(key="lane_budget", value=self.lane_budget, expected=expected)
-        if self.receipt_days > self.tombstone_days:  # `verify` would miss the tombstone of a delete that has a receipt
+        if self.receipt_days > self.tombstone_days:  # `verify` needs the tombstone of every delete that has a receipt
             expected = f"at most tombstone_days={self.tombstone_days}"
             raise ConfigurationError(key="receipt_days", value=self.receipt_days, expected=expected)
         for key in ("max_record_bytes", "lane_bytes"):
@@ -131,25 +148,25 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _check_prefixes(self) -> Self:
         if self.claim_prefix in (self.payload_prefix, self.blob_prefix):
-            expected = "a prefix of its own: what is under it expires"
+            expected = "a prefix of its own: objects under it expire"
             raise ConfigurationError(key="claim_prefix", value=self.claim_prefix, expected=expected)
         return self
 
     def endpoint(self, service: Literal["sqs", "s3", "dynamodb", "sns"]) -> str | None:
-        """The URL to call `service` at, or None for AWS's own."""
+        """Return the URL of `service`, or None for AWS's own endpoint."""
         own: str | None = getattr(self, f"endpoint_url_{service}")
         return own or self.endpoint_url
 
 
 class LoadedSettings(BaseModel):
-    """Settings with the place that each value came from: a name in the environment, a file, `profile`, `default`."""
+    """Settings with the origin of each value: `argument`, an environment variable, a file, `profile local` or `default`."""
 
     model_config = ConfigDict(frozen=True)
     settings: Settings
     origins: dict[str, str]
 
     def rows(self) -> list[tuple[str, object, str]]:
-        """`(name, value, origin)` of every setting, secrets masked."""
+        """Return `(name, value, origin)` of every setting, with secrets masked."""
         values = self.settings.model_dump()
         return [
             (name, "********" if name in SECRETS and value else value, self.origins.get(name, "default"))
@@ -158,7 +175,7 @@ class LoadedSettings(BaseModel):
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **arguments: object) -> LoadedSettings:
-    """Read the settings from all their places. Raises `ConfigurationError` naming the setting."""
+    """Read the settings from all their sources. Raises `ConfigurationError`, which names the setting."""
     environ = os.environ if environ is None else environ
     found: dict[str, tuple[object, str]] = {name: (value, "argument") for name, value in arguments.items()}
     for layer in (_from_environment(environ), _from_file(environ)):
@@ -194,7 +211,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str
 
 
 def _variables(name: str) -> tuple[str, ...]:
-    """The environment variables of a setting; the first that is set counts."""
+    """Return the environment variables of a setting; the first one that is set counts."""
     former = [old for old, new in FORMER_NAMES.items() if new == name]
     return AWS_NAMES.get(name, tuple(f"MDSTORE_{one.upper()}" for one in (name, *former)))
 

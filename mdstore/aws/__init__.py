@@ -1,1 +1,1 @@
-"""Signed calls to AWS: HTTP, JSON protocol, retries, and one module a service. Knows nothing of requests or operations."""
+"""Signed calls to AWS: HTTP, the JSON protocol, retries, and one module per service. It knows nothing of requests."""

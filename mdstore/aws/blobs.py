@@ -1,4 +1,4 @@
-"""Content too large for where it belongs, kept in S3 under the digest of what it is: record data, and what else is text."""
+"""Content-addressed storage in S3, for data that is too large for a DynamoDB item or an SQS message."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from mdstore.errors import IntegrityError, NotFound
 
 
 class Contents:
-    """Content-addressed objects, compressed, of up to `max_bytes`. The same content under the same prefix is stored once."""
+    """Compressed, content-addressed objects of up to `max_bytes` each. Equal content under one prefix is stored once."""
 
     def __init__(self, *, objects: Objects, max_bytes: int) -> None:
         self._objects = objects
         self._max_bytes = max_bytes
 
     def put(self, prefix: str, content: bytes) -> str:
-        """Store `content`; returns its digest, SHA-256 in hex."""
+        """Store `content` and return its digest, a SHA-256 in hex."""
         digest = hashlib.sha256(content).hexdigest()
         self._objects.put_new(self.key(prefix, digest), compress(content))
         return digest
 
     def get(self, prefix: str, digest: str, size: int) -> bytes:
-        """Read `size` bytes back whole. Raises `IntegrityError` where they are not what the digest says, or too many."""
+        """Read content of `size` bytes. Raises `IntegrityError` where it does not match its digest or exceeds `max_bytes`."""
         if not 0 <= size <= self._max_bytes:
             raise IntegrityError(f"content {digest!r} of {size} bytes is outside of its bounds, 0 to {self._max_bytes}")
         return read_again(lambda: self._get(self.key(prefix, digest), digest, size))
 
     @staticmethod
     def key(prefix: str, digest: str) -> str:
-        """Where content lies."""
+        """Return the S3 key of content."""
         return f"{prefix}{digest[:2]}/{digest}"
 
     def _get(self, key: str, digest: str, size: int) -> bytes:
@@ -48,7 +48,7 @@ class Contents:
 
 
 class Blob(msgspec.Struct, frozen=True, kw_only=True):
-    """The pointer that stands in an item for its data: S3 key, and SHA-256 and size in bytes of the JSON."""
+    """The pointer that an item holds instead of its data: the S3 key, and the SHA-256 and size in bytes of the data's JSON."""
 
     key: str
     digest: str
@@ -56,20 +56,20 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Blobs:
-    """Record data too large for a DynamoDB item."""
+    """Stores record data that is too large for a DynamoDB item."""
 
     def __init__(self, *, objects: Objects, prefix: str, max_bytes: int) -> None:
         self._contents = Contents(objects=objects, max_bytes=max_bytes)
         self._prefix = prefix
 
     def put(self, text: bytes) -> Blob:
-        """Store data, given as JSON, and return its pointer."""
+        """Store data, given as JSON text, and return its pointer."""
         digest = self._contents.put(self._prefix, text)
         return Blob(key=self._contents.key(self._prefix, digest), digest=digest, size=len(text))
 
     def get(self, blob: Blob) -> dict[str, Any]:
-        """Read data back whole. Raises `IntegrityError` where it is not what the pointer says."""
+        """Read data. Raises `IntegrityError` where it does not match its pointer."""
         if blob.key != self._contents.key(self._prefix, blob.digest):
-            raise IntegrityError(f"blob {blob.key!r} is outside of its place")
+            raise IntegrityError(f"blob {blob.key!r} is not at the key that its digest gives")
         data: dict[str, Any] = exactjson.loads(self._contents.get(self._prefix, blob.digest, blob.size))
         return data

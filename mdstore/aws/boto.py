@@ -1,4 +1,4 @@
-"""The one translation of boto3's errors."""
+"""The one place where errors of boto3 are translated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mdstore.errors import DeploymentBroken, MdstoreError, Unavailable
 
 @contextmanager
 def boto_errors(what: str) -> Iterator[None]:
-    """Turn boto3's errors into `Unavailable` and `DeploymentBroken`, with `what` was being done."""
+    """Turn boto3's errors into `Unavailable` or `DeploymentBroken`; `what` names the failed action in the message."""
     try:
         yield
     except ClientError as error:
@@ -23,7 +23,7 @@ def boto_errors(what: str) -> Iterator[None]:
 
 
 def error_code(error: ClientError) -> str:
-    """AWS's code of an error."""
+    """Return AWS's code of an error."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 

@@ -1,4 +1,4 @@
-"""Connections to AWS, or to whatever the endpoint settings name."""
+"""Clients of AWS, or of the endpoints that the settings name."""
 
 from __future__ import annotations
 
@@ -27,30 +27,32 @@ if TYPE_CHECKING:
 
 
 class AwsClients:
-    """One set of clients, which connect when they are used. Threads may share it; a forked child makes its own."""
+    """All clients of one process. They connect on first use. Threads may share them; a forked child must make its own."""
 
     def __init__(self, settings: Settings) -> None:
         self.owner_pid = os.getpid()
         self._settings = settings
-        # On one machine what does not answer is not there; a network deserves more patience.
+        # On one machine, a service that does not answer is not running; over a network, it is worth waiting longer.
         retry = Retry(patience=3.0 if settings.profile == "local" else 20.0)
         self._session = session = _session(settings)
         self.s3: S3Client = make_client(settings, "s3", session)
+        #: boto3's SQS client, only for calls off the hot path: creating and describing queues.
         self.sqs: SQSClient = make_client(settings, "sqs", session)
-        #: boto3's other two are for what is not on the way of the data: making and describing queues and tables.
+        #: boto3's DynamoDB client, only for calls off the hot path: creating and describing tables.
         self.dynamodb: DynamoDBClient = make_client(settings, "dynamodb", session)
         credentials = session.get_credentials()
         if credentials is None:
             raise ConfigurationError(key="aws credentials", value=None, expected="keys, a profile or a role")
-        #: The fast ways: for records and ledger, for reading payloads, for messages. boto3 knows where the endpoints are.
+        #: The fast DynamoDB client, for all calls on the hot path. boto3's clients supply the endpoints.
         self.dynamo = DynamoClient(
             http=SignedHttp(service="dynamodb", region=settings.region, credentials=credentials),
             endpoint=self.dynamodb.meta.endpoint_url,
             retry=retry,
         )
         s3_http = SignedHttp(service="s3", region=settings.region, credentials=credentials)
-        #: The objects of the configured bucket: payloads, blobs and messages of claim checks.
+        #: The objects of the configured bucket: payloads, blobs, and large messages of the claim check.
         self.objects = Objects(client=self.s3, http=s3_http, bucket=settings.bucket, retry=retry)
+        #: The fast SQS client: sends, receives and deletes messages.
         self.queues = Sqs(
             http=SignedHttp(
                 service="sqs", region=settings.region, credentials=credentials, timeout=settings.wait_time + 15
@@ -61,30 +63,30 @@ class AwsClients:
 
     @cached_property
     def sns(self) -> SNSClient:
-        """For commands and events; most processes need none."""
+        """boto3's SNS client, for commands and events. It is made on first use, because most processes need none."""
         client: SNSClient = make_client(self._settings, "sns", self._session)
         return client
 
     def arn(self, service: str, name: str, *, queue_url: str) -> str:
-        """The ARN of a queue or topic beside a queue: its URL ends with /account/name, so nobody needs to be asked."""
+        """Return the ARN of a queue or topic in the account of `queue_url`, which ends with /account/name, without a call."""
         return f"arn:{self.sqs.meta.partition}:{service}:{self._settings.region}:{queue_url.split('/')[-2]}:{name}"
 
 
 def make_client(
     settings: Settings, service: Literal["s3", "sqs", "sns", "dynamodb"], session: Session | None = None
 ) -> Any:
-    """A boto3 client of `service`."""
+    """Make a boto3 client of `service`."""
     endpoint = settings.endpoint(service)
     config: dict[str, Any] = {}
     if service == "s3":
-        # A path works for every bucket name; a virtual host needs DNS that an emulator does not have. "virtual" and not
-        # "auto", by which URLs that are signed beforehand go to us-east-1, which sends callers on to the bucket's region.
+        # Emulators need paths, because they have no DNS names for virtual hosts. AWS gets "virtual" and not "auto", because
+        # "auto" presigns URLs for us-east-1, which redirects callers to the bucket's region.
         config["s3"] = {"addressing_style": "path" if endpoint else "virtual"}
     return (session or _session(settings)).client(
         service,
         endpoint_url=endpoint,
         config=Config(
-            # S3 is called under the one policy of `dynamo.retry`; two policies, one in the other, would outlive any deadline.
+            # `Objects` retries S3 calls with `aws.retry`. Nesting boto3's retries inside that would overrun every deadline.
             retries={"mode": "standard", "total_max_attempts": 1 if service == "s3" else 6},
             connect_timeout=5,
             read_timeout=15,
@@ -95,9 +97,9 @@ def make_client(
 
 
 def _session(settings: Settings) -> Session:
-    """Keys from the settings where given, else botocore's own chain (roles, profiles, SSO)."""
+    """Make a session with the keys of the settings, or else with botocore's own credential chain (roles, profiles, SSO)."""
     if settings.profile == "local":
-        # A developer's AWS_PROFILE must not decide where the local profile looks.
+        # A developer's AWS_PROFILE must not affect the local profile.
         core = botocore.session.Session(session_vars={"profile": (None, [], None, None)})
     else:
         core = botocore.session.Session(profile=settings.aws_profile)

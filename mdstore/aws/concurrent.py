@@ -1,6 +1,6 @@
-"""Many calls at the same time, driven by one thread: a task is a generator that yields its calls and gets their answers.
+"""Concurrent calls driven by one thread. A task is a generator that yields calls and is sent their responses.
 
-Threads would do the same with twice the CPU: most of the time they wait for Python's lock (`docs/adr/0011-one-thread.md`).
+Threads would take twice the CPU, because they mostly wait for Python's lock (`docs/adr/0011-one-thread.md`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _NEVER = 3_600.0
 
 @dataclass(slots=True, order=True)
 class _TaskState(Generic[T]):
-    """A task on its way: `call` is what it waits for, tried `attempt` times in vain, and due again at `due`."""
+    """The state of a running task: it waits for `call`, which failed `attempt` times and is retried at `retry_at`."""
 
-    due: float
+    retry_at: float
     number: int
     task: Task[T]
     call: Call = ("", b"")
@@ -34,7 +34,7 @@ class _TaskState(Generic[T]):
 
 
 class Run(Generic[T]):
-    """One run over some tasks. `begin` makes a request of a call, `read` its answer's meaning, or raises it."""
+    """Runs tasks once. `begin` turns a call into an HTTP request; `read` decodes its response, or raises the error in it."""
 
     def __init__(
         self,
@@ -52,39 +52,39 @@ class Run(Generic[T]):
         self._retry = retry
         self._in_flight = in_flight
         self._deadline = retry.deadline(deadline)
-        self._later: list[_TaskState[T]] = []
+        self._waiting: list[_TaskState[T]] = []
         self._results: dict[int, T] = {}
         self._error: MdstoreError | None = None
 
     def results(self, tasks: Iterable[Task[T]]) -> list[T]:
-        """What the tasks return, in their order; a task is begun when there is room for its first call."""
-        fresh = (_TaskState(0.0, number, task) for number, task in enumerate(tasks))
-        while self._fill(fresh):
+        """Run the tasks and return their results in order. A task starts when there is room for its first call."""
+        new_tasks = (_TaskState(0.0, number, task) for number, task in enumerate(tasks))
+        while self._fill(new_tasks):
             self._wait()
         if self._error is not None:
             raise self._error
         return [self._results[number] for number in sorted(self._results)]
 
-    def _fill(self, fresh: Iterator[_TaskState[T]]) -> bool:
-        """Begin calls while there is room; returns whether there is anything to wait for."""
+    def _fill(self, new_tasks: Iterator[_TaskState[T]]) -> bool:
+        """Start calls while there is room; return whether there is anything left to wait for."""
         while self._has_room() and self._error is None:
-            if self._later and self._later[0].due <= self._retry.clock():
-                self._start_call(heapq.heappop(self._later))
-            elif (state := next(fresh, None)) is not None:
+            if self._waiting and self._waiting[0].retry_at <= self._retry.clock():
+                self._start_call(heapq.heappop(self._waiting))
+            elif (state := next(new_tasks, None)) is not None:
                 self._step(state, partial(next, state.task))
             else:
                 break
         if self._error is not None:
-            self._later.clear()
-        return bool(self._calls or self._later)
+            self._waiting.clear()
+        return bool(self._calls or self._waiting)
 
     def _has_room(self) -> bool:
         return len(self._calls) < self._in_flight
 
     def _wait(self) -> None:
         pause = _NEVER
-        if self._later and self._has_room():
-            pause = max(0.0, self._later[0].due - self._retry.clock())
+        if self._waiting and self._has_room():
+            pause = max(0.0, self._waiting[0].retry_at - self._retry.clock())
         if not self._calls:
             self._retry.sleep(pause)
         for state, answer in self._calls.completed(pause):
@@ -108,11 +108,11 @@ class Run(Generic[T]):
             self._error = self._error or error
             return
         state.attempt += 1
-        state.due = self._retry.clock() + delay
-        heapq.heappush(self._later, state)
+        state.retry_at = self._retry.clock() + delay
+        heapq.heappush(self._waiting, state)
 
     def _step(self, state: _TaskState[T], step: Callable[[], Call]) -> None:
-        """Take a task to its next call, or to its end."""
+        """Resume a task until it yields its next call or ends."""
         try:
             state.call, state.attempt = step(), 0
         except StopIteration as end:

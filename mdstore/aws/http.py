@@ -1,7 +1,7 @@
-"""Signed HTTP calls to one AWS service: libcurl keeps the connections, signs (Signature Version 4) and sends.
+"""Signed HTTP calls to one AWS service. libcurl keeps the connections, signs (Signature Version 4) and sends.
 
-botocore brings credentials and endpoints. The rest of a call happens inside libcurl, without Python's lock: a sixth of the CPU
-that botocore's signer and session take (`docs/adr/0010-libcurl.md`).
+botocore supplies credentials and endpoints. The rest of a call runs inside libcurl, without Python's lock, and takes a sixth of
+the CPU that botocore's signer and session take (`docs/adr/0010-libcurl.md`).
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from botocore.httpsession import get_cert_path
 
 from mdstore.errors import ConfigurationError, Unavailable
 
-#: The oldest libcurl whose signatures were seen to be botocore's: 7.88 signs a header that it does not send.
+#: The oldest libcurl whose signatures we found equal to botocore's. Version 7.88 signs a header that it does not send.
 _OLDEST = (8, 11, 1)
 
 
 class Credentials(Protocol):
-    """Botocore's refreshable credentials."""
+    """The part of botocore's refreshable credentials that is used here."""
 
     def get_frozen_credentials(self) -> Any:
-        """Access key, secret key and token, refreshed when they are due."""
+        """Return access key, secret key and token, after refreshing them if they are about to expire."""
 
 
 class Answer(NamedTuple):
-    """What the service said, whatever its status. `headers` are the lines as they came."""
+    """The service's response, whatever its status. `headers` holds the header lines unparsed."""
 
     status: int
     headers: list[bytes]
     body: bytes
 
     def header(self, name: bytes) -> bytes | None:
-        """The value of header `name`, given in lower case with its colon."""
+        """Return the value of header `name`, which is given in lower case and with its colon."""
         for line in self.headers:
             if line[: len(name)].lower() == name:
                 return line[len(name) :].strip()
@@ -47,9 +47,9 @@ class Answer(NamedTuple):
 
 
 class SignedHttp:
-    """Calls to one service. Safe to share between threads, not across a fork; connections are kept.
+    """Calls to one service, whose connections are kept for reuse. Threads may share it; forked processes may not.
 
-    Raises `ConfigurationError` where the libcurl that pycurl brings cannot do it.
+    Raises `ConfigurationError` where pycurl's libcurl is too old or has no TLS.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SignedHttp:
         self._options: dict[int, Any] = {
             pycurl.NOSIGNAL: 1,  # a signal handler belongs to the main thread
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
-            pycurl.TCP_NODELAY: 1,  # else a call waits 40 ms for the peer's delayed acknowledgement
+            pycurl.TCP_NODELAY: 1,  # otherwise a call waits 40 ms for the peer's delayed acknowledgement
             pycurl.CONNECTTIMEOUT_MS: round(connect_timeout * 1000),
             pycurl.TIMEOUT_MS: round(timeout * 1000),
             pycurl.AWS_SIGV4: f"aws:amz:{region}:{service}",
@@ -74,10 +74,10 @@ class SignedHttp:
             pycurl.USERAGENT: "mdstore",
         }
         self._idle: deque[pycurl.Curl] = deque()
-        self._parked: deque[ConcurrentCalls] = deque()
+        self._idle_concurrent: deque[ConcurrentCalls] = deque()
 
     def send(self, url: str, headers: Sequence[str] = (), body: bytes | None = None) -> Answer:
-        """POST `body`, or GET. Raises `Unavailable` where there is no answer: the call may have taken effect."""
+        """POST `body`, or GET if it is None. Raises `Unavailable` if no response arrives; the call may have taken effect."""
         call = self._prepare(url, headers, body)
         try:
             call.curl.perform()
@@ -88,27 +88,27 @@ class SignedHttp:
 
     @contextmanager
     def concurrent_calls(self) -> Iterator[ConcurrentCalls]:
-        """For calls that are under way at the same time."""
-        concurrent_calls = self._parked.pop() if self._parked else ConcurrentCalls(self)
+        """Lend a `ConcurrentCalls` to one thread. Later callers reuse it with its connections."""
+        concurrent_calls = self._idle_concurrent.pop() if self._idle_concurrent else ConcurrentCalls(self)
         try:
             yield concurrent_calls
         finally:
             if concurrent_calls:
                 concurrent_calls.close()
             else:
-                self._parked.append(concurrent_calls)
+                self._idle_concurrent.append(concurrent_calls)
 
     def close(self) -> None:
-        """Close the connections that are idle."""
-        while self._parked:
-            self._parked.pop().close()
+        """Close all idle connections."""
+        while self._idle_concurrent:
+            self._idle_concurrent.pop().close()
         while self._idle:
             self._idle.pop().close()
 
     def _prepare(self, url: str, headers: Sequence[str], body: bytes | None) -> _Call:
         try:
             keys = self._credentials.get_frozen_credentials()
-        except BotoCoreError as error:  # a role's keys could not be renewed
+        except BotoCoreError as error:  # the keys of a role could not be renewed
             raise Unavailable(str(error), code=type(error).__name__) from error
         lines = ["Expect:", *headers]  # "Expect: 100-continue" would cost a round trip
         if keys.token:
@@ -139,39 +139,39 @@ class SignedHttp:
 
 
 class ConcurrentCalls:
-    """Calls under way at the same time, driven by the one thread that waits for them."""
+    """Calls that run at the same time, driven by the one thread that waits for them."""
 
     def __init__(self, http: SignedHttp) -> None:
         self._http = http
         self._multi = pycurl.CurlMulti()
-        self._under_way: dict[pycurl.Curl, tuple[Any, _Call]] = {}
+        self._running: dict[pycurl.Curl, tuple[Any, _Call]] = {}
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self._running)
 
     def start(self, tag: Any, url: str, headers: Sequence[str], body: bytes) -> None:
-        """Begin a call; `tag` comes back with its answer."""
+        """Start a call. `completed` returns `tag` with the call's response."""
         call = self._http._prepare(url, headers, body)
-        self._under_way[call.curl] = tag, call
+        self._running[call.curl] = tag, call
         self._multi.add_handle(call.curl)
-        self._multi.perform()  # what is written now need not wait for what is computed next
+        self._multi.perform()  # send now, before the caller goes on computing
 
     def completed(self, timeout: float) -> list[tuple[Any, Answer | Unavailable]]:
-        """The calls that have ended, as `(tag, answer or error)`; waits up to `timeout` seconds for the first."""
+        """Return ended calls as `(tag, response or error)`, after waiting up to `timeout` seconds for the first one."""
         found = self._collect()
-        if not found and self._under_way:
-            # At least once a second libcurl looks at its own timeouts; while it looks up a name there is nothing to select on.
+        if not found and self._running:
+            # libcurl must run at least once a second to check its timeouts. During a DNS lookup, `select` returns -1 at once.
             if self._multi.select(min(timeout, 1.0)) == -1:
                 time.sleep(0.005)
             found = self._collect()
         return found
 
     def close(self) -> None:
-        """Drop all, also what is under way."""
-        for curl in self._under_way:
+        """Close all connections and abandon the calls that are running."""
+        for curl in self._running:
             self._multi.remove_handle(curl)
             curl.close()
-        self._under_way.clear()
+        self._running.clear()
         self._multi.close()
 
     def _collect(self) -> list[tuple[Any, Answer | Unavailable]]:
@@ -191,11 +191,11 @@ class ConcurrentCalls:
 
     def _take(self, curl: pycurl.Curl) -> tuple[Any, _Call]:
         self._multi.remove_handle(curl)
-        return self._under_way.pop(curl)
+        return self._running.pop(curl)
 
 
 class _Call:
-    """A call to be, or under way."""
+    """One prepared or running call."""
 
     __slots__ = ("content", "curl", "headers")
 
@@ -208,9 +208,7 @@ class _Call:
 def _check_libcurl() -> None:
     number, protocols = pycurl.version_info()[2], pycurl.version_info()[8]
     if (number >> 16, number >> 8 & 0xFF, number & 0xFF) < _OLDEST or "https" not in protocols:
-        expected = "libcurl {}.{}.{} or later with TLS, as the wheels of pycurl 7.45.4 and later have it".format(
-            *_OLDEST
-        )
+        expected = "libcurl {}.{}.{} or later with TLS, as in the wheels of pycurl 7.45.4 and later".format(*_OLDEST)
         raise ConfigurationError(key="pycurl", value=pycurl.version, expected=expected)
 
 
@@ -218,7 +216,7 @@ def _code(code: int) -> str:
     return f"Curl{code}"
 
 
-#: The code of `Unavailable` where nothing listens.
+#: The code of `Unavailable` where the connection was refused.
 NO_CONNECTION = _code(pycurl.E_COULDNT_CONNECT)
 
 

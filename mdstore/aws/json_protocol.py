@@ -1,4 +1,4 @@
-"""AWS's JSON protocol: a POST that names its operation in a header, and errors that name their code in the body."""
+"""AWS's JSON protocol: a POST names its operation in a header, and an error response names its code in the body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from mdstore.aws.http import Answer
 
-#: Codes of S3, SQS, SNS and DynamoDB that say "not now"; HTTP 5xx says it too, whatever its code.
+#: Error codes of S3, SQS, SNS and DynamoDB that mean "not now". HTTP 5xx means the same, whatever its code.
 _NOT_NOW = frozenset({
     "ConditionalRequestConflict", "InternalError", "InternalFailure", "InternalServerError", "KmsThrottled",
     "LimitExceededException", "OverLimit", "ProvisionedThroughputExceededException", "ReplicatedWriteConflictException",
@@ -22,7 +22,7 @@ decode = msgspec.json.Decoder().decode
 
 
 class Failure(NamedTuple):
-    """An error answer: its code, its words, and the whole of its body."""
+    """An error response: its code, its message and its whole body."""
 
     code: str
     message: str
@@ -30,25 +30,25 @@ class Failure(NamedTuple):
 
 
 class JsonProtocol:
-    """What a call to one service looks like on the wire. `target` is the service's name in the protocol."""
+    """Builds the calls to one service. `target` is the service's name and version in the protocol."""
 
     def __init__(self, *, endpoint: str, target: str) -> None:
         self._url = endpoint.rstrip("/") + "/"
         self._target = target
 
     def request(self, operation: str, body: bytes) -> tuple[str, Sequence[str], bytes]:
-        """URL, headers and body of a call."""
+        """Return URL, headers and body of a call."""
         headers = ("Content-Type: application/x-amz-json-1.0", f"X-Amz-Target: {self._target}.{operation}")
         return self._url, headers, body
 
 
 def is_retryable(code: str, status: int) -> bool:
-    """Whether an error may be gone when the same is tried again later."""
+    """Whether the same call may succeed later."""
     return code in _NOT_NOW or status >= 500
 
 
 def failure(operation: str, answer: Answer) -> Failure:
-    """Read an error answer, `{"__type": "prefix#Code", "message": ...}`; a proxy's goes by its HTTP status."""
+    """Read an error response, `{"__type": "prefix#Code", "message": ...}`. Without such a body, the code is the HTTP status."""
     try:
         body = decode(answer.body)
         code = str(body["__type"]).rpartition("#")[2]

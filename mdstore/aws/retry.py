@@ -1,6 +1,6 @@
-"""The one policy for calls that AWS did not answer, or answered with "not now": full jitter, capped, until a deadline.
+"""The one retry policy for calls that AWS did not answer, or answered with "not now": capped full jitter until a deadline.
 
-Throttles and conflicts are expected contention, so they are bounded by time and never by a number of attempts
+Throttles and conflicts are expected contention, so time bounds the retries, not a number of attempts
 (https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/).
 """
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """Delays of at most `base`, 2 x `base`, 4 x ... seconds, never over `cap`; `patience` is for calls without a deadline."""
+    """Random delays of up to `base`, 2 x `base`, 4 x `base` ... `cap` seconds. `patience` bounds calls without a deadline."""
 
     base: float = 0.05
     cap: float = 5.0
@@ -29,7 +29,7 @@ class Retry:
     uniform: Callable[[float, float], float] = field(default=random.uniform)
 
     def run(self, call: Callable[[], T], *, deadline: float | None = None) -> T:
-        """Call until it answers. Raises the last `Unavailable` when the next try would come after `deadline`."""
+        """Call until `call` succeeds. Raises the last `Unavailable` when the next attempt would come after `deadline`."""
         deadline = self.deadline(deadline)
         attempt = 0
         while True:
@@ -43,10 +43,10 @@ class Retry:
                 self.sleep(delay)
 
     def deadline(self, deadline: float | None) -> float:
-        """`deadline`, or the end of the patience where there is none."""
+        """Return `deadline`, or `patience` seconds from now if it is None."""
         return self.clock() + self.patience if deadline is None else deadline
 
     def delay(self, attempt: int, deadline: float) -> float | None:
-        """Seconds until a call is tried again after its failed try `attempt`, counted from 0; None: `deadline` is before."""
+        """Return the seconds to wait after failed attempt number `attempt` (from 0), or None if that would pass `deadline`."""
         delay = self.uniform(0, min(self.cap, self.base * 2 ** min(attempt, 30)))
         return None if self.clock() + delay > deadline else delay

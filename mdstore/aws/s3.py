@@ -1,4 +1,4 @@
-"""Objects in the one bucket: whole and ranged reads, and writes that never replace what is there."""
+"""Objects in one S3 bucket: ranged reads, and writes that never replace an existing object."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 
 def read_again(read: Callable[[], T]) -> T:
-    """Read what never changes once written. On `IntegrityError` it may have been damaged on its way, so it is read again."""
+    """Read an immutable object, up to `READS` times. An `IntegrityError` is retried, as data may be damaged in transit."""
     for _ in range(READS - 1):
         with suppress(IntegrityError):
             return read()
@@ -34,9 +34,9 @@ def read_again(read: Callable[[], T]) -> T:
 
 
 class Objects:
-    """Retries while S3 says "not now". Raises `Unavailable` when it does not stop, and `DeploymentBroken`.
+    """The objects of one bucket. Calls are retried; they raise `Unavailable` when retries fail, or `DeploymentBroken`.
 
-    Reading is on the way of each lane, so it is done by signed calls without boto3, which would take ten times the CPU.
+    Every lane is read from S3, so reads are signed calls without boto3, which would take ten times the CPU.
     """
 
     def __init__(self, *, client: S3Client, http: SignedHttp, bucket: str, retry: Retry | None = None) -> None:
@@ -46,15 +46,15 @@ class Objects:
         self._retry = retry or Retry()
 
     def put_new(self, key: str, body: bytes | IO[bytes]) -> bool:
-        """Store `body` unless something is at `key`; returns whether it was stored. S3 checks the body's CRC."""
+        """Store `body` unless `key` exists; return whether it was stored. S3 checks the body's CRC."""
         return self._retry.run(lambda: self._put_new(key, body))
 
     def get(self, key: str, start: int, end: int) -> bytes:
-        """Bytes `start` to `end` (exclusive), fewer where the object ends before. Raises `NotFound`."""
+        """Return bytes `start` to `end` (exclusive), or fewer if the object ends earlier. Raises `NotFound`."""
         return self._retry.run(lambda: self._get(key, start, end))
 
     def ping(self) -> None:
-        """Raise unless the bucket is there."""
+        """Raise `Unavailable` or `DeploymentBroken` unless the bucket can be reached."""
         with boto_errors(f"bucket {self._bucket!r}"):
             self._client.head_bucket(Bucket=self._bucket)
 
@@ -71,22 +71,22 @@ class Objects:
         return True
 
     def _get(self, key: str, start: int, end: int) -> bytes:
-        if {".", ".."} & set(key.split("/")):  # libcurl would resolve them, out of the bucket if need be
-            raise IntegrityError(f"object {key!r}: dots are no part of a key")
+        if {".", ".."} & set(key.split("/")):  # libcurl would resolve them, possibly to a URL outside of the bucket
+            raise IntegrityError(f"object {key!r}: a key must not have the parts . and ..")
         answer = self._http.send(self._url + quote(key), (f"Range: bytes={start}-{end - 1}",))
         if answer.status in (200, 206):
             return answer.body
         found = _CODE.search(answer.body)
         code = found[1].decode("ascii", "replace") if found else f"HTTP{answer.status}"
-        if code == "InvalidRange":  # nothing of the object is there
+        if code == "InvalidRange":  # the object ends before `start`
             return b""
-        if code in ("NoSuchKey", "HTTP404"):  # a bucket that is not there is a 404 too
+        if code in ("NoSuchKey", "HTTP404"):  # the status alone will not do: a missing bucket is a 404 too
             raise NotFound("object", key)
         kind = Unavailable if is_retryable(code, answer.status) else DeploymentBroken
         raise kind(f"S3 get {key!r}: {answer.body[:200]!r}", code=code)
 
     @cached_property
     def _url(self) -> str:
-        """Where the bucket's objects are, by botocore's rules for hosts and paths."""
+        """The URL that the bucket's keys are appended to, by botocore's rules for hosts and paths."""
         signed = self._client.generate_presigned_url("get_object", Params={"Bucket": self._bucket, "Key": "k"})
         return signed.partition("?")[0].removesuffix("k")

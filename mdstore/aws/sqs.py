@@ -1,7 +1,7 @@
-"""SQS over signed calls: messages ten a call, several calls at the same time, and each message's own answer read.
+"""SQS over signed calls: ten messages per call, concurrent calls, and a result for each message.
 
-A batch call answers 200 where some of its entries failed: those are tried again one by one, and what fails for good is
-returned to the caller and never overlooked.
+A batch call answers 200 even where some of its entries failed. Those are retried one by one, and the caller gets the
+reason for each one that fails for good.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mdstore.aws.json_protocol import JsonProtocol, decode, encode, failure, is_
 from mdstore.aws.retry import Retry
 from mdstore.errors import DeploymentBroken, MdstoreError, Unavailable
 
-MAX_ENTRIES = 10  # of one batch call
-MAX_BYTES = 2**20  # of one message, and of one batch
-MAX_DELAY = 900  # seconds of one message; a FIFO queue delays none
+MAX_ENTRIES = 10  # per batch call
+MAX_BYTES = 2**20  # per message, and per batch call
+MAX_DELAY = 900  # seconds per message; FIFO queues do not support it
 _IN_FLIGHT = 8  # batch calls
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
-    """A message to be sent, as the API names its parts."""
+    """A message to send. Its fields are those of the SQS API."""
 
     message_body: str
     delay_seconds: int | None = None
@@ -35,7 +35,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_def
 
     @property
     def size(self) -> int:
-        """Bytes that SQS counts."""
+        """The number of bytes that SQS counts for it."""
         attributes = self.message_attributes or {}
         return len(self.message_body.encode()) + sum(
             len(name.encode()) + sum(len(text.encode()) for text in value.values())
@@ -44,7 +44,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_def
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
-    """Why an entry was not taken. `sender_fault`: the same again would fail again; without `id`, so would any other entry."""
+    """Why SQS did not accept an entry.
+
+    `sender_fault` means that a retry would fail too. Without an `id`, the whole call failed, so any other entry would
+    fail as well.
+    """
 
     id: str = ""
     code: str
@@ -53,7 +57,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
     @property
     def is_refused(self) -> bool:
-        """Whether SQS refused the entry for what it is."""
+        """Whether SQS rejected this entry because of its content."""
         return self.sender_fault and bool(self.id)
 
     def __str__(self) -> str:
@@ -61,7 +65,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
 
 class Message(msgspec.Struct, kw_only=True, rename="pascal"):
-    """A message that was received."""
+    """A received message."""
 
     message_id: str
     receipt_handle: str
@@ -70,12 +74,12 @@ class Message(msgspec.Struct, kw_only=True, rename="pascal"):
 
     @property
     def receives(self) -> int:
-        """How often SQS has delivered it, this time included."""
+        """The number of times that SQS has delivered it, including this time."""
         return int(self.attributes.get("ApproximateReceiveCount", 1))
 
 
 class Sqs:
-    """Calls to SQS. Safe to share between threads, not across a fork."""
+    """Calls to SQS. Threads may share it; forked processes may not."""
 
     def __init__(self, *, http: SignedHttp, endpoint: str, retry: Retry | None = None) -> None:
         self.http = http
@@ -84,24 +88,24 @@ class Sqs:
         self._urls: dict[str, str] = {}
 
     def call(self, operation: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Any call, retried while SQS says "not now". Raises `Unavailable` or `DeploymentBroken`."""
+        """Make any call, retrying while SQS says "not now". Raises `Unavailable` or `DeploymentBroken`."""
         encoded = encode(body)
         return self._retry.run(lambda: self._attempt(operation, encoded))
 
     def url(self, queue: str) -> str:
-        """A queue's URL, asked for once. Raises `DeploymentBroken` where there is no such queue."""
+        """Return a queue's URL, which is looked up once. Raises `DeploymentBroken` where there is no such queue."""
         if queue not in self._urls:
             try:
                 self._urls[queue] = self.call("GetQueueUrl", {"QueueName": queue})["QueueUrl"]
             except DeploymentBroken as error:
                 if not is_gone(error.code):
                     raise
-                why = f"there is no queue {queue!r}; mdstore provision makes those of the settings"
+                why = f"there is no queue {queue!r}; mdstore provision makes the queues of the settings"
                 raise DeploymentBroken(why, code=error.code) from error
         return self._urls[queue]
 
     def receive(self, url: str, count: int, *, wait: int, visibility: int) -> list[Message]:
-        """Up to `count` messages, waiting up to `wait` seconds for the first, hidden for `visibility` seconds; tried once."""
+        """Receive up to `count` messages within `wait` seconds, hidden for `visibility` seconds. This call is not retried."""
         body = {
             "QueueUrl": url,
             "MaxNumberOfMessages": count,
@@ -112,26 +116,26 @@ class Sqs:
         return msgspec.convert(self._attempt("ReceiveMessage", encode(body)).get("Messages") or [], list[Message])
 
     def send(self, url: str, entries: Sequence[Entry], *, in_order: bool = False) -> list[Failed | None]:
-        """Send; for each entry None, or why it was not sent.
+        """Send messages and return, for each, None or why it was not sent.
 
-        Sent again after an answer that was lost, messages come twice: at least once is what SQS promises anyway.
+        If a response is lost, the retry sends its messages twice. SQS promises only at-least-once delivery anyway.
         """
         return self._batches("SendMessageBatch", url, entries, in_order=in_order)
 
     def delete(self, url: str, handles: Sequence[str]) -> list[Failed | None]:
-        """Delete received messages; for each None, or why not."""
+        """Delete received messages and return, for each, None or why it was not deleted."""
         return self._batches("DeleteMessageBatch", url, [{"ReceiptHandle": one} for one in handles])
 
     def change_visibility(self, url: str, handles: Sequence[tuple[str, int]]) -> list[Failed | None]:
-        """Make received messages, given with seconds, visible so much later; for each None, or why not."""
+        """Hide each received message for the given seconds from now; return, for each, None or why that failed."""
         changes = [{"ReceiptHandle": handle, "VisibilityTimeout": seconds} for handle, seconds in handles]
         return self._batches("ChangeMessageVisibilityBatch", url, changes)
 
     def _batches(
         self, operation: str, url: str, entries: Sequence[Any], *, in_order: bool = False
     ) -> list[Failed | None]:
-        found: list[Failed | None] = [Failed(code="NotTried")] * len(entries)
-        tasks = [self._batch(operation, url, entries, span, found) for span in spans(entries)]
+        results: list[Failed | None] = [Failed(code="NotTried")] * len(entries)
+        tasks = [self._batch(operation, url, entries, span, results) for span in spans(entries)]
         if in_order:
             tasks = [_one_after_another(tasks)]
         try:
@@ -147,28 +151,30 @@ class Sqs:
         except (Unavailable, DeploymentBroken) as error:
             broken = isinstance(error, DeploymentBroken)
             failed = Failed(code=error.code, message=str(error), sender_fault=broken)
-            return [failed if one and one.code == "NotTried" else one for one in found]
-        return found
+            return [failed if one and one.code == "NotTried" else one for one in results]
+        return results
 
     def _batch(
-        self, operation: str, url: str, entries: Sequence[Any], span: range, found: list[Failed | None]
+        self, operation: str, url: str, entries: Sequence[Any], span: range, results: list[Failed | None]
     ) -> Task[None]:
-        """Task: one batch call, and one for each entry that it did not take; fills in the answers in `found`."""
+        """Task: make one batch call and retry each failed entry by itself, writing each entry's result to `results`."""
         answer = yield _batch_call(operation, url, entries, span)
-        again = self._note(answer, entries, found)
-        for at in again:
-            self._note((yield _batch_call(operation, url, entries, [at])), entries, found)
+        to_retry = self._read_results(answer, entries, results)
+        for at in to_retry:
+            self._read_results((yield _batch_call(operation, url, entries, [at])), entries, results)
 
-    def _note(self, answer: Mapping[str, Any], entries: Sequence[Any], found: list[Failed | None]) -> list[int]:
-        """Fill in what an answer says of its entries; returns those to be tried again."""
+    def _read_results(
+        self, answer: Mapping[str, Any], entries: Sequence[Any], results: list[Failed | None]
+    ) -> list[int]:
+        """Write the results in a response to `results` and return the positions of the entries to retry."""
         for sent in answer.get("Successful", ()):
             at = int(sent["Id"])
-            found[at] = None
+            results[at] = None
             if "MD5OfMessageBody" in sent and sent["MD5OfMessageBody"] != _md5(entries[at].message_body):
-                found[at] = Failed(code="ChecksumMismatch", message="it was damaged on its way")
+                results[at] = Failed(code="ChecksumMismatch", message="the message was damaged in transit")
         failed = msgspec.convert(answer.get("Failed") or [], list[Failed])
         for one in failed:
-            found[int(one.id)] = one
+            results[int(one.id)] = one
         return [int(one.id) for one in failed if not one.sender_fault]
 
     def _attempt(self, operation: str, body: bytes) -> dict[str, Any]:
@@ -176,17 +182,17 @@ class Sqs:
 
 
 def is_gone(code: str) -> bool:
-    """Whether an error says that there is no such queue; its name has changed with the protocol."""
+    """Whether an error code says that the queue does not exist. SQS's protocols use different codes for that."""
     return code.endswith(("QueueDoesNotExist", "NonExistentQueue"))
 
 
 def is_fifo(queue: str) -> bool:
-    """Whether a queue, by its name or its URL, keeps the order of its messages."""
+    """Whether a queue, given by name or URL, is a FIFO queue."""
     return queue.endswith(".fifo")
 
 
 def spans(entries: Sequence[Any]) -> Iterator[range]:
-    """Cut into the batches that one call takes each."""
+    """Split entries into ranges that fit one batch call each."""
     start = size = 0
     for at, entry in enumerate(entries):
         bytes_ = entry.size if isinstance(entry, Entry) else 0
@@ -199,7 +205,7 @@ def spans(entries: Sequence[Any]) -> Iterator[range]:
 
 
 def read(operation: str, answer: Answer) -> dict[str, Any]:
-    """An answer's body, or the error that it means; `Unavailable` where nothing of a batch was taken for now."""
+    """Return a response's body or raise its error: `Unavailable` too where every entry of a batch failed and may be retried."""
     if answer.status != 200:
         raise _error(operation, answer)
     if not answer.body:
@@ -207,7 +213,7 @@ def read(operation: str, answer: Answer) -> dict[str, Any]:
     try:
         body: dict[str, Any] = decode(answer.body)
     except ValueError as error:
-        raise Unavailable(f"{operation}: the answer is not JSON", code="NoAnswer") from error
+        raise Unavailable(f"{operation}: the response is not JSON", code="NoAnswer") from error
     failed = body.get("Failed")
     if failed and not body.get("Successful") and not any(one.get("SenderFault") for one in failed):
         raise Unavailable(f"{operation}: {failed[0].get('Message') or 'no message'}", code=str(failed[0].get("Code")))

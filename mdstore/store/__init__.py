@@ -1,4 +1,4 @@
-"""The data store, without Celery: operations, payloads, the writer, the ledger and records."""
+"""The data store, without Celery: operations, payloads, the ingestor, the writer, the ledger and records."""
 
 from mdstore.store.store import Store
 

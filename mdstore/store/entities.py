@@ -1,7 +1,7 @@
 """Entities: kinds of master records, each optionally bound to a pydantic model that validates its data.
 
-A deployment lists modules in `MDSTORE_ENTITIES`; each has `ENTITIES`, a mapping of entity name to model. The model checks
-and never changes: what went in comes back as given, without defaults filled in or types coerced.
+A deployment lists modules in `MDSTORE_ENTITIES`. Each module defines `ENTITIES`, a mapping of entity name to model. A model
+only checks data: records keep the data as given, without defaults filled in or types coerced.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Model = type[BaseModel]
 
 
 class Entities:
-    """The registry: entity name -> pydantic model. An unbound entity is accepted unless `strict`."""
+    """The registry of models by entity name. An entity without a model is accepted unless `strict`."""
 
     def __init__(self, models: Mapping[str, Model] = MappingProxyType({}), *, strict: bool = False) -> None:
         self._models = dict(models)
         self._strict = strict
 
     def problem(self, operation: Operation) -> tuple[str, str] | None:
-        """Return `(field, why)` where the operation's data does not fit its entity's model; None where it does.
+        """Return `(field, why)` if the operation's data does not fit its entity's model, else None.
 
-        A patch is not a whole record: the writer checks what it makes of one.
+        A patch is not a whole record, so it passes here; the writer checks the merged record.
         """
         model = self._models.get(operation.entity)
         if model is None:
@@ -49,9 +49,9 @@ class Entities:
 
 
 def load_entities(modules: Iterable[str], *, strict: bool) -> Entities:
-    """Import `modules` (dotted names, the working directory included) and merge their `ENTITIES`.
+    """Import `modules`, given by dotted names and also from the working directory, and merge their `ENTITIES`.
 
-    Raises `ConfigurationError` where a module is missing, has no `ENTITIES`, or binds a name that is bound already.
+    Raises `ConfigurationError` where a module is missing, has no `ENTITIES`, or binds an entity that is already bound.
     """
     models: dict[str, Model] = {}
     for name in modules:

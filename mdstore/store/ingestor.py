@@ -1,14 +1,14 @@
-"""The producer's half of the way of the data: operations to a durable payload and one small message.
+"""The write path at the producer: it turns operations into a durable payload in S3 and one small message.
 
-    accept
-      draft      validate each operation, spool it, note its lane       draft
-      encode     cut into lanes, compress, digest                       draft
-      store      S3 PUT, refused where the request id has other content payload
-      publish    one message with the reference                         queue
-      accept     (none) -> accepted                                     ledger
+    Ingestor.accept
+      PayloadBuilder.add        validate each operation, buffer its line and record its key
+      PayloadBuilder.encode     divide the operations into lanes, compress the lanes and compute their digests
+      Payloads.put              store the payload in S3; raise if the request id already has other content
+      publish                   send one message that refers to the payload
+      Ledger.record_accepted    make the transition (none) -> accepted
 
-A request is acknowledged when `publish` has returned. The ledger's note comes after it: where that is lost, the worker
-makes it up, and until then `status` finds the payload.
+A request is accepted once `publish` has returned. The ledger's record follows: if it is lost, the worker writes it, and until
+then `status` reads the payload instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OnInvalid = Literal["raise", "refuse"]
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """A durable request. `new` is False where the same request was stored before."""
+    """A durable request. `new` is False if the same request had been stored before."""
 
     reference: Reference
     operations: int
@@ -46,7 +46,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ingestor:
-    """Accepts requests. Safe to share between threads."""
+    """Accepts requests. Threads may share it."""
 
     def __init__(
         self,
@@ -73,12 +73,14 @@ class Ingestor:
         on_invalid: OnInvalid = "raise",
         republish: bool = False,
     ) -> Accepted:
-        """Make `operations` a durable request; returns once its payload is in S3 and its message is in SQS.
+        """Make `operations` a durable request; return once its payload is in S3 and its message is in SQS.
 
-        An invalid operation raises `InvalidOperations` before anything is stored; with `on_invalid="refuse"` it gets
-        the outcome refused, and the others go on. Raises `RequestConflict` where `request_id` has other content. A
-        request that is known already is not sent again unless `republish`; sending it again is harmless for 14 days. After
-        that it is never sent: `RequestConflict` again, unless it is known to be completed.
+        An invalid operation raises `InvalidOperations` before anything is stored. With `on_invalid="refuse"` it gets the
+        outcome `refused` instead, and the other operations are accepted.
+
+        Raises `RequestConflict` if `request_id` already has other content. A known request that is completed or in progress is
+        not published again, unless `republish`; publishing again is harmless for 14 days. An older request is never published
+        again: it raises `RequestConflict`, unless the ledger knows that it is completed.
         """
         request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
         check_source(source)
@@ -86,14 +88,14 @@ class Ingestor:
         with closing(encoded.body):
             reference, new = self._payloads.put(encoded)
         header = encoded.header
-        if not new and self._is_done_with(reference, republish=republish):
+        if not new and self._may_skip_publishing(reference, republish=republish):
             return _accepted(reference, header, new=False)
         published = publish(reference)
-        self._note(reference, header)
+        self._record_accepted(reference, header)
         return _accepted(reference, header, new=new, published=published)
 
     def status(self, request_id: str) -> RequestStatus:
-        """The request with the counts so far. Raises `NotFound`."""
+        """Return the state of a request, with the counts so far. Raises `NotFound`."""
         check_request_id(request_id)
         try:
             return self._ledger.progress(request_id)
@@ -103,7 +105,7 @@ class Ingestor:
             except NotFound:
                 raise unknown from None
             header = self._payloads.header(reference)
-            if self._is_too_old(header):  # it may be completed, and its note has expired
+            if self._is_too_old(header):  # it may have completed, and its ledger item has expired
                 raise unknown from None
             early = Counts(refused=header.refused_counts)
             return RequestStatus(
@@ -124,26 +126,26 @@ class Ingestor:
         with closing(PayloadBuilder(validator=self._validator, settings=self._settings, clock=self._clock)) as builder:
             problems = _Problems()
             for operation in operations:
-                problems.note(builder.add(operation))
+                problems.add(builder.add(operation))
             if on_invalid == "raise":
                 for refused in builder.refused_groups():
-                    problems.note(refused)
+                    problems.add(refused)
                 problems.raise_any()
             return builder.encode(request_id, source)
 
-    def _note(self, reference: Reference, header: Header) -> None:
+    def _record_accepted(self, reference: Reference, header: Header) -> None:
         try:
             self._ledger.record_accepted(reference, operations=header.operations, refused=header.refused_counts)
         except (Unavailable, DeploymentBroken) as error:
-            # The request is durable: to say otherwise now would have it sent a second time under another id.
+            # The request is durable. An error here would make the caller submit it again under another id.
             event("request.unnoted", level=logging.WARNING, request_id=reference.request_id, error=str(error))
 
     def _is_too_old(self, header: Header) -> bool:
-        """Whether its receipts may be gone, so that sending it again could apply it again."""
+        """Whether the request's receipts may have expired, so that publishing it again could apply it twice."""
         return self._clock() - header.created_at > MAX_AGE
 
-    def _is_done_with(self, reference: Reference, *, republish: bool) -> bool:
-        """Whether the request need not be sent again. Raises `RequestConflict` where it would have to be and must not."""
+    def _may_skip_publishing(self, reference: Reference, *, republish: bool) -> bool:
+        """Whether the request need not be published again. Raises `RequestConflict` if it is too old and not completed."""
         try:
             request = self._ledger.get(reference.request_id)
         except NotFound:
@@ -152,12 +154,12 @@ class Ingestor:
             if request is None or request.state is not State.COMPLETED:
                 raise RequestConflict(reference.request_id, "is more than 14 days old, and not known to be completed")
             return True
-        return not republish and request is not None and self._is_under_way(request)
+        return not republish and request is not None and self._is_done_or_in_progress(request)
 
-    def _is_under_way(self, request: RequestStatus) -> bool:
-        """Whether the request is completed, or was sent so lately that its message must still be on its way.
+    def _is_done_or_in_progress(self, request: RequestStatus) -> bool:
+        """Whether the request is completed, or was published or started within the last visibility timeout.
 
-        A request that is neither is sent again: whatever it was that held it up, its receipts make that harmless.
+        Any other request may have lost its message, so it is published again. Its receipts make that harmless.
         """
         if request.state in FINAL_STATES:
             return request.state is State.COMPLETED
@@ -165,13 +167,13 @@ class Ingestor:
 
 
 class _Problems:
-    """The first hundred refusals, and the count of all."""
+    """Collects refusals: the first 100, and the count of all."""
 
     def __init__(self) -> None:
         self._shown: list[Problem] = []
         self._count = 0
 
-    def note(self, refused: Refusal | None) -> None:
+    def add(self, refused: Refusal | None) -> None:
         if refused is None:
             return
         self._count += 1

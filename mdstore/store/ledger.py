@@ -1,11 +1,11 @@
-"""The ledger: request states, lane summaries and receipts. Only this module changes a state; `docs/states.md` shows how.
+"""The ledger table: request states, lane summaries and receipts. Only this module changes a state; see `docs/states.md`.
 
     pk = {request_id}          sk = request        state, counts, payload reference, times
-    pk = {request_id}          sk = lane#00042     one summary a lane
-    pk = {request_id}#00042    sk = tx#00007       receipt: the operations of transaction 7 that were not applied
+    pk = {request_id}          sk = lane#00042     the summary of lane 42
+    pk = {request_id}#00042    sk = tx#00007       receipt of transaction 7 of lane 42: its operations that were refused
 
-A lane's receipts have a partition of their own, because one partition takes 1,000 write units a second. Every item has
-`expires_at`, DynamoDB's TTL.
+The receipts of each lane have their own partition, because one partition takes 1,000 write units a second. Every item has
+`expires_at`, which DynamoDB's TTL uses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mdstore.settings import DAY
 
 
 class LaneSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one lane. `state` is completed or failed; `error` says why it failed; times are Unix seconds."""
+    """The result of one lane. `state` is completed or failed, `error` says why it failed, and times are in Unix seconds."""
 
     lane: int
     state: State
@@ -39,9 +39,10 @@ class LaneSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as the ledger knows it.
+    """A request's state. Times are in Unix seconds.
 
-    `early` counts what was refused before anything was sent; `counts` cover all lanes once the state is final.
+    `early` counts the operations that were refused before the request was published. `counts` covers all lanes once the state
+    is final.
     """
 
     request_id: str
@@ -58,7 +59,7 @@ class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
     def summary(self) -> dict[str, Any]:
-        """The answer that `ingest` gives as its result: JSON scalars and two small maps."""
+        """Return the result of the `ingest` task: JSON scalars and two small maps."""
         counts = self.counts
         return {
             "request_id": self.request_id,
@@ -73,14 +74,14 @@ class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """Proof that transaction `number` of a lane applied all its operations but the `refused`."""
+    """The proof that transaction `number` of a lane applied all of its operations except the `refused` ones."""
 
     number: int
     refused: tuple[Refusal, ...] = ()
 
 
 class Ledger:
-    """Reads and writes of the ledger table."""
+    """Reads and writes the ledger table."""
 
     def __init__(
         self, *, dynamo: DynamoClient, table: str, retention_days: int, clock: Callable[[], float] = time.time
@@ -93,7 +94,7 @@ class Ledger:
     # -- requests
 
     def record_accepted(self, reference: Reference, *, operations: int, refused: Mapping[str, int]) -> bool:
-        """(none) -> accepted. False where the request is known already, perhaps because a worker was faster."""
+        """Make the transition (none) -> accepted. Return False if the request is already there: a worker may be faster."""
         values = {
             "pk": reference.request_id,
             "sk": "request",
@@ -108,7 +109,7 @@ class Ledger:
         return is_new
 
     def start(self, reference: Reference, *, operations: int, refused: Mapping[str, int]) -> RequestStatus:
-        """Accepted or failed -> running; also from nothing, when the producer's own note is late or lost."""
+        """Make the transition accepted or failed -> running; also from (none), if the producer's record is late or lost."""
         now = _milliseconds(self._clock())
         defaults = {
             **_request_values(reference, operations, refused),
@@ -130,7 +131,7 @@ class Ledger:
     def complete(
         self, reference: Reference, *, operations: int, refused: Mapping[str, int], lane: LaneSummary | None
     ) -> RequestStatus:
-        """(none), accepted, running or failed -> completed in one write: for a request whose only lane has been applied."""
+        """Make the transition to completed in one write, from any other state or none, for a request of at most one lane."""
         early = Counts(refused=dict(refused))
         started, finished = (lane.started_at, lane.finished_at) if lane else (self._clock(), self._clock())
         changed = self._update(
@@ -151,11 +152,11 @@ class Ledger:
             arguments={"completed": State.COMPLETED},
         )
         if changed:
-            _finished(changed)
+            _log_final_state(changed)
         return changed or self.get(reference.request_id)
 
     def finish(self, request_id: str) -> RequestStatus:
-        """Running -> completed or failed, once every lane has its summary. Once completed, repeating it changes nothing."""
+        """Make the transition to completed or failed, once every lane has its summary. Leave a completed request unchanged."""
         request, summaries = self._request_and_lanes(request_id)
         if len(summaries) < request.lanes or request.state is State.COMPLETED:
             return request
@@ -170,11 +171,11 @@ class Ledger:
             request_id, always=values, condition="#state <> :completed", arguments={"completed": State.COMPLETED}
         )
         if changed:
-            _finished(changed)
+            _log_final_state(changed)
         return changed or self.get(request_id)
 
     def fail(self, request_id: str, error: str) -> None:
-        """Anything but completed -> failed, with the latest error. Lanes that are delivered again may still finish it."""
+        """Make the transition to failed from any state but completed. Lanes that are delivered again may still complete it."""
         request, lanes = self._request_and_lanes(request_id)
         values = {
             "state": State.FAILED,
@@ -186,17 +187,17 @@ class Ledger:
             request_id, always=values, condition="#state <> :completed", arguments={"completed": State.COMPLETED}
         )
         if changed:
-            _finished(changed)
+            _log_final_state(changed)
 
     def get(self, request_id: str) -> RequestStatus:
-        """One request, strongly consistent. Raises `NotFound`."""
+        """Read one request, strongly consistent. Raises `NotFound`."""
         item = self._get(request_id, "request")
         if item is None:
             raise NotFound("request", request_id)
         return _request(item)
 
     def progress(self, request_id: str) -> RequestStatus:
-        """Like `get`, with the counts of the lanes that are done so far. Raises `NotFound`."""
+        """Read one request, with counts of the lanes that have a summary so far. Raises `NotFound`."""
         request, lanes = self._request_and_lanes(request_id)
         if request.state is State.COMPLETED:
             return request
@@ -212,7 +213,7 @@ class Ledger:
     # -- lanes
 
     def close_lane(self, request_id: str, summary: LaneSummary) -> None:
-        """Write a lane's summary. A completed one is never replaced; a failed one is, when the lane is run again."""
+        """Write a lane's summary. It replaces a failed one, when the lane has run again, but never a completed one."""
         values = {
             "pk": request_id,
             "sk": _lane_key(summary.lane),
@@ -239,18 +240,18 @@ class Ledger:
             )
 
     def lane(self, request_id: str, number: int) -> LaneSummary | None:
-        """The summary of one lane, if it is written."""
+        """Read the summary of one lane; None if it has none yet."""
         item = self._get(request_id, _lane_key(number))
         return _lane(item) if item else None
 
     def lanes(self, request_id: str) -> list[LaneSummary]:
-        """The summaries written so far, by lane."""
+        """Read the summaries written so far, in the order of the lanes."""
         return self._request_and_lanes(request_id)[1]
 
     # -- receipts
 
     def receipt_put(self, request_id: str, lane: int, receipt: Receipt) -> dict[str, Any]:
-        """The action that writes a receipt as part of its transaction, and cancels it where the receipt exists."""
+        """Build the action that writes a receipt in its transaction, and cancels the transaction if the receipt exists."""
         item = to_item(
             {
                 **receipt_key(request_id, lane, receipt.number),
@@ -267,8 +268,8 @@ class Ledger:
             }
         }
 
-    def impossible(self, request_id: str, lane: int, number: int) -> dict[str, Any]:
-        """An action that never passes: a transaction with it is checked for validity and then cancelled."""
+    def failing_check(self, request_id: str, lane: int, number: int) -> dict[str, Any]:
+        """Build an action whose condition never holds: DynamoDB validates a transaction that has it, then cancels it."""
         return {
             "ConditionCheck": {
                 "TableName": self._table,
@@ -278,12 +279,12 @@ class Ledger:
         }
 
     def receipts(self, request_id: str, lane: int) -> dict[int, Receipt]:
-        """The receipts of a lane, by transaction number."""
+        """Read the receipts of a lane, by transaction number."""
         found = (receipt_of(item) for item in self._query(f"{request_id}#{lane:05d}"))
         return {receipt.number: receipt for receipt in found}
 
     def expires_at(self) -> int:
-        """When an item written now may go, in Unix seconds."""
+        """Return the time at which an item written now expires, in Unix seconds."""
         return int(self._clock() + self._retention)
 
     # -- calls
@@ -298,7 +299,7 @@ class Ledger:
         defaults: Mapping[str, Any] = MappingProxyType({}),
         removed: Collection[str] = (),
     ) -> RequestStatus | None:
-        """Change a request's item where `condition` holds. None: superseded, which is a normal outcome."""
+        """Update a request's item if `condition` holds. Return None if not: another process has changed it, which is normal."""
         item = self._dynamo.update_if({
             "TableName": self._table,
             "Key": to_item({"pk": request_id, "sk": "request"}),
@@ -332,7 +333,7 @@ class Ledger:
 
 
 def receipt_key(request_id: str, lane: int, number: int) -> dict[str, str]:
-    """The primary key of a receipt."""
+    """Return the primary key of a receipt."""
     return {"pk": f"{request_id}#{lane:05d}", "sk": f"tx#{number:05d}"}
 
 
@@ -341,12 +342,12 @@ def _lane_key(number: int) -> str:
 
 
 def receipt_of(item: Mapping[str, Any]) -> Receipt:
-    """A receipt from its item."""
+    """Read a receipt from its item."""
     number = int(item["sk"].removeprefix("tx#"))
     return Receipt(number=number, refused=tuple(msgspec.convert(item.get("refused", []), list[Refusal])))
 
 
-def _finished(request: RequestStatus) -> None:
+def _log_final_state(request: RequestStatus) -> None:
     summary = request.summary()
     event(
         f"request.{request.state}",

@@ -1,7 +1,7 @@
-"""The one table of what an operation is.
+"""The one table of the kinds of operations.
 
-Validation, writes, refusals, outcomes, verification, files, command line and API read it. To add a kind of operation, add its
-name to `mdstore.model.OpName` and its row here; where its effect on data is a new one, add that to `Effect` and `effect_on`.
+Validation, writes, refusals, outcomes, verification, files, the command line and the API all read it. To add a kind, add its
+name to `mdstore.model.OpName` and a row here; if its effect on data is new, add that to `Effect` and `effect_on`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from mdstore.model import OpName
 
 
 class Effect(StrEnum):
-    """What an operation does to its record's data."""
+    """The effect of an operation on its record's data."""
 
-    SET = "set"  # replaced whole
-    MERGE = "merge"  # merged into what is there (RFC 7396), so a worker reads the record first
-    REMOVE = "remove"  # a tombstone takes the record's place
-    NONE = "none"  # nothing: a condition for its group
+    SET = "set"  # replaces the data
+    MERGE = "merge"  # merges into the existing data (RFC 7396), so a worker reads the record first
+    REMOVE = "remove"  # replaces the record with a tombstone
+    NONE = "none"  # changes nothing: the operation is a condition for its group
 
 
 class Needs(StrEnum):
-    """What an operation needs the record to be; otherwise it is refused."""
+    """The state that an operation requires of its record; otherwise it is refused."""
 
     ABSENT = "absent"
     PRESENT = "present"
@@ -36,9 +36,10 @@ class Needs(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperationSpec:
-    """What a kind of operation is.
+    """The properties of one kind of operation.
 
-    `past` says that it was done. `takes_version` and `takes_sequence` tell whether it may have `expect_version`, `sequence`.
+    `past` is the past participle of its name, for texts. `takes_version` and `takes_sequence` say whether an operation may have
+    an `expect_version` or a `sequence`.
     """
 
     past: str
@@ -49,22 +50,22 @@ class OperationSpec:
 
     @property
     def needs_data(self) -> bool:
-        """Whether it has data; other operations take none."""
+        """Whether the operation must have data; without this, it must not have any."""
         return self.effect in (Effect.SET, Effect.MERGE)
 
     @property
     def needs_record(self) -> bool:
-        """Whether there must be a record."""
+        """Whether the record must exist."""
         return self.needs is Needs.PRESENT
 
     @property
     def may_create(self) -> bool:
-        """Whether there may be a record that was not there before. A tombstone may expire at any moment."""
+        """Whether the write may have to create the item. Even an expected tombstone may expire at any moment."""
         return not self.needs_record
 
     @property
     def writes(self) -> bool:
-        """Whether it changes its record at all."""
+        """Whether the operation changes its record at all."""
         return self.effect is not Effect.NONE
 
 
@@ -77,19 +78,19 @@ OPERATIONS: Mapping[OpName, OperationSpec] = MappingProxyType({
     "check": OperationSpec(past="checked", needs=Needs.PRESENT, effect=Effect.NONE, takes_sequence=False),
 })  # fmt: skip
 
-#: The kinds that change a record, in the table's order: what a file's rows can become.
+#: The kinds that change a record, in the order of the table. The rows of a file can be imported as any of them.
 WRITING_OPS: tuple[OpName, ...] = tuple(op for op, spec in OPERATIONS.items() if spec.writes)
 
 
-#: No JSON at all: what a `Raw` field holds that was not given.
+#: The value of a `Raw` field that was not given: no JSON at all.
 NOTHING = msgspec.Raw(b"")
 
 
 class Indexed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """A line of a lane: a checked operation with its zero-based `index` in the request, as a worker reads it.
+    """A line of a lane: a validated operation with its zero-based `index` in the request.
 
-    Its data is kept as text. `attribute` is data in DynamoDB JSON, small enough for an item, so a worker sends it as it
-    stands; `data` is data in plain JSON, which a worker has to look at first: a patch's, and what may not fit an item.
+    The operation's data stays encoded, in one of two fields. `attribute` holds DynamoDB JSON that fits an item, so a worker
+    sends it unchanged. `data` holds plain JSON that a worker must process first: a patch, or data that may not fit an item.
     """
 
     index: int
@@ -104,17 +105,17 @@ class Indexed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def size(self) -> int:
-        """Bytes of JSON that the data adds to a transaction; what no item can hold goes to S3 and adds none."""
+        """The bytes of JSON that the data adds to a transaction. Data that goes to S3 adds none."""
         return len(self.data) if self.is_merged else len(self.attribute)
 
     @property
     def is_merged(self) -> bool:
-        """Whether its data is merged into the record's, which a worker reads first."""
+        """Whether a worker must read the record and merge the data into it."""
         return OPERATIONS[self.op].effect is Effect.MERGE
 
 
 def effect_on(data: Any, op: OpName, given: Any) -> Any:
-    """What an operation with the data `given` makes of a record's `data`; None for a record that is absent."""
+    """Return a record's data after an operation with the data `given`. None stands for an absent record."""
     match OPERATIONS[op].effect:
         case Effect.SET:
             return given
@@ -127,7 +128,7 @@ def effect_on(data: Any, op: OpName, given: Any) -> Any:
 
 
 def merged(target: Any, patch: Any) -> Any:
-    """JSON Merge Patch (RFC 7396): objects merge, null removes, anything else replaces."""
+    """Apply a JSON Merge Patch (RFC 7396): objects merge, null removes, anything else replaces."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}

@@ -1,4 +1,4 @@
-"""What became of each operation of a request, looked up by page."""
+"""The outcome of each operation of a request, read page by page."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mdstore.store.packing import pack
 from mdstore.store.payload import Payloads
 
 Only = Literal["applied", "refused", "failed"]
-_PARTS = 20  # of a page at most: each is read from S3 and planned
+_PARTS = 20  # the most parts per page: each has to be read from S3 and packed
 
 
 class Outcomes:
-    """Reads payloads and receipts of a request and tells what became of each operation."""
+    """Reads the outcomes of operations from the payload and the receipts of their request."""
 
     def __init__(self, *, payloads: Payloads, ledger: Ledger) -> None:
         self._payloads = payloads
@@ -28,11 +28,11 @@ class Outcomes:
     def page(
         self, request: RequestStatus, *, only: Only | None = None, limit: int = 1_000, cursor: str | None = None
     ) -> tuple[list[Outcome], str | None]:
-        """Up to `limit` outcomes in the order of the lanes, and the cursor of the next page (None at the end).
+        """Return up to `limit` outcomes in the order of the lanes, and the cursor of the next page (None at the end).
 
-        The refusals made before anything was sent come first. A cursor is `part:position`; part 0 are those refusals,
-        part n is lane n-1. An operation without outcome as yet is left out, so a running request's pages grow. A page ends
-        after 20 parts, full or not: with `only`, most parts may have nothing to show.
+        A cursor is `part:position`. Part 0 holds the operations that were refused before the request was published; part n is
+        lane n-1. Operations that have no outcome yet are left out, so the pages of a running request grow. A page ends after
+        20 parts even if it is not full, because with `only` most parts may be empty.
         """
         part, position = _parsed(cursor)
         last = min(part + _PARTS - 1, request.lanes)
@@ -49,23 +49,23 @@ class Outcomes:
         return found, f"{part}:0" if part <= request.lanes else None
 
     def all(self, request: RequestStatus, *, only: Only | None = None) -> Iterator[Outcome]:
-        """Every outcome there is, in the order of the lanes."""
+        """Yield all outcomes, in the order of the lanes."""
         for part in range(request.lanes + 1):
             yield from (one for one in self.part(request, part) if only in (None, one.outcome))
 
     def part(self, request: RequestStatus, part: int) -> list[Outcome]:
-        """The outcomes of part 0 (refused before anything was sent) or of lane `part` - 1."""
+        """Return the outcomes of part 0 (refused before the request was published) or of lane `part` - 1."""
         if part == 0:
             return [_refused(refusal) for refusal in self._payloads.refused(request.reference)]
         lane = part - 1
         receipts = self._ledger.receipts(request.request_id, lane)
-        gave_up = request.state is State.FAILED and self._gave_up(request.request_id, lane)
+        lane_failed = request.state is State.FAILED and self._has_failed(request.request_id, lane)
         outcomes: list[Outcome] = []
         for wave in pack(self._payloads.lane(request.reference, lane)):
             for transaction in wave:
                 receipt = receipts.get(transaction.number)
                 if receipt is None:
-                    if gave_up:
+                    if lane_failed:
                         outcomes += [_outcome(item, "failed") for item in transaction.operations]
                         outcomes += [_failed(one) for one in transaction.refused]
                     continue
@@ -77,7 +77,7 @@ class Outcomes:
                 outcomes += [_refused(one) for one in transaction.refused]
         return sorted(outcomes, key=lambda one: one.index)
 
-    def _gave_up(self, request_id: str, lane: int) -> bool:
+    def _has_failed(self, request_id: str, lane: int) -> bool:
         summary = self._ledger.lane(request_id, lane)
         return summary is not None and summary.state is State.FAILED
 
@@ -100,5 +100,5 @@ def _parsed(cursor: str | None) -> tuple[int, int]:
         return 0, 0
     part, _, position = cursor.partition(":")
     if not (part.isascii() and part.isdigit() and position.isascii() and position.isdigit() and len(cursor) < 20):
-        raise InvalidRequest(field="cursor", value=cursor, expected="a cursor of a former page")
+        raise InvalidRequest(field="cursor", value=cursor, expected="the cursor of an earlier page")
     return int(part), int(position)

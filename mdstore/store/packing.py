@@ -1,6 +1,6 @@
-"""Packing: which transactions a lane becomes. It runs at the worker.
+"""Packing: divides a lane into transactions. It runs at the worker.
 
-The same operations give the same transactions with the same numbers, in whatever process: that is what makes receipts work.
+The same operations give the same transactions with the same numbers in every process. Receipts depend on that.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from itertools import pairwise
 from mdstore.model import Reason, Refusal
 from mdstore.store.operations import Indexed
 
-#: Of DynamoDB's 100 actions a transaction, one is the receipt's.
+#: Operations per transaction: DynamoDB allows 100 actions, and one of them writes the receipt.
 MAX_ACTIONS = 99
-#: Of a transaction's 4 MB, in JSON; more would take 2,000 write units at once, which a young table does not have.
+#: Bytes of data in JSON per transaction. DynamoDB allows 4 MB, but more than 1 MB would take 2,000 write units at once, which a
+#: new table does not have.
 MAX_TRANSACTION_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transaction:
-    """One `TransactWriteItems` call to be: its number in the lane, and its operations, no two on one key.
+    """The content of one `TransactWriteItems` call: its number in the lane, and its operations, each on a different key.
 
-    `refused` holds operations that the plan itself refuses; they get their outcome from this transaction's receipt.
+    `refused` holds operations that packing refused. Their outcome is stored in this transaction's receipt.
     """
 
     number: int
@@ -32,22 +33,22 @@ class Transaction:
     refused: tuple[Refusal, ...] = ()
 
 
-Unit = list[Indexed]  # what applies together: a group's operations, or a single one
+Unit = list[Indexed]  # operations that apply together: all of a group, or a single one
 
 
 def pack(operations: Sequence[Indexed]) -> list[list[Transaction]]:
     """Pack a lane into waves of transactions.
 
-    Waves run one after the other, the transactions of a wave in parallel. Within a wave each key occurs once, so the order
-    per key is the order of the waves. Groups that interleave on their keys cannot all be atomic and in order: one of
-    them is refused as invalid.
+    Waves run one after the other, and the transactions of a wave in parallel. Each key occurs at most once per wave, so
+    operations on one key run in the order of the waves. Groups that interleave on their keys cannot all be both atomic and in
+    order: all but the first of them are refused as invalid.
     """
     waves, interleaved = _waves(operations)
     packed: list[list[Transaction]] = []
     number = 0
     for wave in waves:
         packed.append([])
-        for chosen in _fill(wave):
+        for chosen in _split(wave):
             packed[-1].append(Transaction(number=number, operations=chosen))
             number += 1
     for start in range(0, len(interleaved), MAX_ACTIONS):
@@ -58,10 +59,10 @@ def pack(operations: Sequence[Indexed]) -> list[list[Transaction]]:
 
 
 def _waves(operations: Sequence[Indexed]) -> tuple[list[list[Unit]], list[Indexed]]:
-    """The waves, and the operations of groups that had to be refused."""
+    """Return the waves, and the operations of groups that have to be refused."""
     if any(item.group is not None for item in operations):
         return _schedule(_units(operations))
-    # Without groups an operation's wave is the number of operations before it on its key.
+    # Without groups, an operation's wave is the number of earlier operations on its key.
     waves: list[list[Unit]] = []
     seen: dict[tuple[str, str], int] = {}
     for item in operations:
@@ -89,109 +90,111 @@ def _units(operations: Sequence[Indexed]) -> list[Unit]:
 
 
 def _schedule(units: list[Unit]) -> tuple[list[list[Unit]], list[Indexed]]:
-    """The waves, and the operations of groups that had to be refused.
+    """Return the waves, and the operations of groups that have to be refused.
 
-    Each unit's wave is one after the last wave of the units before it on any of its keys. Where units wait for each other
-    in a circle, the first group of each knot of circles stays and its others are refused: a circle needs two groups.
+    Each unit goes to the first wave after those of all units that precede it on any of its keys (a topological order). Units
+    that precede each other in a cycle have no such order: of each strongly connected component, the first group stays and the
+    other groups are refused. That breaks every cycle, because a cycle needs two groups.
     """
-    before, after = _order(units)
+    predecessors, successors = _dependencies(units)
     refused: set[int] = set()
-    for knot in _knots(before, after):
-        groups = [number for number in knot if units[number][0].group is not None]
+    for component in _strongly_connected_components(predecessors, successors):
+        groups = [number for number in component if units[number][0].group is not None]
         refused.update(groups[1:])
     if refused:
         kept = [unit for number, unit in enumerate(units) if number not in refused]
         return _schedule(kept)[0], [item for number in sorted(refused) for item in units[number]]
-    waiting = [len(numbers) for numbers in before]
-    ready = [number for number, count in enumerate(waiting) if not count]
+    unscheduled = [len(numbers) for numbers in predecessors]
+    ready = [number for number, count in enumerate(unscheduled) if not count]
     wave_of = [0] * len(units)
     waves: list[list[Unit]] = []
     while ready:
-        number = heapq.heappop(ready)  # the first in the request first
+        number = heapq.heappop(ready)  # the earliest in the request comes first
         if wave_of[number] == len(waves):
             waves.append([])
         waves[wave_of[number]].append(units[number])
-        for follower in after[number]:
-            wave_of[follower] = max(wave_of[follower], wave_of[number] + 1)
-            waiting[follower] -= 1
-            if not waiting[follower]:
-                heapq.heappush(ready, follower)
+        for successor in successors[number]:
+            wave_of[successor] = max(wave_of[successor], wave_of[number] + 1)
+            unscheduled[successor] -= 1
+            if not unscheduled[successor]:
+                heapq.heappush(ready, successor)
     return waves, []
 
 
-def _order(units: list[Unit]) -> tuple[list[set[int]], list[set[int]]]:
-    """For each unit, the units that come right before and right after it on one of its keys."""
+def _dependencies(units: list[Unit]) -> tuple[list[set[int]], list[set[int]]]:
+    """Return, for each unit, its direct predecessors and its direct successors on any of its keys."""
     queues: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for number, unit in enumerate(units):
         for item in unit:
             queues[item.entity, item.key].append((item.index, number))
-    before: list[set[int]] = [set() for _ in units]
-    after: list[set[int]] = [set() for _ in units]
+    predecessors: list[set[int]] = [set() for _ in units]
+    successors: list[set[int]] = [set() for _ in units]
     for queue in queues.values():
         queue.sort()
         for (_, first), (_, second) in pairwise(queue):
             if first != second:
-                before[second].add(first)
-                after[first].add(second)
-    return before, after
+                predecessors[second].add(first)
+                successors[first].add(second)
+    return predecessors, successors
 
 
-def _knots(before: list[set[int]], after: list[set[int]]) -> list[list[int]]:
-    """Strongly connected components of more than one unit, each in order: what waits for itself, over whatever way.
+def _strongly_connected_components(predecessors: list[set[int]], successors: list[set[int]]) -> list[list[int]]:
+    """Return the strongly connected components of more than one unit, each sorted: the units that lie on cycles.
 
-    Units that are not on any circle are peeled off first, from both ends, so the usual lane ends there. Then Kosaraju's
-    two walks, without recursion.
+    Remove units that are on no cycle first, from both ends; of most lanes, nothing remains. Then run Kosaraju's algorithm,
+    without recursion.
     """
-    left = _peeled(range(len(before)), before, after)
-    left = _peeled(left, after, before)
+    remaining = _strip_acyclic(range(len(predecessors)), predecessors, successors)
+    remaining = _strip_acyclic(remaining, successors, predecessors)
     finished: list[int] = []
     seen: set[int] = set()
-    for start in sorted(left):
-        finished += _walk(start, after, left, seen)
-    knots: list[list[int]] = []
+    for start in sorted(remaining):
+        finished += _postorder(start, successors, remaining, seen)
+    components: list[list[int]] = []
     seen = set()
     for start in reversed(finished):
-        knot = _walk(start, before, left, seen)
-        if len(knot) > 1:
-            knots.append(sorted(knot))
-    return knots
+        component = _postorder(start, predecessors, remaining, seen)
+        if len(component) > 1:
+            components.append(sorted(component))
+    return components
 
 
-def _peeled(units: Iterable[int], before: list[set[int]], after: list[set[int]]) -> set[int]:
-    """`units` without those that wait for none of them, and without those that then wait for none, and so on."""
-    left = set(units)
-    waiting = {number: len(before[number] & left) for number in left}
-    ready = [number for number, count in waiting.items() if not count]
+def _strip_acyclic(units: Iterable[int], predecessors: list[set[int]], successors: list[set[int]]) -> set[int]:
+    """Return `units` after removing, again and again, every unit that has no predecessor among the remaining ones."""
+    remaining = set(units)
+    in_degrees = {number: len(predecessors[number] & remaining) for number in remaining}
+    ready = [number for number, count in in_degrees.items() if not count]
     while ready:
         number = ready.pop()
-        left.discard(number)
-        for follower in after[number] & left:
-            waiting[follower] -= 1
-            if not waiting[follower]:
-                ready.append(follower)
-    return left
+        remaining.discard(number)
+        for successor in successors[number] & remaining:
+            in_degrees[successor] -= 1
+            if not in_degrees[successor]:
+                ready.append(successor)
+    return remaining
 
 
-def _walk(start: int, edges: list[set[int]], within: set[int], seen: set[int]) -> list[int]:
-    """What can be reached from `start` and was not seen before, in the order in which it is left again."""
+def _postorder(start: int, edges: list[set[int]], within: set[int], seen: set[int]) -> list[int]:
+    """Return the units that a depth-first search from `start` reaches and that are not `seen` yet, in postorder."""
     if start in seen:
         return []
     seen.add(start)
-    left: list[int] = []
+    found: list[int] = []
     path = [(start, iter(sorted(edges[start] & within)))]
     while path:
-        number, following = path[-1]
-        step = next((one for one in following if one not in seen), None)
-        if step is None:
-            left.append(number)
+        number, neighbours = path[-1]
+        unseen = next((one for one in neighbours if one not in seen), None)
+        if unseen is None:
+            found.append(number)
             path.pop()
         else:
-            seen.add(step)
-            path.append((step, iter(sorted(edges[step] & within))))
-    return left
+            seen.add(unseen)
+            path.append((unseen, iter(sorted(edges[unseen] & within))))
+    return found
 
 
-def _fill(wave: list[Unit]) -> Iterator[tuple[Indexed, ...]]:
+def _split(wave: list[Unit]) -> Iterator[tuple[Indexed, ...]]:
+    """Split a wave into the operations of its transactions, within the limits and without dividing a unit."""
     chosen: list[Indexed] = []
     size = 0
     for unit in wave:
@@ -211,5 +214,5 @@ def _interleaved(item: Indexed) -> Refusal:
 
 
 def refusal(item: Indexed, reason: Reason, detail: str = "") -> Refusal:
-    """The refusal of one operation."""
+    """Build the refusal of one operation."""
     return Refusal(index=item.index, reason=reason, detail=detail[:500], op=item.op, entity=item.entity, key=item.key)

@@ -1,4 +1,4 @@
-"""Partitioning: which lane an operation belongs to. It runs once, at the producer."""
+"""Partitioning: assigns each operation to a lane. It runs once, at the producer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from collections.abc import Collection
 from mdstore.model import Operation
 from mdstore.store.operations import Indexed
 
-#: Of a lane, and so of one key or group in a request: a worker decodes a lane whole, and runs one key's operations one by one.
+#: The limit per lane, and so per key or group of a request. A worker decodes a whole lane, and applies the operations of each
+#: key one after the other.
 MAX_LANE_OPERATIONS = 200_000
 
 
 class Partition:
-    """Deals operations to lanes so that a key, and a group, lives in exactly one lane.
+    """Assigns operations to lanes so that all operations on a key, and all of a group, are in one lane.
 
-    Operations sharing a key or a group are one component (union-find). A component goes to the lane that its hash names, so
-    nothing is kept per key: 16 bytes an operation, whatever the keys are. Only keys of groups are remembered.
+    Operations that share a key or a group are one component (union-find). The hash of a component selects its lane, so only the
+    keys of groups are kept. Otherwise memory is 16 bytes per operation, however many keys there are.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class Partition:
         return len(self._keys)
 
     def add(self, operation: Operation | Indexed, size: int) -> None:
-        """Note the next operation; `size` is its JSON line's, in bytes."""
+        """Record the next operation; `size` is the length of its JSON line in bytes."""
         key = _hash(f"{operation.entity}#{operation.key}")
         self._keys.append(key)
         self._sizes.append(size)
@@ -39,16 +40,18 @@ class Partition:
             self._unite(key, self._group_keys.setdefault(operation.group, key))
 
     def lanes(self, *, operations: int, size: int, limit: int = 2**63) -> list[array[int]]:
-        """Positions of the operations of each lane, in the order given; about `operations` and `size` bytes a lane.
+        """Return the positions of each lane's operations, in the order given: about `operations` and `size` bytes per lane.
 
-        A lane is over `limit` bytes, or `MAX_LANE_OPERATIONS`, only where one component is. Where it would be otherwise, a
-        component of more than half of that has a lane of its own.
+        A lane exceeds `limit` bytes or `MAX_LANE_OPERATIONS` only if a single component does. To ensure that, components of
+        more than half of either limit get a lane of their own, and the number of lanes is doubled while a lane is too large.
         """
         roots = array("Q", (self._find(key) if key in self._parents else key for key in self._keys))
         total = sum(self._sizes)
         count = max(-(-len(roots) // operations), -(-total // size))
         alone: set[int] = set()
-        share = limit // MAX_LANE_OPERATIONS  # of a lane's bytes, that the smallest operation counts for
+        share = (
+            limit // MAX_LANE_OPERATIONS
+        )  # bytes that an operation counts for at least, so that `limit` bounds the count too
         if total > limit or len(roots) > MAX_LANE_OPERATIONS:
             heavy = self._heavy(roots, count, limit // 2, share)
             if heavy:
@@ -62,7 +65,7 @@ class Partition:
         return [lanes[number] for number in sorted(lanes)]
 
     def _large(self, roots: array[int], count: int, most: int, share: int, heavy: Collection[int]) -> set[int]:
-        """The components of more than `most` bytes. Only `heavy` lanes are looked into, which takes little memory."""
+        """Return the components of more than `most` bytes. Examine only the `heavy` lanes, to save memory."""
         sizes: dict[int, int] = defaultdict(int)
         for root, size in zip(roots, self._sizes, strict=True):
             if root % count in heavy:
@@ -70,7 +73,7 @@ class Partition:
         return {root for root, size in sizes.items() if size > most}
 
     def _heavy(self, roots: array[int], count: int, most: int, share: int, alone: Collection[int] = ()) -> set[int]:
-        """The lanes of more than `most` bytes, without the components that are `alone`."""
+        """Return the lanes of more than `most` bytes, not counting the components that are `alone` in a lane."""
         sizes: dict[int, int] = defaultdict(int)
         for root, size in zip(roots, self._sizes, strict=True):
             if root not in alone:
@@ -81,7 +84,7 @@ class Partition:
         self._parents.setdefault(left, left)
         self._parents.setdefault(right, right)
         left, right = self._find(left), self._find(right)
-        # The smaller hash wins, so that the result does not depend on the order of the groups.
+        # The smaller hash becomes the root, so that the result does not depend on the order of the groups.
         self._parents[max(left, right)] = min(left, right)
 
     def _find(self, key: int) -> int:

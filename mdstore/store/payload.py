@@ -1,13 +1,13 @@
-"""Payloads: a request's operations as one S3 object, partitioned into lanes that are read one by one.
+"""Payloads: all operations of a request in one S3 object, divided into lanes that can be read one by one.
 
-Layout, all of it written once and never changed:
+The object is written once and never changed:
 
     "MDS1" | header length, 4 bytes, big-endian | header, JSON | lane 0 | lane 1 | ... | refused
 
-A lane is zstd over lines of JSON, each an `Indexed`, in the order of the request: operations whose data is DynamoDB JSON
-already, so that a worker sends it as it stands. `refused` is zstd over lines of JSON too: the operations that were refused
-before anything was sent. The header has place, count and SHA-256 of each part, and
-the message has the header's SHA-256, so a reader trusts no byte that the producer did not write.
+A lane is zstd-compressed lines of JSON, each an `Indexed`, in the order of the request. Most data is in DynamoDB JSON already,
+so that a worker sends it unchanged. `refused` is zstd-compressed lines of JSON too: the operations that were refused before the
+request was published. The header holds offset, count and SHA-256 of each section, and the message holds the header's SHA-256.
+So a reader accepts only bytes that the producer wrote.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from mdstore.store.partitioning import MAX_LANE_OPERATIONS
 
 MAGIC = b"MDS1"
 _PREFIX = len(MAGIC) + 4
-#: One ranged GET brings the header of all but the largest requests, and the whole of a small one.
+#: Bytes of the first ranged GET: enough for the header of all but the largest requests, and for the whole of a small one.
 _FIRST_READ = 2**16
-#: No operation and no refusal takes fewer bytes; what claims to hold more of them is a bomb of empty lines.
+#: Every operation and refusal takes at least this many bytes. A section that claims shorter lines is a bomb of empty lines.
 _SHORTEST_LINE = 16
 _MAX_HEADER = 64 * 2**20
 
@@ -40,7 +40,7 @@ Whole = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of the payload: `offset` from the header's end and `length` in bytes, `raw` bytes when decompressed."""
+    """One section of a payload: its `offset` from the end of the header, its `length`, and its `raw` decompressed length."""
 
     offset: Whole
     length: Whole
@@ -50,9 +50,9 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a payload holds; `created_at` in Unix seconds.
+    """The table of contents of a payload. `created_at` is in Unix seconds.
 
-    `content` is the SHA-256 of its operations: the same for the same content, whenever and however it was cut.
+    `content` is the SHA-256 of the operations. It is equal for equal operations, however they are divided into lanes.
     """
 
     v: int
@@ -74,7 +74,7 @@ _refusal_decoder = msgspec.json.Decoder(Refusal)
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A payload ready to be stored: its header, the header's SHA-256 and the whole object's bytes."""
+    """An encoded payload: its header, the header's SHA-256, and the bytes of the whole object."""
 
     header: Header
     digest: str
@@ -82,23 +82,23 @@ class Encoded:
 
 
 class Payloads:
-    """Payloads in one bucket, under one prefix; nothing outside of it is ever read or written."""
+    """The payloads under one prefix of the bucket. Keys outside of the prefix are never read or written."""
 
     def __init__(self, *, objects: Objects, prefix: str, max_lane_bytes: int) -> None:
         self._objects = objects
         self._prefix = prefix
         self._max_lane_bytes = max_lane_bytes
-        # A header of a thousand lanes is read once a process and not once a lane.
+        # The header is read once per process and not once per lane; it is large when there are a thousand lanes.
         self._cached = lru_cache(maxsize=4)(self._read_header)
 
     def key(self, request_id: str) -> str:
-        """The S3 key of a request's payload."""
+        """Return the S3 key of a request's payload."""
         return f"{self._prefix}{request_id}"
 
     def put(self, encoded: Encoded) -> tuple[Reference, bool]:
-        """Store a payload unless its request has one; returns its reference and whether it was new.
+        """Store a payload unless the request has one; return the payload's reference and whether it was stored now.
 
-        Raises `RequestConflict` where the request's payload has other content.
+        Raises `RequestConflict` if the existing payload has other content.
         """
         key = self.key(encoded.header.request_id)
         if self._objects.put_new(key, encoded.body):
@@ -109,20 +109,20 @@ class Payloads:
         return _reference(stored, key, digest), False
 
     def find(self, request_id: str) -> Reference:
-        """The reference of a stored payload. Raises `NotFound`."""
+        """Return the reference of a stored payload. Raises `NotFound`."""
         key = self.key(request_id)
         header, digest, _ = self._open(key)
         return _reference(header, key, digest)
 
     def header(self, reference: Reference) -> Header:
-        """The header that `reference` vouches for. Raises `IntegrityError`."""
+        """Read the header, checked against `reference`. Raises `IntegrityError`."""
         return self._cached(reference)[0]
 
     def lane(self, reference: Reference, number: int) -> list[Indexed]:
-        """The operations of lane `number`, in the order of the request. Raises `IntegrityError`."""
+        """Read the operations of lane `number`, in the order of the request. Raises `IntegrityError`."""
         header = self.header(reference)
         if not 0 <= number < len(header.lanes):
-            raise IntegrityError(f"lane {number}: the payload has {len(header.lanes)}")
+            raise IntegrityError(f"lane {number}: the payload has {len(header.lanes)} lanes")
         section = header.lanes[number]
         if section.count > MAX_LANE_OPERATIONS:
             raise IntegrityError(f"lane {number} of {reference.payload!r} claims {section.count} operations")
@@ -135,12 +135,12 @@ class Payloads:
         return operations
 
     def refused(self, reference: Reference) -> list[Refusal]:
-        """The operations that were refused before anything was sent. Raises `IntegrityError`."""
+        """Read the refusals of operations that were refused before the request was published. Raises `IntegrityError`."""
         section = self.header(reference).refused
         return _refusal_decoder.decode_lines(self._text(reference, section)) if section.count else []
 
     def confine(self, reference: Reference) -> None:
-        """Raise `IntegrityError` unless `reference` names the payload of its own request in its own place and version."""
+        """Raise `IntegrityError` unless `reference` has an accepted version and the S3 key of its own request."""
         if reference.v not in ACCEPTED_VERSIONS:
             raise IntegrityError(f"schema version {reference.v}: this worker accepts {sorted(ACCEPTED_VERSIONS)}")
         try:
@@ -148,30 +148,32 @@ class Payloads:
         except InvalidRequest as error:
             raise IntegrityError(str(error)) from error
         if reference.payload != self.key(reference.request_id):
-            raise IntegrityError(f"payload {reference.payload!r} is not the place of request {reference.request_id!r}")
+            raise IntegrityError(f"payload {reference.payload!r} is not the key of request {reference.request_id!r}")
 
     def _text(self, reference: Reference, section: Section) -> bytes:
         if section.raw > self._max_lane_bytes:
             raise IntegrityError(
-                f"a part of {reference.payload!r} claims {section.raw} bytes, at most {self._max_lane_bytes}"
+                f"a section of {reference.payload!r} claims {section.raw} bytes, more than {self._max_lane_bytes}"
             )
         if section.length > most(section.raw):
-            raise IntegrityError(f"a part of {reference.payload!r} claims more bytes than its {section.raw} can take")
-        for data in self._tries(reference, section):
+            raise IntegrityError(
+                f"a section of {reference.payload!r} claims more bytes than its {section.raw} can take"
+            )
+        for data in self._section_reads(reference, section):
             if hashlib.sha256(data).hexdigest() == section.digest:
                 break
         else:
-            raise IntegrityError(f"a part of {reference.payload!r} does not have the digest that its header says")
+            raise IntegrityError(f"a section of {reference.payload!r} does not have the digest that its header says")
         try:
             text = decompress(data, section.raw)
         except ValueError as error:
-            raise IntegrityError(f"a part of {reference.payload!r} cannot be decompressed: {error}") from error
+            raise IntegrityError(f"a section of {reference.payload!r} cannot be decompressed: {error}") from error
         if text.count(b"\n") != section.count or section.count * _SHORTEST_LINE > section.raw:
-            raise IntegrityError(f"a part of {reference.payload!r} does not hold what its header says")
+            raise IntegrityError(f"a section of {reference.payload!r} does not hold what its header says")
         return text
 
-    def _tries(self, reference: Reference, section: Section) -> Iterator[bytes]:
-        """A part as it was read with the header, if it was, and as it is read now."""
+    def _section_reads(self, reference: Reference, section: Section) -> Iterator[bytes]:
+        """Yield a section from the first read of the object, if that contains it, and then from up to `READS` new reads."""
         _, body_start, first = self._cached(reference)
         start, end = body_start + section.offset, body_start + section.offset + section.length
         if end <= len(first):
@@ -181,9 +183,9 @@ class Payloads:
 
     def _read_header(self, reference: Reference) -> tuple[Header, int, bytes]:
         self.confine(reference)
-        return read_again(lambda: self._try_header(reference))
+        return read_again(lambda: self._read_header_once(reference))
 
-    def _try_header(self, reference: Reference) -> tuple[Header, int, bytes]:
+    def _read_header_once(self, reference: Reference) -> tuple[Header, int, bytes]:
         try:
             header, digest, first = self._open(reference.payload)
         except NotFound as error:
@@ -192,14 +194,14 @@ class Payloads:
             raise IntegrityError(f"the header of {reference.payload!r} does not have the digest that the message says")
         if header.v != reference.v:
             raise IntegrityError(f"{reference.payload!r} has schema version {header.v}, not {reference.v}")
-        said = reference.request_id, reference.source, reference.lanes
-        if (header.request_id, header.source, len(header.lanes)) != said:
-            raise IntegrityError(f"the header of {reference.payload!r} is of another request than the message")
+        expected = reference.request_id, reference.source, reference.lanes
+        if (header.request_id, header.source, len(header.lanes)) != expected:
+            raise IntegrityError(f"the header of {reference.payload!r} belongs to another request than the message")
         body_start = _PREFIX + int.from_bytes(first[len(MAGIC) : _PREFIX], "big")
         return header, body_start, first if body_start < len(first) else b""
 
     def _open(self, key: str) -> tuple[Header, str, bytes]:
-        """The header at `key`, its SHA-256, and the first bytes of the object."""
+        """Read the header of the payload at `key`; return it, its SHA-256, and the first bytes of the object."""
         first = self._objects.get(key, 0, _FIRST_READ)
         length = int.from_bytes(first[len(MAGIC) : _PREFIX], "big")
         if first[: len(MAGIC)] != MAGIC or length > _MAX_HEADER:

@@ -1,4 +1,4 @@
-"""The producer's side of a payload: takes operations one by one, and cuts them into lanes at the end."""
+"""Builds a payload at the producer: takes operations one by one, and divides them into lanes at the end."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from mdstore.store.spill_buffer import SpillBuffer
 from mdstore.store.validation import FieldError, Validator
 
 _SPILL_BEYOND = 4 * 2**20
-_PIECE = 2**18  # bytes of lines that are compressed in one go
+_PIECE = 2**18  # bytes of lines that are compressed in one call
 _decoder = msgspec.json.Decoder(Indexed)
 
-#: What an operation may be given as: a line of JSON, a mapping, or the value itself.
+#: The forms in which callers may give an operation: a line of JSON, a mapping, or an `Operation`.
 OperationInput = bytes | Mapping[str, Any] | Operation
 
 
 class _Group:
-    """What is known of a group while its operations come in; `refusal_reason` is why none of them can apply."""
+    """A group whose operations are still being added. `refusal_reason` says why none of them can apply."""
 
     def __init__(self) -> None:
         self._count = 0
         self._keys: set[tuple[str, str]] = set()
         self.refusal_reason: tuple[Reason, str] | None = None
 
-    def note(self, operation: Operation) -> None:
-        """Another operation of the group came in."""
+    def add(self, operation: Operation) -> None:
+        """Add the next operation of the group."""
         self._count += 1
         key = operation.entity, operation.key
         if self._count > MAX_ACTIONS:
@@ -56,16 +56,16 @@ class _Group:
         else:
             self._keys.add(key)
 
-    def spoil(self, why: str) -> None:
-        """Not all operations of the group can apply."""
+    def refuse(self, why: str) -> None:
+        """Refuse the group, because one of its operations cannot apply."""
         self.refusal_reason = self.refusal_reason or (Reason.GROUP_REFUSED, why)
 
 
 class PayloadBuilder:
-    """Takes operations and becomes a payload.
+    """Builds one payload from operations.
 
-    Kept in memory: 40 bytes an operation, and the keys of groups. The operations themselves spill to a temporary
-    file once they exceed 4 MB.
+    It keeps 40 bytes per operation, and the keys of groups, in memory. The operations themselves move to a temporary file once
+    they exceed 4 MB.
     """
 
     def __init__(self, *, validator: Validator, settings: Settings, clock: Callable[[], float] = time.time) -> None:
@@ -79,11 +79,11 @@ class PayloadBuilder:
         self._refused = _Compressor()
         self._refused_counts: Counter[str] = Counter()
         self._content = hashlib.sha256()
-        self._unreadable = False
+        self._has_unknown_group = False
         self.count = 0
 
     def add(self, given: OperationInput) -> Refusal | None:
-        """Take the next operation, or return why it is refused; what is refused becomes part of the payload as such."""
+        """Add the next operation. If it is invalid, return its refusal, which also becomes part of the payload."""
         index = self.count
         self.count += 1
         limit = self._settings.max_request_operations
@@ -99,14 +99,14 @@ class PayloadBuilder:
         self._ends.append(self._ends[-1] + len(line))
         self._partition.add(operation, len(line))
         if operation.group is not None:
-            self._groups.setdefault(operation.group, _Group()).note(operation)
+            self._groups.setdefault(operation.group, _Group()).add(operation)
         return None
 
     def refused_groups(self) -> Iterator[Refusal]:
-        """Refusals of operations whose group cannot apply; known only when all operations are in."""
-        if self._unreadable:
+        """Yield refusals of operations whose group cannot apply. Call this after all operations have been added."""
+        if self._has_unknown_group:
             for group in self._groups.values():
-                group.spoil("a line that cannot be read may belong to the group")
+                group.refuse("a line that cannot be read may belong to the group")
         if any(group.refusal_reason for group in self._groups.values()):
             for position in range(len(self._partition)):
                 found = self._refused_with_group(self._item(position))
@@ -114,17 +114,17 @@ class PayloadBuilder:
                     yield found
 
     def encode(self, request_id: str, source: str) -> Encoded:
-        """Cut into lanes and compress. Raises `PayloadTooLarge` where one key or group makes a lane too large."""
+        """Divide the operations into lanes and compress them. Raises `PayloadTooLarge` if one key or group exceeds a lane."""
         for refused in self.refused_groups():
-            self._note_refusal(refused)
+            self._record_refusal(refused)
         with _spill_file() as body:
             return self._encode(body, request_id, source)
 
     def _encode(self, body: IO[bytes], request_id: str, source: str) -> Encoded:
         lanes: list[Section] = []
-        wanted = self._settings
+        limits = self._settings
         for positions in self._partition.lanes(
-            operations=wanted.lane_operations, size=wanted.lane_bytes, limit=wanted.max_lane_bytes * 9 // 10
+            operations=limits.lane_operations, size=limits.lane_bytes, limit=limits.max_lane_bytes * 9 // 10
         ):
             section = self._lane(positions).write_to(body)
             if section.count:
@@ -144,7 +144,7 @@ class PayloadBuilder:
         return _assembled(header, body)
 
     def close(self) -> None:
-        """Drop the lines."""
+        """Discard the operations."""
         self._lines.close()
 
     def _lane(self, positions: array[int]) -> _Compressor:
@@ -165,30 +165,30 @@ class PayloadBuilder:
         return lane
 
     def _refuse(self, index: int, given: OperationInput, error: FieldError) -> Refusal:
-        words = _words(given)
+        fields = _readable_fields(given)
         found = Refusal(
             index=index,
             reason=error.reason,
             detail=str(error)[:500],
-            op=words.op,
-            entity=words.entity,
-            key=words.key,
+            op=fields.op,
+            entity=fields.entity,
+            key=fields.key,
         )
-        for name in words.groups:
-            self._groups.setdefault(name, _Group()).spoil("another operation of the group is invalid")
-        self._unreadable = self._unreadable or not words.is_readable
-        self._content.update(b"%d\t!%b\n" % (index, hashlib.sha256(_text(given)).digest()))
-        self._note_refusal(found)
+        for name in fields.groups:
+            self._groups.setdefault(name, _Group()).refuse("another operation of the group is invalid")
+        self._has_unknown_group = self._has_unknown_group or not fields.is_group_known
+        self._content.update(b"%d\t!%b\n" % (index, hashlib.sha256(_digest_input(given)).digest()))
+        self._record_refusal(found)
         return found
 
-    def _note_refusal(self, found: Refusal) -> None:
+    def _record_refusal(self, found: Refusal) -> None:
         self._refused.add(exactjson.dumps(found) + b"\n")
         self._refused_counts[found.reason] += 1
         if self._refused.raw > self._settings.max_lane_bytes:
             raise PayloadTooLarge(
                 field="operations",
-                value=f"{self._refused_counts.total()} that are refused",
-                expected="a request most of which can apply: is this a file of operations?",
+                value=f"{self._refused_counts.total()} refused operations",
+                expected="fewer refused operations: is this a file of operations?",
             )
 
     def _refused_with_group(self, item: Indexed) -> Refusal | None:
@@ -203,25 +203,25 @@ class PayloadBuilder:
 
 
 class _Compressor:
-    """A section in the making."""
+    """Compresses the lines of one section."""
 
     def __init__(self) -> None:
         self._zstd = compressor()
-        self._waiting = bytearray()
+        self._pending = bytearray()
         self._data = bytearray()
         self.raw = 0
         self.count = 0
 
     def add(self, line: bytes) -> None:
-        """Take one line, its newline included."""
-        self._waiting += line
+        """Add one line, including its newline."""
+        self._pending += line
         self.raw += len(line)
         self.count += 1
-        if len(self._waiting) >= _PIECE:
+        if len(self._pending) >= _PIECE:
             self._compress()
 
     def write_to(self, body: IO[bytes]) -> Section:
-        """Append the section to `body`."""
+        """Append the section to `body` and return its entry for the header."""
         self._compress()
         self._data += self._zstd.flush()
         digest = hashlib.sha256(self._data).hexdigest()
@@ -230,13 +230,13 @@ class _Compressor:
         return section
 
     def _compress(self) -> None:
-        self._data += self._zstd.compress(self._waiting)
-        self._waiting.clear()
+        self._data += self._zstd.compress(self._pending)
+        self._pending.clear()
 
 
 def _indexed(index: int, operation: Operation, attribute: bytes) -> Indexed:
-    """The line of an operation; `attribute` is its data in DynamoDB JSON, if an item can hold it."""
-    # A patch is merged before it is sent, so its data stays as given.
+    """Build the line of an operation. `attribute` is its data in DynamoDB JSON, or empty if it does not fit an item."""
+    # A worker merges a patch before sending it, so the line keeps its data in plain JSON.
     is_ready = bool(attribute) and OPERATIONS[operation.op].effect is not Effect.MERGE
     has_text = operation.data is not None and not is_ready
     return Indexed(
@@ -253,7 +253,7 @@ def _indexed(index: int, operation: Operation, attribute: bytes) -> Indexed:
 
 
 def _spill_file() -> IO[bytes]:
-    """A file that lives in memory while it is small; its user closes it."""
+    """Make a file that stays in memory while it is small. Its user must close it."""
     return tempfile.SpooledTemporaryFile(max_size=_SPILL_BEYOND)
 
 
@@ -268,8 +268,8 @@ def _assembled(header: Header, sections: IO[bytes]) -> Encoded:
     return Encoded(header=header, digest=hashlib.sha256(text).hexdigest(), body=body)
 
 
-class _Fields(msgspec.Struct, frozen=True):
-    """The words of an operation, whatever they are; its data is not even looked at."""
+class _RawFields(msgspec.Struct, frozen=True):
+    """The fields that identify an operation, with values of any type. Decoding skips its data."""
 
     op: Any = None
     entity: Any = None
@@ -278,41 +278,44 @@ class _Fields(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Words:
-    """What can be read of an operation that is invalid, so that its refusal names it and its group goes with it.
+class _ReadableFields:
+    """The readable fields of an invalid operation. Its refusal shows them, and its group is refused too.
 
-    `groups` are those that it may belong to; `is_readable` is False where that cannot be told.
+    `groups` holds the groups that the operation may belong to. `is_group_known` is False if it may belong to any group.
     """
 
     op: str = ""
     entity: str = ""
     key: str = ""
     groups: tuple[str, ...] = ()
-    is_readable: bool = True
+    is_group_known: bool = True
 
 
 _GROUP = re.compile(rb'"group"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
-def _words(given: OperationInput) -> _Words:
+def _readable_fields(given: OperationInput) -> _ReadableFields:
     try:
         if isinstance(given, bytes):
-            fields = msgspec.json.decode(given, type=_Fields)
+            fields = msgspec.json.decode(given, type=_RawFields)
         elif isinstance(given, Operation):
-            fields = _Fields(given.op, given.entity, given.key, given.group)
+            fields = _RawFields(given.op, given.entity, given.key, given.group)
         else:
-            fields = _Fields(*map(given.get, _Fields.__struct_fields__))
+            fields = _RawFields(*map(given.get, _RawFields.__struct_fields__))
     except (*exactjson.DecodeFailure, AttributeError):
         groups = _groups_in(given) if isinstance(given, bytes) else ()
-        return _Words(groups=groups, is_readable=bool(groups))
-    group = _word(fields.group)
-    return _Words(
-        op=_word(fields.op), entity=_word(fields.entity), key=_word(fields.key), groups=(group,) if group else ()
+        return _ReadableFields(groups=groups, is_group_known=bool(groups))
+    group = _text_or_empty(fields.group)
+    return _ReadableFields(
+        op=_text_or_empty(fields.op),
+        entity=_text_or_empty(fields.entity),
+        key=_text_or_empty(fields.key),
+        groups=(group,) if group else (),
     )
 
 
 def _groups_in(line: bytes) -> tuple[str, ...]:
-    """Whatever looks like a group in a line that is not JSON. Refusing a group too many is safe, one too few is not."""
+    """Find whatever looks like a group in a line that is not JSON. Refusing a group too many is safe, one too few is not."""
     found: list[str] = []
     for text in _GROUP.findall(line):
         try:
@@ -322,17 +325,17 @@ def _groups_in(line: bytes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _word(value: Any) -> str:
+def _text_or_empty(value: Any) -> str:
     return value[:200] if isinstance(value, str) and _is_utf8(value) else ""
 
 
-def _text(given: OperationInput) -> bytes:
-    """What stands for an invalid operation in the digest of the content."""
+def _digest_input(given: OperationInput) -> bytes:
+    """Return the bytes that represent an invalid operation in the digest of the content."""
     if isinstance(given, bytes):
         return given
     try:
         return repr(given).encode(errors="backslashreplace")
-    except (ValueError, RecursionError):  # an integer too long, or nesting too deep, to be written
+    except (ValueError, RecursionError):  # an integer is too long, or nesting too deep, for `repr`
         return b"unwritable"
 
 

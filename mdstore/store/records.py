@@ -1,8 +1,8 @@
-"""Records: the current state of each key, read strongly consistent.
+"""Records: the current state of each key, read with strong consistency.
 
-An item of the records table: `pk` = `{entity}#{key}`, `entity`, `key`, `data` (map) or `blob` (pointer), `version`,
-`sequence`?, `updated_at` (Unix milliseconds), `updated_by` = `{request}/{lane}/{transaction}`; a tombstone has `deleted`
-and `expires_at` instead of data.
+An item of the records table has `pk` = `{entity}#{key}`, `entity`, `key`, `data` (a map) or `blob` (a pointer), `version`,
+optionally `sequence`, `updated_at` (Unix milliseconds) and `updated_by` = `{request}/{lane}/{transaction}`. A tombstone has
+`deleted` and `expires_at` instead of data.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.errors import NotFound
 
 Key = tuple[str, str]  # entity, key
-_PAGE = 1_000  # items that one call of a listing reads
-_PAGES = 20  # calls of one page of a listing, however few items are the entity's
+_PAGE = 1_000  # items that one Scan call of a listing reads
+_PAGES = 20  # the most Scan calls per page of a listing, even if they find few items of the entity
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The current state of one key. `updated_at` in Unix seconds; `data` is None in a tombstone."""
+    """The current state of one key. `updated_at` is in Unix seconds. `data` is None in a tombstone."""
 
     entity: str
     key: str
@@ -38,7 +38,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Records:
-    """Reads of the records table. Writing is the writer's."""
+    """Reads the records table. Only the writer writes to it."""
 
     def __init__(self, *, dynamo: DynamoClient, table: str, blobs: Blobs) -> None:
         self._dynamo = dynamo
@@ -46,25 +46,25 @@ class Records:
         self._blobs = blobs
 
     def get(self, entity: str, key: str) -> Record:
-        """One record. Raises `NotFound`."""
+        """Read one record. Raises `NotFound`."""
         record = self.look_up([(entity, key)]).get((entity, key))
         if record is None or record.deleted:
             raise NotFound("record", f"{entity}/{key}")
         return record
 
     def look_up(self, keys: Iterable[Key]) -> dict[Key, Record]:
-        """The records of `keys` that exist, tombstones included."""
+        """Read the existing records of `keys`, including tombstones."""
         (items,) = self._dynamo.run([self.items(keys)])
         return {key: self.read(item) for key, item in items.items()}
 
     def items(self, keys: Iterable[Key]) -> Task[dict[Key, Item]]:
-        """Task: the raw items of `keys` that exist, in DynamoDB JSON."""
+        """Task: read the existing items of `keys`, in DynamoDB JSON."""
         asked = [to_item({"pk": primary_key(*key)}) for key in dict.fromkeys(keys)]
         items = yield from self._dynamo.batch_get(self._table, asked)
         return {_key_of(item): item for item in items}
 
     def export(self, entity: str | None = None, *, segments: int = 4) -> Iterator[Record]:
-        """All records (of `entity`), tombstones left out, in no order; a scan in parallel segments."""
+        """Yield all records, or those of `entity`, in any order and without tombstones. Scan in parallel segments."""
         with ThreadPoolExecutor(segments) as pool:
             pages = [self._scan(entity, segment, segments) for segment in range(segments)]
             futures = {pool.submit(next, page, None): page for page in pages}
@@ -78,9 +78,9 @@ class Records:
                 yield from (self.read(item) for item in items)
 
     def page(self, entity: str, *, limit: int, cursor: Mapping[str, Any] | None) -> tuple[list[Record], Any]:
-        """Up to `limit` records of one entity and the cursor of the next page (None at the end).
+        """Return up to `limit` records of one entity, and the cursor of the next page (None at the end).
 
-        It reads 20,000 items at the most, so a page of an entity that is rare in its table may be short, or empty.
+        A page reads at most 20,000 items, so for an entity that is rare in the table a page may be short or empty.
         """
         body = self._scan_body(entity) | {"Limit": _PAGE}
         records: list[Record] = []
@@ -98,7 +98,7 @@ class Records:
         return records, cursor
 
     def read(self, item: Item) -> Record:
-        """A record from its item; data kept in S3 is fetched."""
+        """Read a record from its item, and its data from S3 where the item has a pointer."""
         values = from_item(item)
         data = values.get("data")
         if "blob" in values:
@@ -131,7 +131,7 @@ class Records:
 
 
 def primary_key(entity: str, key: str) -> str:
-    """The partition key of a record; an entity's name has no `#`, so no two records share one."""
+    """Return the partition key of a record. It is unique, because the name of an entity contains no `#`."""
     return f"{entity}#{key}"
 
 

@@ -1,4 +1,4 @@
-"""Bytes in the making that may outgrow the memory: appended to, then read at random."""
+"""A byte buffer that moves from memory to a temporary file when it grows: append to it, then read any part of it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import tempfile
 from typing import IO
 
-_BUFFER = 2**20  # bytes of a write; with Python's 8 KB a large request would take thousands
+_BUFFER = 2**20  # bytes per write to the file; with Python's 8 KB, a large request would take thousands of writes
 
 
 class SpillBuffer:
-    """In memory up to `limit` bytes, in a temporary file beyond; its user closes it."""
+    """Holds up to `limit` bytes in memory, and more in a temporary file. Its user must close it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -19,7 +19,7 @@ class SpillBuffer:
         self._is_flushed = False
 
     def append(self, data: bytes) -> None:
-        """Add `data` at the end."""
+        """Append `data`."""
         if self._file is not None:
             self._file.write(data)
             self._is_flushed = False
@@ -31,7 +31,7 @@ class SpillBuffer:
             self._memory = bytearray()
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes `start` to `end`, exclusive."""
+        """Return bytes `start` to `end` (exclusive)."""
         if self._file is None:
             return bytes(self._memory[start:end])
         if not self._is_flushed:
@@ -40,6 +40,6 @@ class SpillBuffer:
         return os.pread(self._file.fileno(), end - start, start)
 
     def close(self) -> None:
-        """Drop all."""
+        """Discard the content."""
         if self._file is not None:
             self._file.close()

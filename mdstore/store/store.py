@@ -1,4 +1,4 @@
-"""The composition root: every part of the core, built once from the settings. Knows nothing of Celery or HTTP."""
+"""The composition root: builds every part of the data store from the settings, without Celery or HTTP."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mdstore.store.writer import Writer
 
 
 class Store:
-    """The core's parts. Making one connects to nothing; threads may share it, a forked child makes its own."""
+    """The parts of the data store. Creating one connects to nothing. Threads may share it; a forked child must make its own."""
 
     def __init__(self, settings: Settings, *, aws: AwsClients | None = None) -> None:
-        """`aws` are the process's clients where it has some already."""
+        """Use the clients `aws` if the process has some already."""
         self.settings = settings
         self.aws = aws or AwsClients(settings)
         dynamo = self.aws.dynamo
@@ -29,7 +29,7 @@ class Store:
         self.payloads = Payloads(
             objects=self.objects, prefix=settings.payload_prefix, max_lane_bytes=settings.max_lane_bytes
         )
-        # A patch may make a record larger than any one operation.
+        # A patch may make a record larger than any single operation.
         self.blobs = Blobs(objects=self.objects, prefix=settings.blob_prefix, max_bytes=4 * settings.max_record_bytes)
         self.ledger = Ledger(dynamo=dynamo, table=settings.ledger_table, retention_days=settings.receipt_days)
         self.api_keys = ApiKeys(dynamo=dynamo, table=settings.ledger_table)

@@ -1,7 +1,9 @@
-"""Checks that one operation must pass before it becomes part of a payload.
+"""Validation of single operations, before they become part of a payload.
 
-`Validator.read` takes a JSON line or a mapping and returns an `Operation` with its data marshalled. It raises `FieldError`
-with the field and the reason where DynamoDB or the entity's model would not accept it.
+`Validator.read` takes a JSON line, a mapping or an `Operation`, and returns an `Operation` with its data in DynamoDB JSON. It
+raises `FieldError`, with field and reason, if the rules, the entity's model or DynamoDB would not accept the operation.
+
+Data is *inline* when it fits the record's item, as DynamoDB counts bytes. Larger data is kept in S3.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from mdstore.store.operations import OPERATIONS, Indexed
 MAX_KEY_BYTES = 1024
 MAX_GROUP_CHARACTERS = 128
 MAX_SEQUENCE = 10**37
-#: Bytes of data, as DynamoDB counts them, that an item holds: its 400 KB less key, version and the other attributes.
+#: Bytes of data that an item can hold, as DynamoDB counts them: 400 KB less the key, the version and the other attributes.
 MAX_INLINE = 390 * 2**10
-#: JSON of this length cannot become more than that; only longer data is measured.
+#: JSON of up to this length always fits `MAX_INLINE`, so only longer data is measured.
 _SURELY_INLINE = 128 * 2**10
 
 _ENTITY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -42,7 +44,7 @@ _WITHOUT_VERSION, _WITHOUT_SEQUENCE = (
 
 
 class FieldError(Exception):
-    """What is wrong with one operation: `field`, `why`, and `reason` (`invalid` or `too_large`)."""
+    """One operation is invalid. Its fields are `field`, `why`, and `reason` (`invalid` or `too_large`)."""
 
     def __init__(self, field: str, why: str, *, reason: Reason = Reason.INVALID) -> None:
         super().__init__(field, why)
@@ -53,18 +55,18 @@ class FieldError(Exception):
 
 
 class Validator:
-    """Reads operations and checks them against the rules and the entity models."""
+    """Decodes operations, and checks them against the rules and the entity models."""
 
     def __init__(self, *, entities: Entities, max_record_bytes: int) -> None:
         self._entities = entities
         self._max_record_bytes = max_record_bytes
 
     def read(self, given: bytes | str | Mapping[str, Any] | Operation) -> tuple[Operation, bytes]:
-        """Return the operation, and its data in DynamoDB JSON where an item can hold it (else empty). Raises `FieldError`."""
+        """Return the operation, and its data in DynamoDB JSON; empty if it does not fit an item. Raises `FieldError`."""
         size = len(given) if isinstance(given, bytes | str) else 0
-        self._check_size(size)  # before decoding, which takes many times as much memory
+        self._check_size(size)  # check before decoding, which takes many times as much memory
         operation = self.decode(given)
-        self._check_words(operation)
+        self._check_fields(operation)
         text = b""
         if operation.data is not None:
             size = size or _json_size(operation)
@@ -75,7 +77,7 @@ class Validator:
         return operation, text
 
     def check_merged(self, operation: Indexed, data: dict[str, Any]) -> AttributeValue | None:
-        """Check what a patch made of a record, as if it were an update; returned as by `inline`. Raises `FieldError`."""
+        """Check a record's data after a patch, as if it were an update. Return it as `inline` does. Raises `FieldError`."""
         size = len(exactjson.dumps(data))
         self._check_size(size)
         attribute = inline(data, json_size=size)
@@ -84,16 +86,16 @@ class Validator:
 
     @staticmethod
     def decode(given: bytes | str | Mapping[str, Any] | Operation) -> Operation:
-        """Return the operation with its types checked, and nothing else. Raises `FieldError`."""
+        """Decode an operation and check only its types. Raises `FieldError`."""
         try:
             if isinstance(given, bytes | str):
                 return _decoder.decode(given)
-            # A value that was made in code has not been checked by anyone.
-            words = msgspec.structs.asdict(given) if isinstance(given, Operation) else given
-            return msgspec.convert(words, Operation)
+            # msgspec checks no types when code creates an `Operation`.
+            fields = msgspec.structs.asdict(given) if isinstance(given, Operation) else given
+            return msgspec.convert(fields, Operation)
         except msgspec.ValidationError as error:
-            why, _, place = str(error).partition(" - at ")
-            field = place.rpartition("$")[2].strip("`.")
+            why, _, path = str(error).partition(" - at ")
+            field = path.rpartition("$")[2].strip("`.")
             raise FieldError(field or _named_field(why) or "operation", why) from error
         except (*exactjson.DecodeFailure, TypeError) as error:
             raise FieldError("line", f"not a JSON object of an operation: {error}") from error
@@ -103,7 +105,7 @@ class Validator:
             why = f"{size} bytes as JSON, at most {self._max_record_bytes} are allowed"
             raise FieldError("data", why, reason=Reason.TOO_LARGE)
 
-    def _check_words(self, operation: Operation) -> None:
+    def _check_fields(self, operation: Operation) -> None:
         check_entity(operation.entity)
         check_key(operation.key)
         spec = OPERATIONS[operation.op]
@@ -128,7 +130,7 @@ class Validator:
             raise FieldError(*problem)
 
 
-@lru_cache(maxsize=1_024)  # a request names few entities, many times
+@lru_cache(maxsize=1_024)  # a request repeats a few entities many times
 def check_entity(entity: str) -> None:
     """Raise `FieldError` unless `entity` can be part of a record's primary key."""
     if not _ENTITY.fullmatch(entity):
@@ -145,9 +147,9 @@ def check_key(key: str) -> None:
 
 
 def inline(data: dict[str, Any], *, json_size: int) -> AttributeValue | None:
-    """Marshal `data`; None where it is too large for an item. `json_size` is in bytes.
+    """Marshal `data` to keep it inline, in its item. Return None if it is too large for an item.
 
-    Raises `FieldError` where DynamoDB cannot hold it.
+    `json_size` is the length of its JSON in bytes. Raises `FieldError` if DynamoDB cannot hold it exactly.
     """
     try:
         if json_size > _SURELY_INLINE and stored_size(data) > MAX_INLINE:
@@ -160,7 +162,7 @@ def inline(data: dict[str, Any], *, json_size: int) -> AttributeValue | None:
 def _json_size(operation: Operation) -> int:
     try:
         return len(exactjson.dumps(operation))
-    except (ValueError, TypeError, RecursionError):  # what it is that has no JSON, marshalling finds out
+    except (ValueError, TypeError, RecursionError):  # marshalling will report which value has no JSON
         return 0
 
 

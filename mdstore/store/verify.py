@@ -1,4 +1,4 @@
-"""The proof that a request's effects equal its inputs."""
+"""Verification: checks that a request's effects equal its inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mdstore.store.records import Record, Records
 
 @dataclass(kw_only=True)
 class Verification:
-    """What `verify` found. `superseded` are effects that a later request has replaced; `faults` name what is wrong."""
+    """The result of a verification. `superseded` counts effects that a later request replaced; `faults` describes errors."""
 
     request_id: str
     operations: int = 0
@@ -31,19 +31,19 @@ class Verification:
     fault_count: int = 0
 
     def fault(self, text: str) -> None:
-        """Note something wrong; the first hundred are kept."""
+        """Record a fault. Only the first 100 texts are kept."""
         self.fault_count += 1
         if self.fault_count <= 100:
             self.faults.append(text)
 
     @property
     def ok(self) -> bool:
-        """Whether every operation has its outcome and its effect."""
+        """Whether every operation has one outcome and the right effect."""
         return self.fault_count == 0
 
 
 class Verifier:
-    """Compares a request's payload, receipts and records."""
+    """Compares the payload, the receipts and the records of a request."""
 
     def __init__(self, *, payloads: Payloads, ledger: Ledger, records: Records) -> None:
         self._payloads = payloads
@@ -51,7 +51,7 @@ class Verifier:
         self._records = records
 
     def verify(self, request: RequestStatus) -> Verification:
-        """Check that each operation has one outcome, that the counts agree, and that each effect is there."""
+        """Check that each operation has one outcome, that the counts agree, and that the records show each effect."""
         found = Verification(request_id=request.request_id)
         if request.state is not State.COMPLETED:
             found.fault(
@@ -111,14 +111,15 @@ class Verifier:
             else:
                 found.superseded += 1
         elif not _is_effect(changes, record):
-            found.fault(f"{name}: the record's data is not what the request's operations on it make of it")
+            found.fault(f"{name}: the record's data does not match the request's operations on it")
 
 
 def _is_effect(changes: list[Indexed], record: Record) -> bool:
-    """Whether `record`, last written by the last of `changes`, is what they make, one after the other.
+    """Whether `record`, which the last of `changes` wrote, has the data that the changes produce.
 
-    Where its version tells that they are all that ever wrote it, that is all of its data. Else another request may have come
-    between them, and the last one counts: a patch that was made on data that is not known changes nothing when made again.
+    If the record's version shows that only `changes` ever wrote it, apply them in order and compare the result. Otherwise
+    another request may have written between them, so apply only the last change to the record: it must change nothing. That
+    holds for a patch too, because merging the same patch twice changes nothing.
     """
     last = changes[-1]
     if not (OPERATIONS[changes[0].op].needs is Needs.ABSENT and record.version == len(changes)):

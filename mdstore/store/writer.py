@@ -1,17 +1,23 @@
-"""The worker's half of the way of the data: one lane, from its bytes in S3 to applied transactions and a summary.
+"""The write path at the worker: it applies one lane of a request, from the lane's bytes in S3 to its summary in the ledger.
+
+Each line names a step, the function that does it, and what it does:
 
     apply_lane
-      fetch      ranged GET, digest, decode                                  payload
-      pack       waves of transactions, the same for the same bytes          plan
-      keep       data that no item can hold goes to S3                         blobs
-      settle     each transaction, the transactions of a wave in parallel:
-        propose    read what patches are based on, and merge them
-        send       TransactWriteItems(operations + receipt), the same bytes and token until AWS answers
-        read       success | done by a former delivery | refused: take those out, propose the rest again
-      count      outcomes from the receipts
-      close      the lane's summary in the ledger                            ledger
+      fetch      Payloads.lane         read the lane with a ranged GET, check its digest, decode its operations
+      pack       pack                  pack the operations into waves of transactions; equal bytes give equal transactions
+      upload     _upload_large_data    for each wave: put data that is too large for an item in S3
+      apply      _apply_transaction    for each transaction, in parallel with the others of its wave:
+        prepare    _prepare              read the records that patches apply to, and merge the patches (_merge_patches)
+        send       _send                 call TransactWriteItems(operations + receipt): same bytes and token until AWS answers
+        read       _send                 learn whether it applied, now or in an earlier delivery, or what was refused (see below)
+      count      count                 count the outcomes from the receipts
+      close      Ledger.close_lane     write the lane's summary to the ledger
 
-A transaction is over when its receipt exists, whoever wrote it: see `docs/exactly-once.md`.
+If an earlier delivery applied the transaction, `_load_earlier_receipts` reads what that delivery did. If DynamoDB refused
+operations, `_read_reasons` reads why; if it rejected the call without naming an operation, `_find_malformed` finds it by
+bisection. `remove_refused` then removes them and their groups, and the remaining operations are prepared and sent again.
+
+A transaction is done when its receipt exists, whichever delivery wrote it: see `docs/exactly-once.md`.
 """
 
 from __future__ import annotations
@@ -41,17 +47,18 @@ from mdstore.store.records import Records
 from mdstore.store.validation import FieldError, Validator
 from mdstore.store.writes import Data, WriteMetadata, build_write, explain_rejection
 
-#: Of DynamoDB's 4 MB a transaction, in JSON, which is longer than what DynamoDB counts.
+#: Bytes of JSON in one call. DynamoDB allows 4 MB per transaction, and counts fewer bytes than the JSON has.
 _MAX_BODY = 3_500_000
-_UPLOADS = 8  # of large data to S3, at the same time
+_UPLOADS = 8  # concurrent uploads of large data to S3
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(kw_only=True, slots=True)
-class _Job:
-    """One run over one lane.
+class _LaneRun:
+    """The state of one run of a lane.
 
-    `receipts` is filled once a former delivery has been noticed; `blobs` holds the data of this wave that is in S3.
+    `receipts` is empty until the run meets a receipt of an earlier delivery; then it holds all of them. `blobs` maps operation
+    indexes to the large data of the current wave, which is in S3.
     """
 
     reference: Reference
@@ -63,11 +70,11 @@ class _Job:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Proposal:
-    """What the pending operations of a transaction are about to do, where that is not what their lines say, by index.
+class _PreparedWrites:
+    """The pending operations of a transaction, and what to write where an operation's line does not say it.
 
-    `data` is data that was merged, or put in S3; `based_on` the versions that patches were merged into; `tombstones` the
-    inserts that have found a tombstone in their place.
+    By operation index, `data` holds data that was merged or moved to S3, `based_on` the record versions that patches were
+    merged into, and `tombstones` the inserts for which an attempt found a tombstone.
     """
 
     operations: list[Indexed]
@@ -76,12 +83,12 @@ class _Proposal:
     based_on: dict[int, int] = field(default_factory=dict)
 
     def data_of(self, item: Indexed) -> Data:
-        """What the record's data becomes."""
+        """Return the data to write."""
         return self.data.get(item.index) or item.attribute
 
 
 class Writer:
-    """Applies lanes. One per process; threads may share it."""
+    """Applies lanes. A process needs one; threads may share it."""
 
     def __init__(
         self,
@@ -113,17 +120,17 @@ class Writer:
         self._in_flight = in_flight
 
     def apply_lane(self, reference: Reference, lane: int) -> LaneSummary:
-        """Apply a lane, whatever a former delivery left of it, and write its summary.
+        """Apply a lane, or what an earlier delivery left of it, and write its summary.
 
-        Raises `IntegrityError` (dead-letter it), `Unavailable` (hand it back: what has a receipt is not done again) and
-        `DeploymentBroken` (leave it in the queue).
+        Raises `IntegrityError` (dead-letter the message), `Unavailable` (return the message to the queue: transactions with a
+        receipt are not applied again) or `DeploymentBroken` (leave the message in the queue).
         """
         summary = self._apply(reference, lane)
         self._ledger.close_lane(reference.request_id, summary)
         return summary
 
     def apply_request(self, reference: Reference) -> RequestStatus:
-        """Apply a request of one lane, or none, and complete it; raises as `apply_lane` does."""
+        """Apply a request of at most one lane and complete it. Raises what `apply_lane` raises."""
         header = self._payloads.header(reference)
         return self._ledger.complete(
             reference,
@@ -136,17 +143,17 @@ class Writer:
         started = self._clock()
         if started - self._payloads.header(reference).created_at > MAX_AGE + DAY / 2:
             raise IntegrityError("the request is too old: its receipts may be gone, so it could be applied twice")
-        job = _Job(reference=reference, lane=lane, deadline=self._monotonic() + self._budget)
+        run = _LaneRun(reference=reference, lane=lane, deadline=self._monotonic() + self._budget)
         transactions: list[Transaction] = []
         receipts: list[Receipt] = []
         for wave in pack(self._payloads.lane(reference, lane)):
-            self._check_budget(job)
-            job.blobs = self._put_large(wave)
+            self._check_budget(run)
+            run.blobs = self._upload_large_data(wave)
             transactions += wave
             receipts += self._dynamo.run(
-                (self._run_transaction(job, transaction) for transaction in wave),
+                (self._apply_transaction(run, transaction) for transaction in wave),
                 in_flight=self._in_flight,
-                deadline=job.deadline,
+                deadline=run.deadline,
             )
         return LaneSummary(
             lane=lane,
@@ -157,12 +164,12 @@ class Writer:
         )
 
     def give_up(self, reference: Reference, lane: int, error: str) -> LaneSummary:
-        """Write a failed summary: what has a receipt is counted by it, all else is `failed`."""
+        """Write a `failed` summary: operations of transactions with a receipt are counted by it, all others as `failed`."""
         now = self._clock()
         operations = self._payloads.lane(reference, lane)
         receipts = self._ledger.receipts(reference.request_id, lane)
-        settled = [transaction for wave in pack(operations) for transaction in wave if transaction.number in receipts]
-        counts = count(settled, [receipts[transaction.number] for transaction in settled])
+        done = [transaction for wave in pack(operations) for transaction in wave if transaction.number in receipts]
+        counts = count(done, [receipts[transaction.number] for transaction in done])
         counts = msgspec.structs.replace(counts, failed=len(operations) - counts.total)
         summary = LaneSummary(
             lane=lane, state=State.FAILED, counts=counts, started_at=now, finished_at=now, error=error[:500]
@@ -170,32 +177,32 @@ class Writer:
         self._ledger.close_lane(reference.request_id, summary)
         return summary
 
-    def _check_budget(self, job: _Job) -> None:
-        if self._monotonic() > job.deadline:
-            raise Unavailable(f"lane {job.lane} is not done within {self._budget} s", code="LaneBudget")
+    def _check_budget(self, run: _LaneRun) -> None:
+        if self._monotonic() > run.deadline:
+            raise Unavailable(f"lane {run.lane} was not applied within {self._budget} s", code="LaneBudget")
 
-    def _run_transaction(self, job: _Job, transaction: Transaction) -> Task[Receipt]:
-        """Task: bring one transaction to its receipt."""
+    def _apply_transaction(self, run: _LaneRun, transaction: Transaction) -> Task[Receipt]:
+        """Task: apply one transaction and return its receipt."""
         pending, refused = list(transaction.operations), list(transaction.refused)
         tombstones: set[int] = set()
         while True:
-            former = job.receipts.get(transaction.number)
-            if former is not None:
-                return former
-            proposal = _Proposal(operations=pending, tombstones=tombstones)
-            found = yield from self._propose(job, proposal)
-            if not found:
+            existing = run.receipts.get(transaction.number)
+            if existing is not None:
+                return existing
+            prepared = _PreparedWrites(operations=pending, tombstones=tombstones)
+            refusals = yield from self._prepare(run, prepared)
+            if not refusals:
                 receipt = Receipt(number=transaction.number, refused=tuple(refused))
-                former, found = yield from self._send(job, proposal, receipt)
-                if former is not None:
-                    return former
-            pending, out = take_out(pending, found)
-            refused += out
+                existing, refusals = yield from self._send(run, prepared, receipt)
+                if existing is not None:
+                    return existing
+            pending, removed = remove_refused(pending, refusals)
+            refused += removed
 
-    # -- propose
+    # -- prepare
 
-    def _put_large(self, wave: Sequence[Transaction]) -> dict[int, Blob]:
-        """Put in S3 what no item can hold; returns the pointers by index."""
+    def _upload_large_data(self, wave: Sequence[Transaction]) -> dict[int, Blob]:
+        """Put data that is too large for an item in S3, and return the pointers by operation index."""
         operations = (item for transaction in wave for item in transaction.operations)
         large = [item for item in operations if item.data and not item.is_merged]
         if not large:
@@ -204,16 +211,16 @@ class Writer:
             blobs = pool.map(lambda item: self._blobs.put(bytes(item.data)), large)
             return {item.index: blob for item, blob in zip(large, blobs, strict=True)}
 
-    def _propose(self, job: _Job, proposal: _Proposal) -> Task[list[Refusal]]:
-        """Look at what cannot be sent as it stands; returns the refusals that are certain before anything is sent."""
-        unready = [item for item in proposal.operations if item.data]
-        if not unready:
+    def _prepare(self, run: _LaneRun, prepared: _PreparedWrites) -> Task[list[Refusal]]:
+        """Task: prepare the operations whose line holds plain JSON; return the refusals that are certain before sending."""
+        with_json = [item for item in prepared.operations if item.data]
+        if not with_json:
             return []
-        proposal.data = {item.index: job.blobs[item.index] for item in unready if not item.is_merged}
-        return (yield from self._base_patches(proposal, [item for item in unready if item.is_merged]))
+        prepared.data = {item.index: run.blobs[item.index] for item in with_json if not item.is_merged}
+        return (yield from self._merge_patches(prepared, [item for item in with_json if item.is_merged]))
 
-    def _base_patches(self, proposal: _Proposal, patches: Sequence[Indexed]) -> Task[list[Refusal]]:
-        """Merge each patch into its record as it is now; the write is conditional on the version read here."""
+    def _merge_patches(self, prepared: _PreparedWrites, patches: Sequence[Indexed]) -> Task[list[Refusal]]:
+        """Task: merge each patch into its current record; the write will require the version that was read here."""
         refused: list[Refusal] = []
         items = yield from self._records.items((item.entity, item.key) for item in patches)
         for item in patches:
@@ -226,127 +233,131 @@ class Writer:
                 record = self._records.read(old)
                 data = merged(record.data, exactjson.loads(bytes(item.data)))
                 attribute = self._validator.check_merged(item, data)
-                proposal.data[item.index] = attribute or self._blobs.put(exactjson.dumps(data))
-                proposal.based_on[item.index] = record.version
-            except FieldError as flaw:
-                refused.append(refusal(item, flaw.reason, str(flaw)))
-            except IntegrityError as error:  # of this one record; the others of the lane are not to blame
+                prepared.data[item.index] = attribute or self._blobs.put(exactjson.dumps(data))
+                prepared.based_on[item.index] = record.version
+            except FieldError as error:
+                refused.append(refusal(item, error.reason, str(error)))
+            except IntegrityError as error:  # only this record is unreadable; the rest of the lane can apply
                 refused.append(refusal(item, Reason.INVALID, f"the record cannot be read: {error}"))
         return refused
 
-    def _spill(self, proposal: _Proposal, excess: int) -> None:
-        """Put the largest data of a transaction in S3, until it is `excess` bytes smaller."""
-        texts = [(_encode(proposal.data_of(item)), item.index) for item in proposal.operations if item.size]
+    def _move_largest_to_s3(self, prepared: _PreparedWrites, excess: int) -> None:
+        """Move the largest data values of a transaction to S3, until its body is `excess` bytes smaller."""
+        texts = [(_encode(prepared.data_of(item)), item.index) for item in prepared.operations if item.size]
         for text, index in sorted(texts, key=lambda pair: -len(pair[0])):
-            if excess > 0 and not isinstance(proposal.data.get(index), Blob):
+            if excess > 0 and not isinstance(prepared.data.get(index), Blob):
                 data = from_attribute(msgspec.json.decode(text))
-                proposal.data[index] = self._blobs.put(exactjson.dumps(data))
+                prepared.data[index] = self._blobs.put(exactjson.dumps(data))
                 excess -= len(text)
 
-    # -- send and read the answer
+    # -- send, and read the response
 
-    def _send(self, job: _Job, proposal: _Proposal, receipt: Receipt) -> Task[tuple[Receipt | None, list[Refusal]]]:
-        """Send; returns a former delivery's or the new receipt, or the operations to take out.
+    def _send(
+        self, run: _LaneRun, prepared: _PreparedWrites, receipt: Receipt
+    ) -> Task[tuple[Receipt | None, list[Refusal]]]:
+        """Task: send a transaction; return `(its receipt, [])` once it applied, whether now or in an earlier delivery.
 
-        Neither, when the same must be tried on what the records have become meanwhile.
+        Otherwise return `(None, refusals)`. With no refusals, a record has changed since it was read, so the caller must
+        prepare and send the same operations again.
         """
-        put = self._ledger.receipt_put(job.reference.request_id, job.lane, receipt)
-        actions = self._actions(job, proposal, receipt.number)
+        put = self._ledger.receipt_put(run.reference.request_id, run.lane, receipt)
+        actions = self._actions(run, prepared, receipt.number)
         body = _encode([*actions, put])
         if len(body) > _MAX_BODY:
-            self._spill(proposal, len(body) - _MAX_BODY)
-            actions = self._actions(job, proposal, receipt.number)
+            self._move_largest_to_s3(prepared, len(body) - _MAX_BODY)
+            actions = self._actions(run, prepared, receipt.number)
             body = _encode([*actions, put])
         try:
             yield transact(body)
         except TransactionCancelled as cancelled:
-            former = cancelled.reasons[-1]
-            if former.get("Code") == "ConditionalCheckFailed":
-                return self._noticed_redelivery(job, receipt_of(from_item(former["Item"]))), []
-            return None, self._read_reasons(job, proposal, cancelled)
+            receipt_reason = cancelled.reasons[-1]
+            if receipt_reason.get("Code") == "ConditionalCheckFailed":
+                return self._load_earlier_receipts(run, receipt_of(from_item(receipt_reason["Item"]))), []
+            return None, self._read_reasons(run, prepared, cancelled)
         except RequestRejected as rejected:
-            return None, (yield from self._isolate(job, proposal, actions, receipt.number, rejected))
+            return None, (yield from self._find_malformed(run, prepared, actions, receipt.number, rejected))
         return receipt, []
 
-    def _actions(self, job: _Job, proposal: _Proposal, number: int) -> list[dict[str, Any]]:
+    def _actions(self, run: _LaneRun, prepared: _PreparedWrites, number: int) -> list[dict[str, Any]]:
         now = self._clock()
         metadata = WriteMetadata(
             table=self._table,
-            updated_by=f"{job.reference.request_id}/{job.lane}/{number}",
+            updated_by=f"{run.reference.request_id}/{run.lane}/{number}",
             updated_at=round(now * 1000),
             tombstone_expires_at=int(now) + self._tombstone_seconds,
         )
         return [
             build_write(
                 item,
-                proposal.data_of(item),
+                prepared.data_of(item),
                 metadata,
-                based_on=proposal.based_on.get(item.index),
-                over_tombstone=item.index in proposal.tombstones,
+                based_on=prepared.based_on.get(item.index),
+                over_tombstone=item.index in prepared.tombstones,
             )
-            for item in proposal.operations
+            for item in prepared.operations
         ]
 
-    def _noticed_redelivery(self, job: _Job, former: Receipt) -> Receipt:
-        """A former delivery was here: read all that it left at once, and not one cancelled transaction after the other."""
-        if not job.is_redelivery:
-            job.is_redelivery = True
-            job.receipts = self._ledger.receipts(job.reference.request_id, job.lane)
-        return former
+    def _load_earlier_receipts(self, run: _LaneRun, existing: Receipt) -> Receipt:
+        """Read all receipts of the lane at the first existing one. Otherwise each would cost a cancelled transaction."""
+        if not run.is_redelivery:
+            run.is_redelivery = True
+            run.receipts = self._ledger.receipts(run.reference.request_id, run.lane)
+        return existing
 
-    def _read_reasons(self, job: _Job, proposal: _Proposal, cancelled: TransactionCancelled) -> list[Refusal]:
-        found: list[Refusal] = []
-        moved = False
-        for item, reason in zip(proposal.operations, cancelled.reasons, strict=False):
+    def _read_reasons(self, run: _LaneRun, prepared: _PreparedWrites, cancelled: TransactionCancelled) -> list[Refusal]:
+        """Return the refused operations, or none if only a record has changed, so that a new attempt may succeed."""
+        refusals: list[Refusal] = []
+        changed = False
+        for item, reason in zip(prepared.operations, cancelled.reasons, strict=False):
             code = reason.get("Code")
             if code == "ConditionalCheckFailed":
                 rejection = explain_rejection(item, reason.get("Item"))
                 if rejection:
-                    found.append(refusal(item, *rejection))
+                    refusals.append(refusal(item, *rejection))
                 elif item.is_merged:
-                    moved = True
-                elif OPERATIONS[item.op].needs is Needs.ABSENT and item.index not in proposal.tombstones:
-                    moved = True
-                    proposal.tombstones.add(item.index)
+                    changed = True
+                elif OPERATIONS[item.op].needs is Needs.ABSENT and item.index not in prepared.tombstones:
+                    changed = True
+                    prepared.tombstones.add(item.index)
             elif code == "ValidationError":
-                found.append(_invalid(item, str(reason.get("Message", code))))
-        if not found and not moved:
+                refusals.append(_invalid(item, str(reason.get("Message", code))))
+        if not refusals and not changed:
             raise RequestRejected(str(cancelled), code="TransactionCanceled")
-        self._check_budget(job)
-        return found
+        self._check_budget(run)
+        return refusals
 
-    def _isolate(
+    def _find_malformed(
         self,
-        job: _Job,
-        proposal: _Proposal,
+        run: _LaneRun,
+        prepared: _PreparedWrites,
         actions: Sequence[dict[str, Any]],
         number: int,
         rejected: RequestRejected,
     ) -> Task[list[Refusal]]:
-        """Find the operations that DynamoDB calls malformed, where it names none: bisect with transactions that cannot pass."""
-        found: list[Refusal] = []
-        impossible = self._ledger.impossible(job.reference.request_id, job.lane, number)
+        """Task: find the malformed operations where DynamoDB names none, by bisecting with transactions that never apply."""
+        refusals: list[Refusal] = []
+        failing_check = self._ledger.failing_check(run.reference.request_id, run.lane, number)
         parts = [slice(0, len(actions))]
         while parts:
             part = parts.pop()
             try:
-                yield transact(_encode([*actions[part], impossible]))
+                yield transact(_encode([*actions[part], failing_check]))
             except TransactionCancelled:
                 continue
             except RequestRejected as error:
                 if part.stop - part.start == 1:
-                    found.append(_invalid(proposal.operations[part.start], str(error)))
+                    refusals.append(_invalid(prepared.operations[part.start], str(error)))
                 else:
                     middle = (part.start + part.stop) // 2
                     parts += [slice(middle, part.stop), slice(part.start, middle)]
-        if not found:
+        if not refusals:
             raise rejected
-        return found
+        return refusals
 
 
-def take_out(pending: Sequence[Indexed], found: Sequence[Refusal]) -> tuple[list[Indexed], list[Refusal]]:
-    """Split `pending` into what goes on and the refusals: those `found`, and their groups' other operations."""
-    refused = {one.index: one for one in found}
+def remove_refused(pending: Sequence[Indexed], refusals: Sequence[Refusal]) -> tuple[list[Indexed], list[Refusal]]:
+    """Return the operations that remain, and all refusals: the given ones, and those of their groups' other operations."""
+    refused = {one.index: one for one in refusals}
     groups = {item.group for item in pending if item.index in refused} - {None}
     for item in pending:
         if item.group in groups:
@@ -357,7 +368,7 @@ def take_out(pending: Sequence[Indexed], found: Sequence[Refusal]) -> tuple[list
 
 
 def count(transactions: Sequence[Transaction], receipts: Sequence[Receipt]) -> Counts:
-    """Count the outcomes of settled transactions from their receipts: what is not refused was applied."""
+    """Count the outcomes of applied transactions: each operation that its receipt does not refuse was applied."""
     applied: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for transaction, receipt in zip(transactions, receipts, strict=True):

@@ -1,7 +1,7 @@
-"""What each op does to its record: the write that does it, and why the old item made DynamoDB reject it.
+"""Builds the write of each operation, and explains why DynamoDB rejected it.
 
-`build_write` puts the rules into a condition, and `explain_rejection` reads the same rules against the item that failed it:
-whoever changes one changes the other.
+`build_write` expresses the rules as a condition. `explain_rejection` applies the same rules to the item that failed the
+condition. Change them together.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _NEWER = "(attribute_not_exists(#sequence) OR #sequence < :sequence)"
 _REQUIRES = {Needs.ABSENT: _ABSENT, Needs.PRESENT: _EXISTS}
 _ZERO, _ONE, _TRUE = {"N": "0"}, {"N": "1"}, {"BOOL": True}
 
-#: What a record's data becomes: DynamoDB JSON, as text or not, or a pointer.
+#: The data to write to a record: DynamoDB JSON, either encoded or as values, or a pointer to data in S3.
 Data = msgspec.Raw | AttributeValue | Blob
 
 
 class WriteMetadata:
-    """Who writes, and when: `updated_at` and the tombstones' `expires_at` in Unix milliseconds and seconds."""
+    """Who writes, and when. `updated_at` is in Unix milliseconds, `tombstone_expires_at` in Unix seconds."""
 
     def __init__(self, *, table: str, updated_by: str, updated_at: int, tombstone_expires_at: int) -> None:
         self.table = table
@@ -46,11 +46,11 @@ def build_write(
     based_on: int | None = None,
     over_tombstone: bool = False,
 ) -> dict[str, Any]:
-    """The action of one operation, in DynamoDB JSON.
+    """Build the action of one operation, in DynamoDB JSON.
 
-    `data` is what the record becomes. `based_on` is the version that a patch was computed from; the write is cancelled
-    when the record has moved on since. An insert is a plain put, the cheapest action there is, unless a former try has
-    found a tombstone in its place, whose version it must go on counting.
+    `data` is the record's new data. `based_on` is the record version that a patch was merged into: DynamoDB cancels the write
+    if the version has changed since. An insert is a put, the cheapest action, until an attempt finds a tombstone there. Then
+    `over_tombstone` makes it an update, which continues the tombstone's version.
     """
     spec = OPERATIONS[operation.op]
     if spec.needs is Needs.ABSENT and not over_tombstone:
@@ -75,7 +75,7 @@ def build_write(
 
 
 def explain_rejection(operation: Indexed, old: Item | None) -> tuple[Reason, str] | None:
-    """Why the operation is refused, given the item as it is. None: nothing refuses it (any more)."""
+    """Return why the operation is refused, given the current item. Return None if no rule refuses it, or none does any more."""
     exists = old is not None and "deleted" not in old
     version = from_attribute(old["version"]) if old else None
     sequence = from_attribute(old["sequence"]) if old and "sequence" in old else None
@@ -116,7 +116,7 @@ def _put(operation: Indexed, data: Data, metadata: WriteMetadata) -> dict[str, A
 
 @cache
 def _shape(op: OpName, *, has_expected: bool, has_sequence: bool, is_blob: bool) -> dict[str, Any]:
-    """The expressions of an operation, which depend on its kind and not on its values; `_values` is their twin."""
+    """Build the expressions of an operation. They depend only on its kind; `_values` supplies the values they name."""
     spec = OPERATIONS[op]
     condition = " AND ".join(_conditions(spec, has_expected=has_expected, has_sequence=has_sequence))
     if not spec.writes:

@@ -77,12 +77,12 @@ def test_a_message_that_lies_about_its_payload_is_dead_lettered(target: Target) 
         f"../{target.client.settings.bucket}/payloads/evil", "payloads/evil?versionId=1", "payloads/%65vil", "",
     )  # fmt: skip
     misnamed = ("../evil", "a/../evil", "", "x" * 201, "a\nb", "ev\u0131l")
-    lies = [("is not the place of request", {"payload": payload}) for payload in elsewhere]
-    lies += [("is not the place of request", {"request_id": "other"})]
+    lies = [("is not the key of request", {"payload": payload}) for payload in elsewhere]
+    lies += [("is not the key of request", {"request_id": "other"})]
     lies += [("expected 1-200 of A-Z", {"request_id": name, "payload": f"payloads/{name}"}) for name in misnamed]
     lies += [
-        ("is of another request than the message", {"request_id": "evil2", "payload": "payloads/evil2"}),
-        ("is of another request than the message", {"source": "somebody"}),
+        ("belongs to another request than the message", {"request_id": "evil2", "payload": "payloads/evil2"}),
+        ("belongs to another request than the message", {"source": "somebody"}),
         ("does not have the digest that the message says", {"digest": evil.digest.upper()}),
     ]
 
@@ -101,7 +101,7 @@ def test_a_message_of_another_schema_is_dead_lettered(target: Target) -> None:
     cases += [(f"unknown field `{name}`", evil | {name: "os.system"}) for name in ("x", "__class__")]
     cases += [("Expected `str`", evil | {name: 7}) for name in ("request_id", "payload", "digest", "source")]
     cases += [("Expected `int`", evil | {"lanes": lanes}) for lanes in ("1", None)]
-    cases += [("is of another request than the message", evil | {"lanes": lanes}) for lanes in (0, -1, 2**62)]
+    cases += [("belongs to another request than the message", evil | {"lanes": lanes}) for lanes in (0, -1, 2**62)]
     cases += [("Expected `object`", message) for message in (None, 7, "text", [], [evil])]
 
     refuse(target, cases)
@@ -352,7 +352,7 @@ def test_odd_headers_harm_nobody(target: Target) -> None:
     found = [sources.get(letter["body"]) or json.loads(letter["body"])["message"]["source"] for letter in letters]
     assert sorted(found) == sorted(texts)
     judged = [letter["reason"] for letter in letters if letter["body"] not in sources]
-    assert [reason for reason in judged if "is of another request than the message" not in reason] == []
+    assert [reason for reason in judged if "belongs to another request than the message" not in reason] == []
 
 
 def test_an_expired_message_cannot_take_another_with_it(target: Target) -> None:

@@ -35,7 +35,7 @@ VISIBLE_AGAIN = 5  # seconds
 #: Steps of a request of several lanes, in the order of the way. One with a name behind it is a variant of the step.
 MANY = [
     "start", "chord", "publish:apply_lane", "ack:ingest",
-    "fetch", "pack", "keep", "propose", "send", "read", "read:refused", "count", "close",
+    "fetch", "pack", "upload", "prepare", "send", "read", "read:refused", "count", "close",
     "finish:apply_lane", "part", "dispatch", "publish:finish", "ack:apply_lane",
     "finish:finish", "result", "ack:finish",
 ]  # fmt: skip
@@ -76,8 +76,8 @@ def _cases() -> Iterator[Case]:
         yield from (Case((death,), group) for group in (True, False))
     yield from (Case((death,), True) for death in ("send before 3", "close after 2", "part after 2"))
     # In another delivery than the first, and again and again.
-    yield Case(("send after 1", "read:former before 1"), group=True)
-    yield Case(("send after 1", "read:former after 1"), group=False)
+    yield Case(("send after 1", "read:receipts before 1"), group=True)
+    yield Case(("send after 1", "read:receipts after 1"), group=False)
     for group in (True, False):
         yield Case(
             ("send after 1", "send after 1", "count before 1", "publish:finish after 1", "finish:finish after 1"), group

@@ -61,13 +61,13 @@ def _apply_at_once(environ: Mapping[str, str], barrier: Barrier, orders: Connect
     """A process that applies lanes: for each order, when the other one is ready too; answers with counts and meetings."""
     store = Store(load_settings(environ).settings)
     met: list[Receipt] = []
-    notice = Writer._noticed_redelivery
+    load = Writer._load_earlier_receipts
 
-    def noticed(self: Writer, job: Any, former: Receipt) -> Receipt:
-        met.append(former)
-        return notice(self, job, former)
+    def loaded(self: Writer, run: Any, existing: Receipt) -> Receipt:
+        met.append(existing)
+        return load(self, run, existing)
 
-    Writer._noticed_redelivery = noticed  # type: ignore[method-assign]
+    Writer._load_earlier_receipts = loaded  # type: ignore[method-assign]
     with suppress(EOFError):  # there are no more orders
         while True:
             reference, lanes = orders.recv()

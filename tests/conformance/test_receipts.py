@@ -70,7 +70,7 @@ def test_an_impossible_action_never_passes(bench: Bench, exists: bool) -> None:
     """With it a transaction is judged and writes nothing, whether the receipt exists or not."""
     if exists:
         bench.send(bench.receipt_put(0))
-    reasons = bench.cancelled(bench.act("insert", "k"), bench.ledger.impossible(bench.request_id, 0, 0))
+    reasons = bench.cancelled(bench.act("insert", "k"), bench.ledger.failing_check(bench.request_id, 0, 0))
     assert codes(reasons) == ["None", FAILED]
     assert bench.item("k") is None
 

@@ -121,7 +121,7 @@ def test_hostile_messages_are_dead_lettered_with_their_reason(client: Client, en
     good = client.submit(operations(3), request_id="good", on_invalid="raise").status().reference
     send = client.ingest.app.send_task
     lies: dict[str, Reference] = {
-        "is not the place of request": msgspec.structs.replace(good, payload="elsewhere/good"),
+        "is not the key of request": msgspec.structs.replace(good, payload="elsewhere/good"),
         "does not have the digest that the message says": msgspec.structs.replace(good, digest="0" * 64),
         "schema version 99": msgspec.structs.replace(good, v=99),
         "is of another request than the message": msgspec.structs.replace(good, lanes=7),

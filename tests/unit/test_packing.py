@@ -365,7 +365,7 @@ def test_nothing_has_no_lanes() -> None:
 
 
 def test_interleaved_groups_are_untangled_in_linear_work() -> None:
-    """Thousands of groups in one knot take one pass: each unit's neighbours are looked at a bounded number of times."""
+    """Thousands of groups in one component take one pass: each unit's neighbours are looked at a bounded number of times."""
     half = 5_000
     keys = [("a", n) for n in range(half)] + [("b", half - 1 - n) for n in range(half)]
     lane = [item(i, str(key), f"g{n}", size=10) for i, (key, n) in enumerate(keys)]
@@ -377,10 +377,12 @@ def test_interleaved_groups_are_untangled_in_linear_work() -> None:
             looks += 1
             return set.__and__(self, other)
 
-    before, after = packing_module._order(packing_module._units(lane))
-    knots = packing_module._knots([Counted(one) for one in before], [Counted(one) for one in after])
+    predecessors, successors = packing_module._dependencies(packing_module._units(lane))
+    components = packing_module._strongly_connected_components(
+        [Counted(one) for one in predecessors], [Counted(one) for one in successors]
+    )
 
-    assert [len(knot) for knot in knots] == [half]
+    assert [len(component) for component in components] == [half]
     assert looks <= 10 * half
 
 

@@ -111,7 +111,7 @@ def test_an_unknown_variable_does_not_show_a_secret() -> None:
         ({"profile": "production"}, "profile", "production", "Input should be 'local' or 'aws'"),
         ({"namespace": "My_Store"}, "namespace", "My_Store", "String should match pattern"),
         ({"payload_prefix": "a/b/"}, "payload_prefix", "a/b/", "String should match pattern"),
-        ({"claim_prefix": "blobs/"}, "claim_prefix", "blobs/", "a prefix of its own: what is under it expires"),
+        ({"claim_prefix": "blobs/"}, "claim_prefix", "blobs/", "a prefix of its own: objects under it expire"),
         ({"claim_prefix": "p/", "payload_prefix": "p/"}, "claim_prefix", "p/", "a prefix of its own"),
         ({"claim_threshold": 2**20}, "claim_threshold", 2**20, "Input should be less than or equal to 307200"),
         ({"colour": "red"}, "colour", "red", "Extra inputs are not permitted"),

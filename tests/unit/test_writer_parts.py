@@ -13,7 +13,7 @@ from mdstore.model import Counts, Operation, OpName, Reason, Refusal, State
 from mdstore.store.ledger import Receipt
 from mdstore.store.operations import Indexed
 from mdstore.store.packing import Transaction
-from mdstore.store.writer import count, take_out
+from mdstore.store.writer import count, remove_refused
 from tests.unit.bench import Bench
 from tests.unit.fakes import Actions
 
@@ -29,20 +29,20 @@ def refusal(index: int, reason: Reason = Reason.MISSING) -> Refusal:
 def test_nothing_found_takes_nothing_out() -> None:
     """Without refusals all goes on."""
     pending = [item(0), item(1, "g")]
-    assert take_out(pending, []) == (pending, [])
+    assert remove_refused(pending, []) == (pending, [])
 
 
 def test_a_refusal_takes_its_operation_out_and_no_other() -> None:
     """An operation without group is alone, also among others without group."""
     pending = [item(0), item(1), item(2, "g")]
-    assert take_out(pending, [refusal(1)]) == ([pending[0], pending[2]], [refusal(1)])
+    assert remove_refused(pending, [refusal(1)]) == ([pending[0], pending[2]], [refusal(1)])
 
 
 def test_a_refusal_takes_its_group_out() -> None:
     """The others of the group are refused with it, each with the reason; the first reason of each stays."""
     pending = [item(0, "g"), item(1, "h"), item(2, "g"), item(3, "g"), item(4)]
     found = [refusal(2), refusal(3, Reason.EXISTS)]
-    rest, out = take_out(pending, found)
+    rest, out = remove_refused(pending, found)
     assert [one.index for one in rest] == [1, 4]
     assert {one.index: one.reason for one in out} == {
         0: Reason.GROUP_REFUSED,
@@ -56,10 +56,10 @@ def test_a_refusal_takes_its_group_out() -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.sampled_from([None, "g", "h"]), max_size=12), st.sets(st.integers(0, 11)))
-def test_take_out_splits(groups: list[str | None], indexes: set[int]) -> None:
+def test_remove_refused_splits(groups: list[str | None], indexes: set[int]) -> None:
     """Every operation goes on or is refused, once, and no group is on both sides."""
     pending = [item(index, group) for index, group in enumerate(groups)]
-    rest, out = take_out(pending, [refusal(index) for index in sorted(indexes) if index < len(pending)])
+    rest, out = remove_refused(pending, [refusal(index) for index in sorted(indexes) if index < len(pending)])
     assert sorted([one.index for one in rest] + [one.index for one in out]) == list(range(len(pending)))
     refused = {one.index for one in out}
     sides = {(one.group, one.index in refused) for one in pending if one.group}

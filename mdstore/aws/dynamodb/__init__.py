@@ -1,1 +1,1 @@
-"""DynamoDB: calls, attribute values, and conditional writes."""
+"""DynamoDB: its calls, attribute values and conditional writes."""

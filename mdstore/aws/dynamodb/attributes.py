@@ -1,8 +1,8 @@
-"""Python values to and from DynamoDB JSON: exact, or refused.
+"""Conversion between Python values and DynamoDB JSON, without loss.
 
 DynamoDB JSON names the type of each value: `{"S": "text"}`, `{"N": "1.5"}`, `{"M": {...}}`
-(https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.LowLevelAPI.html). What DynamoDB cannot hold
-exactly (39 digits, half a surrogate pair, 32 levels) is refused here and not rounded there.
+(https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.LowLevelAPI.html). Values that
+DynamoDB cannot hold exactly (39 digits, half a surrogate pair, 32 levels) raise `Unstorable` instead of being rounded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Item = dict[str, AttributeValue]
 
 #: Limits of DynamoDB's data types (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html).
 MAX_DIGITS = 38
-MAX_NESTING = 31  # of 32: the item itself is one
+MAX_NESTING = 31  # DynamoDB allows 32 levels, and the item itself is one
 _MOST, _LEAST = 10**MAX_DIGITS, -(10**MAX_DIGITS)
 _NULL: AttributeValue = {"NULL": True}
 _TRUE: AttributeValue = {"BOOL": True}
@@ -27,7 +27,7 @@ _FALSE: AttributeValue = {"BOOL": False}
 
 
 class Unstorable(ValueError):
-    """DynamoDB cannot hold a value exactly. `path` leads to it (`.name[3]`, empty for the value itself), `why` in words."""
+    """DynamoDB cannot hold a value exactly. `path` leads to it (`.name[3]`, or empty for the value itself); `why` says why."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -37,10 +37,10 @@ class Unstorable(ValueError):
         return f"{self.path}: {self.why}" if self.path else self.why
 
 
-def to_attribute(value: Any, depth: int = 1) -> AttributeValue:  # noqa: PLR0911  one return a type
-    """Marshal a JSON value; a float counts as the shortest decimal that means it. Raises `Unstorable`.
+def to_attribute(value: Any, depth: int = 1) -> AttributeValue:  # noqa: PLR0911  one return per type
+    """Marshal a JSON value. A float becomes the shortest decimal that reads as the same float. Raises `Unstorable`.
 
-    `depth` is the level that the value itself is on, when it is a map or list. The result may share parts: not to be changed.
+    `depth` is the nesting level of the value itself, if it is a map or list. Do not change the result: its parts may be shared.
     """
     kind = type(value)
     if kind is str:
@@ -72,7 +72,7 @@ def _members(value: dict[str, Any], depth: int) -> dict[str, AttributeValue]:
     name = ""
     try:
         for name, item in value.items():
-            if type(item) is str and item.isascii():  # by far the most: a call saved
+            if type(item) is str and item.isascii():  # the most common case saves a call
                 members[name] = {"S": item}
             else:
                 members[name] = to_attribute(item, depth + 1)
@@ -87,7 +87,7 @@ def _elements(value: list[Any] | tuple[Any, ...], depth: int) -> list[AttributeV
     elements: list[AttributeValue] = []
     try:
         for item in value:
-            elements.append(to_attribute(item, depth + 1))  # noqa: PERF401  their number tells where it stopped
+            elements.append(to_attribute(item, depth + 1))  # noqa: PERF401  on an error, the length is the index of the element
     except Unstorable as error:
         error.path = f"[{len(elements)}]{error.path}"
         raise
@@ -95,9 +95,9 @@ def _elements(value: list[Any] | tuple[Any, ...], depth: int) -> list[AttributeV
 
 
 def stored_size(value: Any, depth: int = 1) -> int:
-    """Bytes that DynamoDB counts for a JSON value, numbers at their most. Raises `Unstorable`, as `to_attribute` does.
+    """Return the bytes that DynamoDB counts for a JSON value, with the maximum for each number. Raises `Unstorable`.
 
-    It takes no memory, where marshalling takes a hundred bytes a number: large values are measured before they are marshalled.
+    Measure large values before marshalling them: measuring takes no memory, marshalling a hundred bytes per number.
     Source: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
     """
     if isinstance(value, dict):
@@ -144,11 +144,11 @@ def _number(value: Decimal) -> str:
     text = str(value)
     if (
         len(text) <= MAX_DIGITS and "E" not in text and "N" not in text and text[-1].isdigit()
-    ):  # a NaN may end with digits
+    ):  # "N" because a NaN may end with digits
         return text
     if not value.is_finite():
         raise Unstorable(f"{value} is not a JSON number")
-    if len(text) > MAX_DIGITS:  # perhaps too many digits, but it may be signs and zeros
+    if len(text) > MAX_DIGITS:  # signs, points and trailing zeros are not significant digits
         digits = "".join(map(str, value.as_tuple().digits)).rstrip("0")
         if len(digits) > MAX_DIGITS:
             raise Unstorable(f"{len(digits)} significant digits, at most {MAX_DIGITS} can be stored exactly")
@@ -166,7 +166,7 @@ def _utf8(text: str) -> str:
 
 
 def to_item(values: Mapping[str, Any]) -> Item:
-    """Marshal a mapping of attribute names to values; a value of None is left out."""
+    """Marshal a mapping of attribute names to values. Values of None are left out."""
     return {
         name: {"S": value} if type(value) is str and value.isascii() else to_attribute(value)
         for name, value in values.items()
@@ -189,7 +189,7 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
 
 
 def from_attribute(attribute: AttributeValue) -> Any:
-    """Unmarshal one value. Numbers become int where integral, else `Decimal`; sets become Python sets."""
+    """Unmarshal one value. Integral numbers become int, others `Decimal`; sets become Python sets."""
     ((kind, raw),) = attribute.items()
     return _READ[kind](raw)
 

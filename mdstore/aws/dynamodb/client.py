@@ -1,6 +1,6 @@
-"""DynamoDB's JSON protocol over signed calls, with nothing around them.
+"""A thin DynamoDB client: its JSON protocol over signed calls.
 
-botocore's serializer, validator, hooks and parser, which take nine tenths of the time of a boto3 call, stay out.
+It avoids botocore's serializer, validator, hooks and parser, which take nine tenths of the time of a boto3 call.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from mdstore.errors import (
 
 T = TypeVar("T")
 
-_BATCH = 100  # keys of one BatchGetItem
+_BATCH = 100  # keys per BatchGetItem
 
 _MALFORMED = frozenset({"ValidationException", "SerializationException", "IdempotentParameterMismatchException",
                         "ItemCollectionSizeLimitExceededException"})  # fmt: skip
-#: Reasons of a cancelled transaction that say nothing about the operations themselves.
+#: Cancellation reasons that come from contention, not from the operations themselves.
 _CONTENTION = frozenset({"TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"})
 
 
 class DynamoClient:
-    """Calls to one DynamoDB endpoint. Safe to share between threads, not across a fork."""
+    """Calls to one DynamoDB endpoint. Threads may share it; forked processes may not."""
 
     def __init__(self, *, http: SignedHttp, endpoint: str, retry: Retry | None = None) -> None:
         self._http = http
@@ -43,16 +43,15 @@ class DynamoClient:
         self.retry = retry or Retry()
 
     def call(self, operation: str, body: Mapping[str, Any] | bytes, *, deadline: float | None = None) -> Any:
-        """Call `operation` with a body in DynamoDB JSON and return the answer's, retrying while AWS says "not now".
+        """Call `operation` with a body in DynamoDB JSON and return the response's body. Retries while AWS says "not now".
 
-        Raises `Unavailable`, `DeploymentBroken`, `RequestRejected`, `ConditionFailed` or
-        `TransactionCancelled`.
+        Raises `Unavailable`, `DeploymentBroken`, `RequestRejected`, `ConditionFailed` or `TransactionCancelled`.
         """
         encoded = body if isinstance(body, bytes) else encode(body)
         return self.retry.run(lambda: self._attempt(operation, encoded), deadline=deadline)
 
     def update_if(self, body: Mapping[str, Any], *, deadline: float | None = None) -> Item | None:
-        """UpdateItem; returns the item as it is then, or None where the condition failed: a normal outcome, superseded."""
+        """Call UpdateItem and return the updated item. Return None where the condition failed, which is a normal result."""
         try:
             item: Item = self.call("UpdateItem", {**body, "ReturnValues": "ALL_NEW"}, deadline=deadline)["Attributes"]
         except ConditionFailed:
@@ -60,7 +59,7 @@ class DynamoClient:
         return item
 
     def put_if(self, body: Mapping[str, Any], *, deadline: float | None = None) -> bool:
-        """PutItem; returns False where the condition failed."""
+        """Call PutItem and return whether it wrote: False means that the condition failed."""
         try:
             self.call("PutItem", body, deadline=deadline)
         except ConditionFailed:
@@ -68,7 +67,7 @@ class DynamoClient:
         return True
 
     def pages(self, operation: str, body: Mapping[str, Any]) -> Iterator[list[Item]]:
-        """The items of a Query or Scan, page by page."""
+        """Yield the items of a Query or Scan, page by page."""
         while True:
             answer = self.call(operation, body)
             yield answer["Items"]
@@ -77,11 +76,11 @@ class DynamoClient:
             body = {**body, "ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
     def run(self, tasks: Iterable[Task[T]], *, in_flight: int = 1, deadline: float | None = None) -> list[T]:
-        """Run tasks to their ends, up to `in_flight` of their calls at the same time; returns what they return, in order.
+        """Run all tasks, with up to `in_flight` calls at the same time, and return their results in order.
 
-        A task gets a call's answer, and its error where it is not `Unavailable`: that is retried here as by `call`. When a
-        task raises, or the deadline is over, no call is begun any more; what is under way is waited for, and the first
-        error is raised.
+        A task is sent each call's response, or is thrown its error. `Unavailable` is not thrown but retried here, as by
+        `call`. Once a task raises or the deadline passes, no call is started any more: the running ones are awaited, and
+        the first error is raised.
         """
         with self._http.concurrent_calls() as concurrent_calls:
             run: Run[T] = Run(
@@ -95,7 +94,7 @@ class DynamoClient:
             return run.results(tasks)
 
     def batch_get(self, table: str, keys: Sequence[Mapping[str, Any]]) -> Task[list[dict[str, Any]]]:
-        """Task: the items of `keys` that exist, strongly consistent, in no order; 100 keys a call. `keys` must be distinct."""
+        """Task: read the existing items of `keys`, strongly consistent, in any order, 100 per call. `keys` must be distinct."""
         found: list[dict[str, Any]] = []
         for start in range(0, len(keys), _BATCH):
             asked = list(keys[start : start + _BATCH])
@@ -109,7 +108,7 @@ class DynamoClient:
         return found
 
     def close(self) -> None:
-        """Close the pooled connections."""
+        """Close the idle connections."""
         self._http.close()
 
     def _attempt(self, operation: str, body: bytes) -> Any:
@@ -117,21 +116,21 @@ class DynamoClient:
 
 
 def transact(actions: bytes) -> Call:
-    """`TransactWriteItems` of a JSON list of actions. Every try sends the same bytes and the same token, their digest."""
+    """Build a `TransactWriteItems` call from a JSON list of actions. Each attempt sends the same bytes and the same token."""
     token = hashlib.sha256(actions).hexdigest()[:36]
     return "TransactWriteItems", b'{"TransactItems":%b,"ClientRequestToken":"%b"}' % (actions, token.encode())
 
 
 def _read(operation: str, answer: Answer) -> Any:
-    """The answer's body, or the error that it means."""
+    """Return a response's body, or raise the error that it reports."""
     if answer.header(b"x-amz-crc32:") not in (None, b"%d" % zlib.crc32(answer.body)):
-        raise Unavailable("the answer was damaged on its way", code="ChecksumMismatch")
+        raise Unavailable("the response was damaged in transit", code="ChecksumMismatch")
     if answer.status != 200:
         raise _error(operation, answer)
     try:
         body = decode(answer.body)
     except ValueError as error:
-        raise Unavailable("the answer is not JSON; the call may have taken effect", code="NoAnswer") from error
+        raise Unavailable("the response is not JSON; the call may have taken effect", code="NoAnswer") from error
     if operation == "BatchGetItem" and body.get("UnprocessedKeys") and not any(body["Responses"].values()):
         raise Unavailable("BatchGetItem: none of the keys was processed", code="UnprocessedKeys")
     return body

@@ -1,7 +1,7 @@
-"""The one builder of conditional writes: expressions of UpdateItem, PutItem and the actions of a transaction.
+"""The one builder of conditional writes: the expressions of UpdateItem, PutItem and transaction actions.
 
-Every attribute is named by a placeholder (`#state` for `state`), because DynamoDB reserves many words. Right-hand sides and
-conditions are written in DynamoDB's own grammar
+Every attribute is named by a placeholder (`#state` for `state`), because many words are reserved in DynamoDB. Callers write
+right-hand sides and conditions in DynamoDB's grammar
 (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Expressions.html).
 """
 
@@ -18,16 +18,16 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 def expressions(
     *,
-    set: Mapping[str, str] = _NOTHING,  # noqa: A002  DynamoDB's own words
+    set: Mapping[str, str] = _NOTHING,  # noqa: A002  DynamoDB's keyword
     add: Mapping[str, str] = _NOTHING,
     remove: Iterable[str] = (),
     condition: str = "",
     names: Mapping[str, str] = _NOTHING,
 ) -> dict[str, Any]:
-    """The expressions of a write, and the names behind their placeholders.
+    """Build the expressions of a write, and the names behind their placeholders.
 
     `set` and `add` map attributes to right-hand sides, as in `{"version": "#version + :one"}`; see `given` and `unless_set`.
-    `names` has the attributes whose names are no words: `{"until": "until#3"}` for the placeholder `#until`.
+    `names` maps placeholders to attributes whose names contain other characters: `{"until": "until#3"}` for `#until`.
     """
     clauses = [
         ("SET", [f"#{name} = {value}" for name, value in set.items()]),
@@ -46,15 +46,15 @@ def expressions(
 
 
 def given(names: Iterable[str]) -> dict[str, str]:
-    """Right-hand sides that set each attribute to the value of its own name."""
+    """Return right-hand sides that set each attribute to the value of the same name: `{"state": ":state"}`."""
     return {name: f":{name}" for name in names}
 
 
 def unless_set(names: Iterable[str]) -> dict[str, str]:
-    """Right-hand sides that set only attributes which the item does not have."""
+    """Return right-hand sides that set each attribute only if the item does not have it."""
     return {name: f"if_not_exists(#{name}, :{name})" for name in names}
 
 
 def placeholders(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` under the names that expressions know them by: `{":state": ...}`."""
+    """Return `values` under the names that expressions use for them: `{":state": ...}`."""
     return {f":{name}": value for name, value in values.items()}

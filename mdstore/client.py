@@ -27,7 +27,7 @@ from mdstore.tasks.ingest import IngestTask
 class Submission:
     """A request that is stored durably.
 
-    `new` is False if the request had been accepted before. `sent` is False if this call sent no message, because none was needed.
+    `new` is False if the request had been accepted before. `sent` is False if no message had to be sent.
     """
 
     def __init__(self, client: Client, accepted: Accepted) -> None:
@@ -132,7 +132,7 @@ class Client:
             pause = min(interval, pause * 1.5)
 
     def _state(self, request_id: str) -> RequestStatus:
-        """Read the request's state. Unlike `status`, this reads no lane summaries, so it has no counts of unfinished requests."""
+        """Read the request's state without its lane summaries, and so without the counts of an unfinished request."""
         try:
             return self.store.ledger.get(request_id)
         except NotFound:

@@ -1,4 +1,4 @@
-"""Schemas of bodies and responses, used for the OpenAPI document only: `exactjson` reads and writes the JSON without rounding."""
+"""Schemas of bodies and responses, for the OpenAPI document only: `exactjson` reads and writes the JSON without rounding."""
 
 from __future__ import annotations
 

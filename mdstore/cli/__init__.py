@@ -10,7 +10,6 @@ import click
 
 from mdstore.cli import deployment, processes, records, requests
 
-
 _EXIT_CODES = (
     "Exit codes: 0 success; 1 an error, or an operation failed; 2 wrong usage; 3 some operations were refused;"
     " 4 no such record or request; 5 verification found a fault; 130 interrupted."

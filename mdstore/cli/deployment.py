@@ -75,7 +75,7 @@ def create_key(source: str, scopes: tuple[str, ...], as_json: bool) -> None:
 def revoke_key(as_json: bool) -> None:
     """Revoke the key given on standard input.
 
-    The key is no argument because other users of a machine can read command lines. Servers reject a revoked key within a minute.
+    The key is not an argument, because other users of the machine can read command lines. Servers reject it within a minute.
     """
     if not Client().store.api_keys.revoke(sys.stdin.readline().strip()):
         raise NotFound("key", "<standard input>")

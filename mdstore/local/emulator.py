@@ -1,7 +1,7 @@
 """The embedded AWS: runs the emulator ministack as a child process.
 
-The emulator listens only on the loopback address. It keeps its state in memory. Given a data directory, it saves the state there,
-but only on a clean stop, so local data is not durable.
+The emulator listens only on the loopback address. It keeps its state in memory. If it has a data directory, it saves the state
+there, but only on a clean stop, so local data is not durable.
 """
 
 from __future__ import annotations

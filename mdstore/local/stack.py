@@ -125,7 +125,7 @@ class Stack:
     def _spawn(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         log = (self._log_dir / f"{name}.log").open("ab") if self._log_dir else None
         try:
-            # With a session of its own, a child gets no Ctrl-C (only the parent does), and its process group can be killed whole.
+            # In a session of its own, a child gets no Ctrl-C (only the parent does), and its whole group can be killed at once.
             process = subprocess.Popen(
                 [sys.executable, "-m", "mdstore", *arguments],
                 env=self.environ,

@@ -18,7 +18,7 @@ from mdstore.store.api_keys import Scope
 @click.option("--store/--no-store", default=True, show_default=True, help="Also create the data store's tables.")
 @json_option
 def provision(store: bool, as_json: bool) -> None:
-    """Create the bucket, queues, topics and tables that do not exist yet."""
+    """Create missing buckets, queues, topics and tables. Existing ones are kept."""
     from mdstore.provision import provision as create_missing  # noqa: PLC0415  the command has the same name
 
     rows = []
@@ -33,7 +33,7 @@ def provision(store: bool, as_json: bool) -> None:
 @click.command()
 @json_option
 def config(as_json: bool) -> None:
-    """Show every setting with its value and where the value comes from. Secrets are masked."""
+    """Show all settings and their origins. Secrets are masked."""
     rows = load_settings().rows()
     if as_json:
         emit([{"name": name, "value": value, "origin": origin} for name, value, origin in rows])

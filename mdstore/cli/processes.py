@@ -20,11 +20,11 @@ from mdstore.settings import LOCAL_PORT, load_settings
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory that keeps the embedded AWS's state between runs.",
+    help="Directory for the embedded AWS's state, which is saved on a clean stop.",
 )
 @json_option
 def up(port: int, api_port: int | None, data_dir: Path | None, as_json: bool) -> None:
-    """Run the embedded AWS, a worker and the HTTP API in the foreground. Ctrl-C stops all of them."""
+    """Run embedded AWS, worker and HTTP API in the foreground. Ctrl-C stops all of them."""
     from mdstore.local.stack import Stack  # noqa: PLC0415  the emulator and the HTTP API are extras
 
     settings = load_settings().settings
@@ -60,7 +60,7 @@ def _interrupt(*_: object) -> NoReturn:
 @click.option("--quiet", is_flag=True, help="Do not print Celery's banner.")
 @json_option
 def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) -> None:
-    """Run a Celery worker, as `celery -A workers.celery_app worker` does."""
+    """Run a Celery worker. `celery -A workers.celery_app worker` runs the same."""
     from mdstore.tasks import create_store_app  # noqa: PLC0415
 
     _ = as_json  # a worker has no result
@@ -100,7 +100,10 @@ def api(host: str | None, port: int | None, as_json: bool) -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @json_option
 def flower(name: str, options: tuple[str, ...], as_json: bool) -> None:
-    """Serve Flower, the web page of Celery's workers and tasks, on 127.0.0.1:5555. Flower's own options are passed on."""
+    """Serve Flower on 127.0.0.1:5555.
+
+    Flower is a web page that shows Celery's workers and tasks. It also takes its own options here.
+    """
     from mdstore.queue.control.flower import run  # noqa: PLC0415  an extra
 
     _ = as_json  # a server has no result

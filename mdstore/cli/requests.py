@@ -166,7 +166,7 @@ def _outcome_line(outcome: Outcome) -> str:
 )
 @json_option
 def status(request_id: str, watch: bool, only: Any, as_json: bool) -> None:
-    """Show a request's state, counts and rate, and the estimated time left."""
+    """Show a request's state, counts, rate and time left."""
     client = Client()
     request = client.status(request_id)
     if watch:

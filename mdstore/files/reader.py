@@ -18,8 +18,8 @@ def read_operations(
 ) -> Iterator[OperationInput]:
     """Yield the operations of a file. The path `-` means JSON Lines from standard input.
 
-    Each row of a CSV or Parquet file becomes an operation `op` on `entity`. The column `key` holds the key, and the other columns
-    are the data; CSV values are strings. Raises `InvalidRequest` if the file is missing, has no known format or is not valid CSV.
+    Each row of a CSV or Parquet file becomes an operation `op` on `entity`. The column `key` holds the key; the other columns
+    are the data. CSV values are strings. Raises `InvalidRequest` if the file is missing, of unknown format, or not valid CSV.
     """
     name = path.lower()
     if path != "-" and not Path(path).is_file():

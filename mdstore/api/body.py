@@ -16,7 +16,7 @@ from mdstore import exactjson
 from mdstore.errors import InvalidRequest, PayloadTooLarge
 
 _IN_MEMORY = 2**20  # bytes
-#: The most bytes of a JSON body. It is decoded as a whole, which takes up to 40 times its size in memory; NDJSON is not.
+#: The most bytes of a JSON body. Decoding it as a whole takes up to 40 times its size in memory. NDJSON is decoded by line.
 JSON_LIMIT = 8 * 2**20
 
 

@@ -66,7 +66,7 @@ Wait = Annotated[float, Query(ge=0, allow_inf_nan=False, description="Seconds to
 async def submit(
     request: Request, client: TheClient, key: Writer, wait: Wait = 0, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Submit operations as one request. Success means that the request is durable; an error means that it was not accepted."""
+    """Submit operations as one request. It is durable when this call succeeds, and not acknowledged when the call fails."""
     settings = client.settings
     request_id = _request_id(key.source, idempotency_key)
     form = body.form_of(request)

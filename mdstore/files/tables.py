@@ -37,7 +37,7 @@ def _whole_rows(reader: csv.DictReader[str], key: str) -> Iterator[dict[str, Any
         surplus = len(row.pop(None, []))  # csv stores values that have no column under the key None
         absent = sum(value is _ABSENT for value in row.values())
         if surplus or absent:
-            # This is no valid operation. It is refused as invalid, and its only field becomes the reason.
+            # This is no valid operation. It is refused as invalid, and the reason contains the name of this field.
             yield {f"row of {len(columns) + surplus - absent} values for {len(columns)} columns": None}
         else:
             yield row

@@ -84,7 +84,7 @@ class Stack:
 
     def start_worker(self, name: str = "worker") -> subprocess.Popen[bytes]:
         """Start another worker; its log is `{name}.log`."""
-        # In a log file, a worker logs everything. On a terminal that it shares with others, it logs only warnings.
+        # A worker with a log file logs at the level INFO. On a terminal that it shares with others, it logs only warnings.
         process = self._spawn(name, ["worker"] if self._log_dir else ["worker", "--quiet", "--log-level", "WARNING"])
         self._report(f"worker         pid {process.pid}, {self.settings.concurrency} processes")
         return process

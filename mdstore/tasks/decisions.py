@@ -60,7 +60,7 @@ Decision = Done | Postpone | DeadLetter | Redeliver | Pause
 
 
 def decide(error: Exception | None, deliveries: Deliveries) -> Decision:
-    """Decide about a message whose task raised `error`; None means that the task succeeded."""
+    """Decide what becomes of a message whose task raised `error`; None means that the task succeeded."""
     match error:
         case None:
             return Done()

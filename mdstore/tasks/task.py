@@ -33,7 +33,7 @@ _SHORTEST_POSTPONEMENT = 0.5  # seconds
 
 
 class StoreRequest(SqsRequest):
-    """A delivery of one of these tasks. It never expires, and a failed one is always delivered again.
+    """A delivery of one of these tasks. It never expires, and if it fails, it is delivered again, except for the last one.
 
     Celery drops an expired message and then every other message with the same task id, so a forged message with an expiry would
     cause the genuine message to be dropped.
@@ -145,13 +145,10 @@ class StoreTask(SqsTask):
         try:
             try:
                 status = self.store.ledger.progress(reference.request_id)
-            except (
-                NotFound
-            ):  # the producer's record is late or lost, and workers write none before a one-lane request is done
+            except NotFound:
+                # The producer's record is late or lost, and workers write none before a one-lane request is done.
                 status, _ = start(self.store, reference)
-            if (
-                status.state is State.COMPLETED or status.reference != reference
-            ):  # another reference: the message is forged
+            if status.state is State.COMPLETED or status.reference != reference:  # a different one: a forged message
                 return
             for number in missing_lanes(self.store, status) if lane is None else [lane]:
                 with suppress(IntegrityError):  # the operations of an unreadable lane cannot be counted

@@ -63,9 +63,8 @@ def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
     """Apply one lane of a request."""
     self.process(message, lambda reference: self.store.writer.apply_lane(reference, lane), lane=lane)
     reference = read_reference(message)
-    if (
-        lane == reference.lanes - 1
-    ):  # often the last to end: finishing here saves the waiting client one message's delay
+    if lane == reference.lanes - 1:
+        # This lane is often the last to end. Finishing here spares the waiting client the delay of one more message.
         with suppress(MdstoreError):  # `finish` runs in any case
             self.store.ledger.finish(reference.request_id)
 

@@ -1,4 +1,4 @@
-"""Celery on SQS for any Celery app: `create_app` makes the app; transport, results and chords come with it."""
+"""Run any Celery app on SQS: `create_app` makes the app, complete with transport, result backend and chords."""
 
 from mdstore.queue.app import create_app
 from mdstore.queue.broker.publisher import Unsent

@@ -1,4 +1,4 @@
-"""The Celery app: its clients of AWS, batched publishing, and dead letters."""
+"""Make the Celery app, with its AWS clients, batched publishing and dead letters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mdstore.settings import Settings, load_settings
 
 
 class _Parts(NamedTuple):
-    """What a process builds over its clients."""
+    """Holds the objects that a process builds once from its AWS clients."""
 
     aws: AwsClients
     claim_checks: ClaimChecks
@@ -36,9 +36,9 @@ class _Parts(NamedTuple):
 
 
 class SqsApp(Celery):
-    """A Celery app on SQS, SNS, S3 and DynamoDB, whose tasks are sent in batches.
+    """Runs Celery on SQS, SNS, S3 and DynamoDB, and sends the messages of tasks in batches.
 
-    Each process has clients of its own, because connections do not survive a fork.
+    Each process builds its own clients, because connections do not survive a fork.
     """
 
     task_cls = "mdstore.queue.task:SqsTask"
@@ -52,9 +52,9 @@ class SqsApp(Celery):
 
     @property
     def aws(self) -> AwsClients:
-        """The clients of this process."""
+        """Return the AWS clients of this process."""
         aws = self._aws
-        # Read without the lock: another thread may hold it while a worker forks, and the child would wait for ever.
+        # Do not take the lock here: if another thread held it when the worker forked, the child would wait for ever.
         if aws is not None and aws.owner_pid == os.getpid():
             return aws
         with self._lock:
@@ -64,17 +64,20 @@ class SqsApp(Celery):
 
     @property
     def claim_checks(self) -> ClaimChecks:
-        """Stores messages that are too large for SQS."""
+        """Return this process's claim checks, which keep large messages in S3."""
         return self._own_parts.claim_checks
 
     @property
     def delayed_table(self) -> DelayedTable:
-        """Keeps messages that are due later than SQS can delay them."""
+        """Return this process's table of messages that are due later than SQS can delay them."""
         return self._own_parts.delayed_table
 
     @property
     def _own_parts(self) -> _Parts:
-        """Built once a process: publishing a message is no time to build them, and the table remembers what it has written."""
+        """Build the parts once per process and return them.
+
+        Building them for each message would take too long, and the delayed table remembers what it has written.
+        """
         aws, settings = self.aws, self.settings
         if self._parts is None or self._parts.aws is not aws:
             claim_checks = ClaimChecks(
@@ -87,28 +90,28 @@ class SqsApp(Celery):
         return self._parts
 
     @cached_property  # type: ignore[untyped-decorator]
-    def GroupResult(self) -> Any:  # noqa: N802  celery's name
-        """The class of groups' results."""
+    def GroupResult(self) -> Any:  # noqa: N802  Celery's name
+        """Return the class of group results."""
         return self.subclass_with_self("mdstore.queue.results.results:BatchedGroupResult", reverse="GroupResult")
 
     @cached_property  # type: ignore[untyped-decorator]
     def publisher(self) -> BatchPublisher:
-        """Sends tasks' messages."""
+        """Return the publisher of the tasks' messages."""
         return BatchPublisher(lambda: self.aws.queues)
 
     def batched(self) -> AbstractContextManager[None]:
-        """Send the tasks published inside of the context ten a call, at its end at the latest. Raises `Unsent` there."""
+        """Send the tasks published inside the context, ten per call, when it ends or sooner. Raises `Unsent` at its end."""
         context: AbstractContextManager[None] = self.publisher.context()
         return context
 
     @contextmanager
     def producer_or_acquire(self, producer: Any = None) -> Iterator[Any]:
-        """Extend Celery's context: the outermost one sends what was published inside of it, so a group goes out in batches."""
+        """Extend Celery's context: the outermost one sends what was published inside it, so a group is sent in batches."""
         with self.publisher.context(), super().producer_or_acquire(producer) as acquired:
             yield acquired
 
     def dead_letter(self, *, body: str, reason: str, task: str, receives: int) -> None:
-        """Keep a message that must not be executed. Raises `Unavailable` or `DeploymentBroken`."""
+        """Store a message that must not be executed in the dead-letter queue. Raises `Unavailable` or `DeploymentBroken`."""
         queue = self.settings.dead_letter_queue
         dead_letter(self.aws.queues, queue, body=body, reason=reason, task=task, receives=receives)
         event(
@@ -116,7 +119,7 @@ class SqsApp(Celery):
         )
 
     def warm_up(self) -> None:
-        """Build what tasks use, in a worker's child process, before its first message."""
+        """Build what tasks use. A worker's child process calls this before its first message."""
         _ = self.aws
 
 
@@ -126,17 +129,17 @@ App = TypeVar("App", bound=SqsApp)
 def create_app(
     settings: Settings | None = None, *, name: str = "mdstore", event_queue: str | None = None, **conf: Any
 ) -> SqsApp:
-    """Make a Celery app with SQS as broker and DynamoDB as result backend. Opens no connection.
+    """Make a Celery app with SQS as its broker and DynamoDB as its result backend. This opens no connection.
 
-    `conf` overrides Celery's configuration; raises `ConfigurationError` where it asks for anything but JSON. `event_queue`
-    (at most 20 characters) names the queue of the process's one event listener; without it, each listener has a queue that
-    ends with it.
+    `conf` overrides Celery's configuration. Raises `ConfigurationError` if it asks for anything but JSON.
+    `event_queue` (at most 20 characters) names the queue of the only event listener in this process, so that a
+    restart finds the same queue. Without it, each listener has its own queue, which ends with the listener.
     """
     return configure(SqsApp(name, set_as_current=False), settings, event_queue=event_queue, **conf)
 
 
 def configure(app: App, settings: Settings | None = None, *, event_queue: str | None = None, **conf: Any) -> App:
-    """Give a new `app` its settings, Celery's configuration and the worker's steps; see `create_app`."""
+    """Give a new `app` its settings, Celery's configuration and the worker's steps. Parameters are those of `create_app`."""
     app.settings = settings or load_settings().settings
     app.topics = Topics(app.settings, lambda: app.aws, event_queue=event_queue)
     app.conf.update(celery_configuration(app, conf))

@@ -1,4 +1,4 @@
-"""Celery's configuration, as the settings have it."""
+"""Build Celery's configuration from the settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mdstore.queue.control.reaper import Reaper
 if TYPE_CHECKING:
     from mdstore.queue.app import SqsApp
 
-#: What an app cannot override: a worker accepts JSON only.
+#: Values that an app cannot override, because a worker accepts only JSON.
 _FIXED: Mapping[str, Any] = {
     "task_serializer": "json",
     "result_serializer": "json",
@@ -24,10 +24,15 @@ _FIXED: Mapping[str, Any] = {
 
 
 def celery_configuration(app: SqsApp, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Celery's configuration: the settings' values, then `overrides`. Raises `ConfigurationError` for anything but JSON."""
+    """Return Celery's configuration: the settings' values, updated with `overrides`.
+
+    Raises `ConfigurationError` if an override asks for anything but JSON.
+    """
     for key, fixed in _FIXED.items():
         if overrides.get(key, fixed) != fixed:
-            raise ConfigurationError(key=key, value=overrides[key], expected=f"{fixed!r}: a worker takes nothing else")
+            raise ConfigurationError(
+                key=key, value=overrides[key], expected=f"{fixed!r}, because a worker accepts nothing else"
+            )
     settings = app.settings
     queue = Queue(settings.queue, Exchange(settings.queue, type="direct"), routing_key=settings.queue)
     return {
@@ -46,7 +51,7 @@ def celery_configuration(app: SqsApp, overrides: Mapping[str, Any]) -> dict[str,
         "task_reject_on_worker_lost": True,
         "task_track_started": False,
         "worker_enable_prefetch_count_reduction": False,
-        "worker_prefetch_multiplier": 1,  # the transport holds more, and gives them back when the worker stops
+        "worker_prefetch_multiplier": 1,  # the poller prefetches instead, and gives its messages back when the worker stops
         "worker_consumer": "mdstore.queue.worker.consumer:Consumer",
         "control_exchange": settings.control_topic,
         "event_exchange": settings.events_topic,

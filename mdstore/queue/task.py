@@ -1,4 +1,4 @@
-"""The class of every task of an app that `create_app` makes."""
+"""Define the base class of the tasks of an app that `create_app` makes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from celery import Task
 
 
 class SqsTask(Task):
-    """Celery's, with deliveries that are counted."""
+    """Extends a Celery task: its worker counts the deliveries of its messages."""
 
     abstract = True
     Request: Any = "mdstore.queue.worker.request:SqsRequest"
 
     def signature_from_request(self, request: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """The task again, as for a retry: in the message group of its own message, where that has one."""
+        """Return a signature that sends the task again, e.g. for a retry. It keeps the message group of the current message."""
         signature = super().signature_from_request(request, *args, **kwargs)
         properties = (self.request if request is None else request).properties or {}
         if "MessageGroupId" in properties:

@@ -99,7 +99,7 @@ def main(out: str, step: str = "") -> None:
 
         def send(batch: Sequence[DelayedMessage]) -> Sequence[DelayedMessage]:
             taken = deliver(batch)
-            written.write("".join(f"{one.ident}\n" for one in taken))
+            written.write("".join(f"{one.deduplication_id}\n" for one in taken))
             watch("send", next(sends), "after")
             return taken
 

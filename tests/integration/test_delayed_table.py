@@ -62,7 +62,7 @@ class Environment:
         due = time.time() + ahead
         idents = [f"t{number}:{ahead}" for number in range(count)]
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda ident: self.table.put(self.settings.queue, body, due, ident=ident), idents))
+            list(pool.map(lambda ident: self.table.put(self.settings.queue, body, due, deduplication_id=ident), idents))
         return set(idents)
 
     def spawn(self, step: str = "") -> subprocess.Popen[bytes]:
@@ -77,7 +77,7 @@ class Environment:
         def send(batch: Sequence[DelayedMessage]) -> Sequence[DelayedMessage]:
             taken = deliver(batch)
             with self.out.open("a") as written:
-                written.write("".join(f"{one.ident}\n" for one in taken))
+                written.write("".join(f"{one.deduplication_id}\n" for one in taken))
             return taken
 
         return self.at(ahead).move(send)
@@ -107,9 +107,9 @@ def test_a_message_waits_in_the_table_then_in_sqs_then_arrives(environment: Envi
     """A running drainer moves it; SQS delays it for the rest and not longer."""
     queue = environment.settings.queue
     began = time.time()
-    environment.table.put(queue, "late", began + 3_600, ident="late")
-    environment.table.put(queue, "delayed", began + 890, ident="delayed")
-    environment.table.put(queue, "soon", began + 3, ident="soon")
+    environment.table.put(queue, "late", began + 3_600, deduplication_id="late")
+    environment.table.put(queue, "delayed", began + 890, deduplication_id="delayed")
+    environment.table.put(queue, "soon", began + 3, deduplication_id="soon")
     send = sender(environment.aws)
     drainer = Periodic("due", lambda stopping: environment.table.move(send, stopping=stopping) > 0, interval=0.2)
     drainer.start()
@@ -140,7 +140,7 @@ def test_putting_the_same_from_many_threads_keeps_one(environment: Environment) 
     """The condition is DynamoDB's."""
     due = time.time() + 60
     with ThreadPoolExecutor(8) as pool:
-        new = list(pool.map(lambda _: environment.table.put("q", "{}", due, ident="t1:0"), range(50)))
+        new = list(pool.map(lambda _: environment.table.put("q", "{}", due, deduplication_id="t1:0"), range(50)))
     assert Counter(new) == {True: 1, False: 49}
     assert environment.left() == 1
 
@@ -198,7 +198,7 @@ def test_after_days_without_a_worker_everything_is_found(environment: Environmen
     sent: list[str] = []
 
     def send(batch: list[DelayedMessage]) -> list[DelayedMessage]:
-        sent.extend(one.ident for one in batch)
+        sent.extend(one.deduplication_id for one in batch)
         return batch
 
     assert environment.at(7 * DAY).move(send) == 18  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from mdstore.local.stack import kill_group, stop_process
 from mdstore.provision import provision
 from mdstore.queue.app import SqsApp
 from mdstore.queue.control.broadcasts import wrap
-from mdstore.queue.control.reaper import ORPHANED_AFTER, sweep
+from mdstore.queue.control.reaper import ORPHANED_AFTER, remove_stale_queues
 from mdstore.queue.control.topics import SEEN_TAG, Topics
 from mdstore.settings import load_settings
 from tests.integration.plain_app import plain_app
@@ -271,9 +271,9 @@ def test_left_over_queues_are_swept_and_others_are_not(
 
     def made(queue: str, tags: dict[str, str]) -> str:
         another = Topics(load_settings(environ).settings, lambda: aws)
-        another.make(queue)
+        another.create(queue)
         if another.kind_of(queue) != "reply":
-            another.join(queue)
+            another.subscribe(queue)
         aws.sqs.tag_queue(QueueUrl=another.url(queue), Tags=tags)
         return another.name_of(queue)
 
@@ -291,9 +291,9 @@ def test_left_over_queues_are_swept_and_others_are_not(
     deleted = made(f"{topics.events}.{uuid4()}", {})
     aws.sqs.delete_queue(QueueUrl=aws.sqs.get_queue_url(QueueName=deleted)["QueueUrl"])
 
-    assert set(sweep(topics)) == {*dead, deleted}
-    assert set(sweep(topics, listing=True)) == {reply}
-    assert sweep(topics, listing=True) == []
+    assert set(remove_stale_queues(topics)) == {*dead, deleted}
+    assert set(remove_stale_queues(topics, listing=True)) == {reply}
+    assert remove_stale_queues(topics, listing=True) == []
     assert set(dict(topics.subscribed())) == {*before, foreign, young, stranger}
     assert {foreign, young, stranger} <= queues(topics)
     assert not queues(topics) & {*dead, reply}
@@ -306,8 +306,8 @@ def test_left_over_queues_are_swept_and_others_are_not(
 def test_events_are_complete_and_published_once_a_second(app: SqsApp) -> None:
     """100 tasks: each is received, started and has succeeded, in a publish a second and worker and not one an event."""
     topics, queue = app.topics, f"{app.topics.events}.{uuid4()}"
-    topics.make(queue)
-    topics.join(queue)
+    topics.create(queue)
+    topics.subscribe(queue)
     began = time.monotonic()
     results = [app.tasks["add"].delay(n, n) for n in range(100)]
     for result in results:
@@ -365,7 +365,7 @@ def test_a_worker_works_without_topics(environ: Environ, tmp_path: Path) -> None
     with worker(mine, log, "bare@here"):
         bare = plain_app(settings)
         assert bare.tasks["add"].delay(2, 3).get(timeout=60) == 5
-    assert "no remote control until this is mended" in log.read_text()
+    assert "remote control does not work until this is fixed" in log.read_text()
     assert list(Topics(settings, lambda: aws).listed()) == []
 
 

@@ -177,11 +177,11 @@ def test_a_message_that_kills_workers_is_not_executed_any_more(
             os.killpg(process.pid, 9)
     with worker(environ, tmp_path / "last.log", APP):
         (letter,) = dead_letters(app, count=1)
-        with pytest.raises(Exception, match="delivered 3 times without an end"):
+        with pytest.raises(Exception, match="delivered 3 times without finishing"):
             result.get(timeout=30)
         assert app.tasks["echo"].delay("alive").get(timeout=30) == "alive"
     assert lines(notes) == ["begins"] * 2
-    assert "delivered 3 times without an end" in letter["reason"]
+    assert "delivered 3 times without finishing" in letter["reason"]
 
 
 def test_a_rejected_message_is_dead_lettered_with_its_traceback(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mdstore.queue.broker.envelope import Malformed
-from mdstore.queue.control.broadcasts import LATE, unwrap, wrap
+from mdstore.queue.control.broadcasts import EXPIRY_TOLERANCE, unwrap, wrap
 from mdstore.queue.control.topics import Kind
 
 REPLY_EXCHANGE = "reply.md-control.pidbox"
@@ -67,7 +67,7 @@ def test_a_command_comes_through_with_nothing_but_what_was_checked(encoding: str
         (text({**COMMAND, "kwargs": {}}), "unknown field `kwargs`"),
         (text({**COMMAND, "reply_to": {"exchange": REPLY_EXCHANGE, "routing_key": "../tasks"}}), "matching regex"),
         (text({**COMMAND, "reply_to": {"exchange": "", "routing_key": "0" * 20}}), "length >= 1"),
-        (text({**COMMAND, "reply_to": {"exchange": "tasks", "routing_key": "0" * 20}}), "would go elsewhere"),
+        (text({**COMMAND, "reply_to": {"exchange": "tasks", "routing_key": "0" * 20}}), "to another exchange"),
         (text(COMMAND, headers={"clock": -1, "expires": time.time() + 3_600}), ">= 0"),
         (text(COMMAND, headers={"clock": 10**20, "expires": time.time() + 3_600}), "$.headers.clock"),
         (text(COMMAND, body="!!!"), "Only base64 data"),
@@ -81,21 +81,21 @@ def test_what_is_no_command_is_refused(message: str, reason: str) -> None:
     assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize("expires", [None, 0, 1_700_000_000, -LATE - 1])
+@pytest.mark.parametrize("expires", [None, 0, 1_700_000_000, -EXPIRY_TOLERANCE - 1])
 def test_a_stale_command_is_refused(expires: float | None) -> None:
     """A command whose sender stopped waiting 30 s ago, or that does not say, is not obeyed; a little late is early enough."""
     when = time.time() + expires if expires is not None and expires < 0 else expires
     with pytest.raises(Malformed, match="'shutdown' is stale"):
         opened(Kind.CONTROL, text({**COMMAND, "method": "shutdown"}, headers={"expires": when}))
-    assert opened(Kind.CONTROL, text(COMMAND, headers={"expires": time.time() - LATE + 5}))
+    assert opened(Kind.CONTROL, text(COMMAND, headers={"expires": time.time() - EXPIRY_TOLERANCE + 5}))
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         ({"type": "task-received"}, "missing required field `hostname`"),
-        ([{**EVENT, "uuid": None}], "without its task"),
-        ([{**EVENT, "clock": None}], "without its clock"),
+        ([{**EVENT, "uuid": None}], "names no task"),
+        ([{**EVENT, "clock": None}], "has no clock"),
         ([EVENT, {**EVENT, "timestamp": "now"}], "Expected `float`"),
         ([EVENT, 5], "Expected `object`"),
         ("x", "malformed"),

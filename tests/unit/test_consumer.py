@@ -21,12 +21,12 @@ from tests.unit.canvas import Canvas
 
 @dataclass
 class NotedChannel:
-    """Keeps which messages are buried, and why."""
+    """Keeps which messages are dead-lettered, and why."""
 
     no_ack_consumers: frozenset[str] = frozenset()
     letters: list[tuple[str, str]] = field(default_factory=list)
 
-    def bury(self, delivery_tag: str, reason: str, *, then: Callable[[], Any] | None = None) -> None:
+    def dead_letter(self, delivery_tag: str, reason: str, *, then: Callable[[], Any] | None = None) -> None:
         self.letters.append((delivery_tag, reason))
         if then is not None:
             then()

@@ -17,12 +17,12 @@ from mdstore.aws.retry import Retry
 from mdstore.errors import DeploymentBroken, InvalidRequest, Unavailable
 from mdstore.queue.delayed.table import (
     INTERVAL,
-    KEPT,
     LEASE,
     MAX_BODY,
-    REST,
+    MAX_RUN,
+    PAUSE,
+    RETENTION,
     SHARDS,
-    TURN,
     DelayedMessage,
     DelayedTable,
 )
@@ -46,13 +46,13 @@ class Queue:
         assert len({one.queue for one in batch}) == 1
         if batch[0].queue in self.failing:
             raise self.failing[batch[0].queue]
-        taken = [one for one in batch if one.ident not in self.spared]
+        taken = [one for one in batch if one.deduplication_id not in self.spared]
         self.sent += taken
         return taken
 
     @property
-    def idents(self) -> list[str]:
-        return [one.ident for one in self.sent]
+    def deduplication_ids(self) -> list[str]:
+        return [one.deduplication_id for one in self.sent]
 
 
 class Environment:
@@ -68,8 +68,8 @@ class Environment:
         """A table as another process has it, whose clock is `skew` seconds ahead."""
         return DelayedTable(dynamo=self.dynamo, table="due", clock=lambda: self.clock() + skew)
 
-    def put(self, ident: str, ahead: float, *, queue: str = "q", body: str = "{}") -> bool:
-        return self.table.put(queue, body, self.clock() + ahead, ident=ident)
+    def put(self, deduplication_id: str, ahead: float, *, queue: str = "q", body: str = "{}") -> bool:
+        return self.table.put(queue, body, self.clock() + ahead, deduplication_id=deduplication_id)
 
     def move(self) -> int:
         return self.table.move(self.queue)
@@ -83,13 +83,19 @@ def environment() -> Environment:
 def test_a_message_is_moved_when_sqs_can_delay_it(environment: Environment) -> None:
     """Not before 900 s are left; then whole, with the rest of its time, rounded up so that it never comes early."""
     due = environment.clock() + 2 * HOUR
-    assert environment.table.put("q", '{"a": "é"}', due, ident="t1:0", group_id="erp")
+    assert environment.table.put("q", '{"a": "é"}', due, deduplication_id="t1:0", group_id="erp")
     environment.clock.now = due - 900.1
     assert environment.move() == 0
     environment.clock.now = due - 888.7
     assert environment.move() == 1
     (one,) = environment.queue.sent
-    assert (one.queue, one.body, one.ident, one.group_id, one.due) == ("q", '{"a": "é"}', "t1:0", "erp", due)
+    assert (one.queue, one.body, one.deduplication_id, one.group_id, one.due_at) == (
+        "q",
+        '{"a": "é"}',
+        "t1:0",
+        "erp",
+        due,
+    )
     assert one.delay_seconds == 889
     assert not environment.dynamo.messages
 
@@ -109,7 +115,7 @@ def test_no_delay_is_longer_than_sqs_allows(environment: Environment) -> None:
     """Fractions of seconds do not add up to a 901st."""
     for number in range(50):
         due = START + HOUR + number * 1.1
-        environment.table.put("q", "{}", due, ident="t1:0")
+        environment.table.put("q", "{}", due, deduplication_id="t1:0")
         environment.clock.now = due - 900.0004
         environment.another().move(environment.queue)
         environment.clock.now += LEASE
@@ -126,7 +132,7 @@ def test_a_fifo_queue_gets_its_messages_when_they_are_due(environment: Environme
     environment.put("t1:0", HOUR, queue="q.fifo")
     environment.clock.now += HOUR - 1
     assert environment.move() == 0
-    environment.clock.now += 1 + REST
+    environment.clock.now += 1 + PAUSE
     assert environment.move() == 1
     assert environment.queue.sent[0].delay_seconds is None
 
@@ -143,21 +149,21 @@ def test_putting_the_same_again_changes_nothing(environment: Environment) -> Non
     assert not environment.put("near", 30)
     environment.clock.now += 3 * HOUR
     assert environment.move() == 5
-    assert {one.body for one in environment.queue.sent if one.ident == "t1:0"} == {"first", "{}"}
+    assert {one.body for one in environment.queue.sent if one.deduplication_id == "t1:0"} == {"first", "{}"}
 
 
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
-        ({"due": math.nan}, "due", "Unix seconds"),
-        ({"due": math.inf}, "due", "ten years"),
-        ({"due": START + 11 * 366 * 86_400}, "due", "ten years"),
-        ({"due": START * 1000}, "due", "Unix seconds"),
-        ({"due": 3_600}, "due", "Unix seconds"),
-        ({"due": "soon"}, "due", "got 'soon'"),
+        ({"due_at": math.nan}, "due_at", "Unix seconds"),
+        ({"due_at": math.inf}, "due_at", "ten years"),
+        ({"due_at": START + 11 * 366 * 86_400}, "due_at", "ten years"),
+        ({"due_at": START * 1000}, "due_at", "Unix seconds"),
+        ({"due_at": 3_600}, "due_at", "Unix seconds"),
+        ({"due_at": "soon"}, "due_at", "got 'soon'"),
         ({"queue": "a queue"}, "queue", "SQS queue"),
         ({"queue": "q" * 76 + ".fifo"}, "queue", "SQS queue"),
-        ({"ident": ""}, "ident", "1-1000"),
+        ({"deduplication_id": ""}, "deduplication_id", "1-1000"),
         ({"group_id": "a b"}, "group_id", "1-128"),
         ({"body": ""}, "body", "got '0 bytes'"),
         ({"body": "é" * (MAX_BODY // 2) + "x"}, "body", f"got '{MAX_BODY + 1} bytes'"),
@@ -168,9 +174,9 @@ def test_what_cannot_be_kept_is_refused(
     environment: Environment, changes: dict[str, Any], field: str, words: str
 ) -> None:
     """The error names field, value and what was expected; nothing is written."""
-    values = {"queue": "q", "body": "{}", "due": START + HOUR, "ident": "t1:0", **changes}
+    values = {"queue": "q", "body": "{}", "due_at": START + HOUR, "deduplication_id": "t1:0", **changes}
     with pytest.raises(InvalidRequest, match=words) as caught:
-        environment.table.put(values.pop("queue"), values.pop("body"), values.pop("due"), **values)
+        environment.table.put(values.pop("queue"), values.pop("body"), values.pop("due_at"), **values)
     assert caught.value.field == field
     assert not environment.dynamo.items
 
@@ -180,7 +186,7 @@ def test_a_message_expires_long_after_it_is_due(environment: Environment) -> Non
     environment.put("soon", 10)
     environment.put("late", 9 * 365 * 86_400)
     for item in environment.dynamo.messages:
-        assert int(item["expires_at"]["N"]) - int(item["due"]["N"]) / 1000 >= KEPT - 900
+        assert int(item["expires_at"]["N"]) - int(item["due"]["N"]) / 1000 >= RETENTION - 900
 
 
 def test_messages_of_one_moment_are_spread_over_the_shards(environment: Environment) -> None:
@@ -208,7 +214,7 @@ def test_what_an_empty_look_costs(environment: Environment) -> None:
     environment.move()
     assert Counter(environment.dynamo.calls) == {"GetItem": 1, "UpdateItem": 2 * SHARDS, "Query": 2 * SHARDS}
     environment.dynamo.calls.clear()
-    environment.clock.now += REST / 2
+    environment.clock.now += PAUSE / 2
     environment.another().move(environment.queue)
     assert environment.dynamo.calls == ["GetItem"]
 
@@ -219,7 +225,7 @@ def test_after_a_month_without_a_worker_everything_is_found(environment: Environ
         environment.put(f"t{day}:0", day * 86_400.0 + 7)
     environment.clock.now += 30 * 86_400
     assert environment.move() == 30
-    assert sorted(environment.queue.idents) == sorted(f"t{day}:0" for day in range(30))
+    assert sorted(environment.queue.deduplication_ids) == sorted(f"t{day}:0" for day in range(30))
     assert environment.dynamo.calls.count("Query") <= SHARDS * (30 * 24 + 3)
     environment.clock.now += INTERVAL
     environment.dynamo.calls.clear()
@@ -234,7 +240,7 @@ def test_a_turn_that_is_over_keeps_what_it_has_achieved(environment: Environment
     steps = iter(range(10**6))
 
     def clock() -> float:
-        return environment.clock() + next(steps) * TURN / 50  # the work itself takes time
+        return environment.clock() + next(steps) * MAX_RUN / 50  # the work itself takes time
 
     table = DelayedTable(dynamo=environment.dynamo, table="due", clock=clock)
     table.move(environment.queue)
@@ -248,7 +254,7 @@ def test_a_turn_that_is_over_keeps_what_it_has_achieved(environment: Environment
     assert all(START / HOUR - 1 <= first < START / HOUR + 49 for first in firsts)
     for _ in range(20):
         table.move(environment.queue)
-    assert environment.queue.idents == ["t1:0"]
+    assert environment.queue.deduplication_ids == ["t1:0"]
 
 
 @pytest.mark.parametrize("skew", [-14 * 60, 14 * 60])
@@ -256,14 +262,14 @@ def test_clocks_that_differ_lose_nothing(environment: Environment, skew: float) 
     """AWS takes calls whose time is off by a quarter of an hour; such a process's messages are found too."""
     environment.put("first", HOUR)  # at an hour's beginning, as the second time
     other = environment.another(skew)
-    other.put("q", "{}", other.now() + 1, ident="then")
+    other.put("q", "{}", other.now() + 1, deduplication_id="then")
     environment.clock.now += 6 * HOUR
     environment.another(max(skew, 0)).move(environment.queue)
-    other.put("q", "{}", other.now() + 1, ident="later")
+    other.put("q", "{}", other.now() + 1, deduplication_id="later")
     for _ in range(3):
         environment.clock.now += 2 * HOUR
         environment.move()
-    assert sorted(environment.queue.idents) == ["first", "later", "then"]
+    assert sorted(environment.queue.deduplication_ids) == ["first", "later", "then"]
 
 
 def test_drainers_at_the_same_time_do_not_move_the_same(environment: Environment) -> None:
@@ -279,7 +285,7 @@ def test_drainers_at_the_same_time_do_not_move_the_same(environment: Environment
         return environment.queue(batch)
 
     environment.table.move(send)
-    assert sorted(environment.queue.idents) == sorted(f"t{number}:0" for number in range(200))
+    assert sorted(environment.queue.deduplication_ids) == sorted(f"t{number}:0" for number in range(200))
 
 
 def test_drainers_that_look_at_the_same_time_lease_a_shard_once(environment: Environment) -> None:
@@ -287,7 +293,7 @@ def test_drainers_that_look_at_the_same_time_lease_a_shard_once(environment: Env
     environment.put("t1:0", 1)
     environment.dynamo.read = lambda: environment.another().move(environment.queue)
     assert environment.move() == 0
-    assert environment.queue.idents == ["t1:0"]
+    assert environment.queue.deduplication_ids == ["t1:0"]
     assert Counter(environment.dynamo.calls)["Query"] == 2 * SHARDS
 
 
@@ -326,7 +332,7 @@ def test_a_drainer_that_dies_after_sending_repeats_and_loses_nothing(environment
     assert environment.move() == 0
     environment.clock.now += LEASE
     assert environment.move() == 30
-    assert set(environment.queue.idents) == {f"t{number}:0" for number in range(30)}
+    assert set(environment.queue.deduplication_ids) == {f"t{number}:0" for number in range(30)}
     assert len(environment.queue.sent) == before + 30
     assert not environment.dynamo.messages
 
@@ -359,7 +365,7 @@ def test_what_is_not_taken_stays(environment: Environment, caplog: pytest.LogCap
     environment.queue.failing.clear()
     environment.clock.now += LEASE
     assert environment.move() == 201
-    assert Counter(environment.queue.idents) == Counter(
+    assert Counter(environment.queue.deduplication_ids) == Counter(
         [f"t{n}:0" for n in range(200)] + [f"broken{n}" for n in range(200)]
     )
 
@@ -394,7 +400,7 @@ def test_a_stop_ends_before_the_next_batch_and_frees_the_shard(environment: Envi
     assert 3 <= len(environment.queue.batches) <= 8
     environment.clock.now += 0.01
     environment.another().move(environment.queue)
-    assert sorted(environment.queue.idents) == sorted(f"t{number}:0" for number in range(1_600))
+    assert sorted(environment.queue.deduplication_ids) == sorted(f"t{number}:0" for number in range(1_600))
 
 
 def test_what_dynamodb_did_not_delete_is_deleted_again(environment: Environment) -> None:
@@ -434,8 +440,8 @@ def test_nothing_is_lost_and_nothing_comes_early(steps: list[tuple[str, float]])
         for one in batch:
             assert one.delay_seconds is not None
             arrives = environment.clock() + skew + one.delay_seconds
-            assert one.due - 0.001 <= arrives
-            assert arrives <= max(one.due, environment.clock() + skew) + 1
+            assert one.due_at - 0.001 <= arrives
+            assert arrives <= max(one.due_at, environment.clock() + skew) + 1
         return environment.queue(batch)
 
     for number, (step, amount) in enumerate(steps):
@@ -443,7 +449,7 @@ def test_nothing_is_lost_and_nothing_comes_early(steps: list[tuple[str, float]])
             environment.clock.now += amount
         elif step == "put":
             wanted[f"t{number}"] = environment.clock() + amount
-            environment.another().put("q", "{}", environment.clock() + amount, ident=f"t{number}")
+            environment.another().put("q", "{}", environment.clock() + amount, deduplication_id=f"t{number}")
         else:
             table = environment.another(amount)
             if step == "lose":
@@ -459,5 +465,5 @@ def test_nothing_is_lost_and_nothing_comes_early(steps: list[tuple[str, float]])
     for _ in range(3):
         environment.clock.now += 12 * HOUR
         environment.move()
-    assert set(environment.queue.idents) == set(wanted)
+    assert set(environment.queue.deduplication_ids) == set(wanted)
     assert not environment.dynamo.messages

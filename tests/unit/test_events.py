@@ -137,8 +137,8 @@ def test_no_message_is_larger_than_sns_takes() -> None:
     assert max(topic.sizes) > 0.8 * MAX_BYTES
 
 
-def test_an_outbox_that_was_closed_opens_again_and_hands_over_what_is_left() -> None:
-    """Closing twice is safe, a closed outbox takes events again, and another takes over what the first could not publish."""
+def test_a_publisher_that_was_closed_opens_again_and_hands_over_what_is_left() -> None:
+    """Closing twice is safe, a closed publisher takes events again, and another takes over what the first could not publish."""
     stuck = Topic(*[Unavailable("away", code="NoAnswer")] * 2)
     publisher = EventPublisher(stuck, interval=0)
     publisher.put({"n": 1})
@@ -146,7 +146,7 @@ def test_an_outbox_that_was_closed_opens_again_and_hands_over_what_is_left() -> 
     publisher.close(0)
     topic = Topic()
     another = EventPublisher(topic, interval=0.05)
-    another.extend(publisher)
+    another.take_over(publisher)
     another.put({"n": 2})
     another.close()
     another.put({"n": 3})

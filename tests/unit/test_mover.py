@@ -14,9 +14,9 @@ from mdstore.queue.delayed.table import DelayedMessage
 from tests.unit.fake_sqs import FakeSqs
 
 
-def due(body: str) -> DelayedMessage:
+def delayed(body: str) -> DelayedMessage:
     return DelayedMessage(
-        queue="work", body=body, due=0.0, ident=body, group_id=None, delay_seconds=0, place=("hour", body)
+        queue="work", body=body, due_at=0.0, deduplication_id=body, group_id=None, delay_seconds=0, key=("hour", body)
     )
 
 
@@ -33,7 +33,7 @@ def test_what_sqs_never_takes_holds_up_no_other(is_broken: bool, monkeypatch: py
         letters.append(letter["body"])
 
     app = SimpleNamespace(aws=SimpleNamespace(queues=sqs), dead_letter=dead_letter)
-    batch = [due("a"), due("bad"), due("b")]
+    batch = [delayed("a"), delayed("bad"), delayed("b")]
     safe = MoverStep(SimpleNamespace(app=app))._send(batch)
     assert [one.body for one in safe] == (["a", "b"] if is_broken else ["a", "bad", "b"])
     assert letters == ([] if is_broken else ["bad"])

@@ -48,8 +48,8 @@ class NotedChannel:
     def basic_reject(self, *_: Any, requeue: bool = False) -> None:
         self.ended.append("comes again" if requeue else "rejected")
 
-    def bury(self, _: Any, reason: str, *, then: Callable[[], Any] | None = None) -> None:
-        self.ended.append(f"buried: {reason.partition(chr(10))[0]}")
+    def dead_letter(self, _: Any, reason: str, *, then: Callable[[], Any] | None = None) -> None:
+        self.ended.append(f"dead-lettered: {reason.partition(chr(10))[0]}")
         if then:
             then()
 
@@ -179,7 +179,7 @@ def test_after_the_last_delivery_it_has_failed() -> None:
     canvas, messages, result = made(fail)
     last = canvas.app.settings.max_receives
     assert [deliver(canvas, one, receives=last) for one in messages] == [
-        f"buried: ResultNotRecorded: Throttled: throttled (delivered {last} times)"
+        f"dead-lettered: ResultNotRecorded: Throttled: throttled (delivered {last} times)"
     ] * 2
     assert isinstance(canvas.app.AsyncResult(messages[0].task_id).result, DeliveriesExhausted)
     assert result.state == "FAILURE"

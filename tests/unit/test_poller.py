@@ -213,17 +213,17 @@ def test_a_receive_that_fails_is_tried_again(sqs: FakeSqs, monkeypatch: pytest.M
     sqs.broken = True
     with poller(sqs) as made:
         until(lambda: len(sqs.asked) >= 3)
-        assert made.pulse()["receive"] < 1.0
+        assert made.liveness()["receive"] < 1.0
         sqs.broken = False
         sqs.arrive(QUEUE, "m")
         assert take(made).payload == "m"
 
 
-def test_the_pulse_says_that_no_receive_returns(sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_liveness_shows_that_no_receive_returns(sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(sqs, "receive", lambda *_, **__: [] * over.wait(5.0))
     with poller(sqs) as made:
-        until(lambda: made.pulse()["receive"] > 0.2)
+        until(lambda: made.liveness()["receive"] > 0.2)
         over.set()
 
 
@@ -269,7 +269,7 @@ def test_what_a_receive_has_brought_is_held_at_once(sqs: FakeSqs) -> None:
     with poller(sqs, open_message=open_message, visibility=SHORT) as made:
         until(lambda: made.count() == 3)
         until(lambda: {handle for handle, _ in sqs.shown} == {f"handle of m{number}" for number in range(3)})
-        assert made.pulse()["answer"] < 1.0
+        assert made.liveness()["answer"] < 1.0
         made.cancel(QUEUE)
         over.set()
         until(lambda: made.count() == 0)

@@ -15,7 +15,7 @@ from mdstore.queue.control.topics import Topics
 from mdstore.settings import load_settings
 
 
-@pytest.mark.parametrize("call", ["seen", "discard"])
+@pytest.mark.parametrize("call", ["last_seen", "discard"])
 def test_an_aws_that_does_not_answer_is_unavailable(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     settings = load_settings({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}).settings
@@ -23,23 +23,25 @@ def test_an_aws_that_does_not_answer_is_unavailable(call: str, monkeypatch: pyte
     monkeypatch.setattr(aws.queues, "url", lambda name: f"{settings.endpoint_url}/000000000000/{name}")
     topics = Topics(settings, lambda: aws)
     with pytest.raises(Unavailable, match=r"tags of|delete"):
-        topics.seen("mdstore-control-node-x") if call == "seen" else topics.discard("mdstore-control-node-x", None)
+        topics.last_seen("mdstore-control-node-x") if call == "last_seen" else topics.discard(
+            "mdstore-control-node-x", None
+        )
 
 
 def test_a_queue_is_marked_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A janitor that ended would have its own queues taken for left over."""
+    """A reaper that ended would have its own queues taken for left over."""
     monkeypatch.setattr("mdstore.queue.control.reaper.time.sleep", lambda _: None)
     marked = threading.Semaphore(0)
     errors: list[Exception] = [OSError("a fault"), Unavailable("down", code="Down")]
     over = threading.Event()
 
     class Marked:
-        def mark(self, _queue: str) -> None:
+        def mark_alive(self, _queue: str) -> None:
             if errors:
                 raise errors.pop()
             marked.release()
             over.wait()
 
     topics: Any = Marked()
-    Reaper(topics).keep("mine")
+    Reaper(topics).register("mine")
     assert marked.acquire(timeout=10)

@@ -51,8 +51,9 @@ def sqs(monkeypatch: pytest.MonkeyPatch) -> FakeSqs:
 class Later(list[tuple[Any, ...]]):
     """A due-time table in memory."""
 
-    def put(self, queue: str, body: str, due: float, *, ident: str, group_id: str | None = None) -> None:
-        self.append((queue, json.loads(body)["headers"]["id"], round(due - time.time()), ident, group_id))
+    def put(self, queue: str, body: str, due_at: float, *, deduplication_id: str, group_id: str | None = None) -> None:
+        task_id, wait = json.loads(body)["headers"]["id"], round(due_at - time.time())
+        self.append((queue, task_id, wait, deduplication_id, group_id))
 
 
 @pytest.fixture
@@ -143,29 +144,29 @@ def test_a_rejected_message_is_dead_lettered(channel: Channel, sqs: FakeSqs, let
     assert letters == [{"body": text(), "reason": "rejected", "task": "add", "receives": 2}]
 
 
-def test_burying_keeps_nobody_waiting(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
+def test_dead_lettering_keeps_nobody_waiting(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
     """The letter is written on a thread; the message is held until then, and who waits for it is told afterwards."""
     told = threading.Event()
     letters.may_go.clear()
     sqs.arrive("url of work", text(), handle="h")
     message = first(channel, consume(channel))
-    channel.bury(message.delivery_tag, "unknown", then=told.set)
+    channel.dead_letter(message.delivery_tag, "unknown", then=told.set)
     assert not told.is_set()
-    assert channel.pulse()["held"] == 1
+    assert channel.liveness()["held"] == 1
     letters.may_go.set()
     assert told.wait(5)
     until(lambda: sqs.all_deleted == ["h"])
     assert [letter["reason"] for letter in letters] == ["unknown"]
 
 
-def test_what_is_not_buried_yet_is_given_back(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
+def test_what_is_not_dead_lettered_yet_is_given_back(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
     """A worker that stops while a letter is written gives back what comes after it."""
     letters.may_go.clear()
     for number in range(3):
         sqs.arrive("url of work", text(), ident=f"m{number}", handle=f"h{number}")
     found = consume(channel)
     for _ in range(3):
-        channel.bury(first(channel, found).delivery_tag, "unknown")
+        channel.dead_letter(first(channel, found).delivery_tag, "unknown")
     threading.Timer(0.3, letters.may_go.set).start()
     channel.close()
     assert sqs.all_deleted == ["h0"]
@@ -176,7 +177,7 @@ def test_a_message_that_cannot_be_dead_lettered_comes_again(channel: Channel, sq
     sqs.arrive("url of work", text(), handle="h")
     letters.is_broken = True
     message = first(channel, consume(channel))
-    channel.bury(message.delivery_tag, "why")
+    channel.dead_letter(message.delivery_tag, "why")
     until(lambda: sqs.shown == [("h", 5)])
     assert sqs.deleted == []
 
@@ -217,7 +218,7 @@ def test_settling_what_is_not_held_does_nothing(channel: Channel, sqs: FakeSqs) 
     consume(channel)
     channel.basic_ack("nobody")
     channel.basic_reject("nobody", requeue=True)
-    channel.bury("nobody", "why")
+    channel.dead_letter("nobody", "why")
     time.sleep(0.3)
     assert (sqs.deleted, sqs.shown) == ([], [])
 
@@ -226,7 +227,7 @@ def test_a_cancelled_consumer_gives_back_what_waits(channel: Channel, sqs: FakeS
     sqs.arrive("url of work", text(), handle="h")
     consumer = Consumer(channel, [Queue("work")], on_message=lambda _: None)
     consumer.consume()
-    until(lambda: channel.pulse().get("held") == 1)
+    until(lambda: channel.liveness().get("held") == 1)
     consumer.cancel()
     until(lambda: sqs.shown == [("h", 0)])
 

@@ -1,1 +1,1 @@
-"""The way of a message: published, received, held while it is worked on, and settled."""
+"""Publish messages, receive them, hold them while tasks work on them, and acknowledge or reject them."""

@@ -1,11 +1,12 @@
-"""kombu's SQS transport with calls of the project's own: batched, off the worker's loop, least privilege.
+"""Adapt kombu's SQS transport, so that its calls are batched, run outside of the worker's loop and need few permissions.
 
-Queues are named and never created or listed at run time: a role that may send, receive, delete and extend is enough. A
-message's receive count travels with it as the header `receives`, so a task can tell its last attempt from its first.
+Queues of tasks are looked up by name and never created or listed at run time. So a role that may look up queues, send,
+receive and delete messages, and extend their visibility, is enough. The header `receives` tells a task how often its message
+was received, so the task knows its last attempt from its first.
 
-    publish    Channel._put -> SendMessageBatch                        posting, outbox
-    receive    ReceiveMessage -> check -> wait -> the worker's loop    courier, envelope
-    settle     ack, reject, requeue -> batched deletes                 courier, keeper
+    publish    Channel._put -> SendMessageBatch                        encoding, publisher
+    receive    ReceiveMessage -> check -> wait -> the worker's loop    poller, envelope
+    settle     acknowledge, reject, requeue -> batched deletes         poller, leases
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from mdstore.queue.delayed.table import DelayedTable
 
 logger = get_logger(__name__)
 
-# A forked child has a copy of the worker's loop, which nobody turns there; a channel of its own has none.
+# A forked child inherits the worker's event loop, which nothing runs there, so channels in the child must not use it.
 os.register_at_fork(after_in_child=partial(set_event_loop, None))
 
-_TICK = 1.0  # seconds from one sign of life of the worker's loop to the next
-_CLIENT_WAIT = 1.0  # seconds that a client without a loop waits for a message when it does not say
+_TICK = 1.0  # seconds between ticks of the worker's loop
+_CLIENT_WAIT = 1.0  # seconds that a client without a loop waits for a message by default
 _CLOSE_WITHIN = 25.0  # seconds
 _GIVE_BACK_WITHIN = 3.0  # seconds
 
@@ -50,20 +51,21 @@ _decode = msgspec.json.Decoder().decode
 
 
 class QoS(virtual.QoS):
-    """Counts the messages at work; giving them back is the courier's."""
+    """Counts the messages that tasks work on. The poller, not kombu, gives them back at shutdown."""
 
     restore_at_shutdown = False
 
 
 class Channel(FanoutChannel):
-    """Reads transport options of its own.
+    """Connects kombu to SQS. It reads these transport options besides those of kombu.
 
-    `sqs`, `claim_checks` and `delayed_table` return those of the process. `publisher` is the app's. `dead_letter` keeps a
-    message that must not be executed, with its reason. `ahead` is how many messages may be held for each one at work.
+    `sqs`, `claim_checks` and `delayed_table` are functions that return the objects of the calling process. `publisher` is the
+    app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason. `ahead` is how many
+    messages the worker may hold for each one that it can work on at a time.
     """
 
     QoS = QoS
-    body_encoding = "utf-8"  # kombu's base64 is a third longer, and hides what a message says
+    body_encoding = "utf-8"  # kombu's default, base64, is a third longer and makes messages unreadable
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
@@ -72,16 +74,16 @@ class Channel(FanoutChannel):
         self._wakeup: WakeupPipe | None = None
         self._ticked_at = time.monotonic()
         self._ticker: Any = None
-        self._in_loop = 0
-        self._undertaker = ThreadPoolExecutor(1, thread_name_prefix="dead letters")
+        self._tasks_on_loop = 0
+        self._dead_letter_thread = ThreadPoolExecutor(1, thread_name_prefix="dead letters")
 
     # -- queues
 
     def _update_queue_cache(self, queue_name_prefix: str) -> None:
-        """Kombu lists the account's queues here."""
+        """Do nothing; kombu would list the account's queues."""
 
     def _new_queue(self, queue: str, **_: Any) -> str:
-        """A queue's URL. Raises `DeploymentBroken` where it was not provisioned."""
+        """Return the URL of a queue. Raises `DeploymentBroken` if a queue of tasks was not provisioned."""
         if self.kind_of(queue):
             return super()._new_queue(queue)
         return self._sqs_calls.url(self.canonical_queue_name(queue))
@@ -109,16 +111,16 @@ class Channel(FanoutChannel):
 
     def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
         publisher: BatchPublisher = self.transport_options["publisher"]
-        ident, due = deduplication_id(message), due_beyond_sqs(queue, message)
-        task_id = str((message.get("headers") or {}).get("id", ident))
+        dedup_id, due = deduplication_id(message), due_beyond_sqs(queue, message)
+        task_id = str((message.get("headers") or {}).get("id", dedup_id))
         try:
             url = self._new_queue(queue)
             entry = entry_of(queue, message, store=partial(self._claim_checks.store, due=due))
             if due is not None:
                 table: DelayedTable = self.transport_options["delayed_table"]()
                 name = self.canonical_queue_name(queue)
-                ident = entry.message_deduplication_id or ident
-                table.put(name, entry.message_body, due, ident=ident, group_id=entry.message_group_id)
+                dedup_id = entry.message_deduplication_id or dedup_id
+                table.put(name, entry.message_body, due, deduplication_id=dedup_id, group_id=entry.message_group_id)
                 return
         except (Unavailable, DeploymentBroken) as error:
             broken = isinstance(error, DeploymentBroken)
@@ -130,8 +132,8 @@ class Channel(FanoutChannel):
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Begin to receive a queue."""
-        self.join_topic(queue)
+        """Start receiving from a queue."""
+        self.subscribe_to_topic(queue)
         if no_ack:
             self._noack_queues.add(queue)
         virtual.Channel.basic_consume(self, queue, no_ack, callback, consumer_tag, *args, **kwargs)
@@ -140,8 +142,8 @@ class Channel(FanoutChannel):
         self._poller.consume(queue, self._new_queue(queue), needs_room=not no_ack)
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Receive no more; what no task has begun is given back."""
-        if self.closed:  # a worker that tries again after an outage cancels what it had
+        """Stop receiving from a queue, and give back its messages that no task has started."""
+        if self.closed:  # a worker that reconnects after an outage cancels the consumers of its old channel
             return
         queue = self._tag_to_queue.get(consumer_tag)
         if queue is not None and self._poller is not None:
@@ -149,7 +151,7 @@ class Channel(FanoutChannel):
         super().basic_cancel(consumer_tag)
 
     def drain_events(self, timeout: float | None = None, callback: Any = None, **_: Any) -> None:  # noqa: ARG002
-        """Hand out the next message, for a client that has no loop. Raises `Empty`."""
+        """Hand out the next message, for a client without a loop. Raises `Empty` if none arrives within `timeout` seconds."""
         if self._poller is None:
             raise Empty
         wait = _CLIENT_WAIT if timeout is None else timeout
@@ -159,7 +161,7 @@ class Channel(FanoutChannel):
         self._hand_out(held)
 
     def _get(self, queue: str) -> dict[str, Any]:
-        """One message, for `basic_get`. Raises `Empty`."""
+        """Receive one message for `basic_get`. Raises `Empty` if the queue has none."""
         if self._poller is None:
             self._poller = self._new_poller()
         held = self._poller.fetch(queue, self._new_queue(queue))
@@ -170,16 +172,16 @@ class Channel(FanoutChannel):
         return payload
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
-        """One message that is there, or None."""
+        """Return one message, or None if the queue has none. With `no_ack`, acknowledge it as well."""
         message = super().basic_get(queue, no_ack, **kwargs)
         if message is not None and no_ack:
             self.basic_ack(message.delivery_tag)
         return message
 
     def close(self) -> None:
-        """Give back what is held, delete what is done, and end the threads."""
+        """Give back held messages, send the deletes that are left, and stop the threads."""
         poller, self._poller = self._poller, None
-        self._undertaker.shutdown(cancel_futures=True)  # what was not begun is given back
+        self._dead_letter_thread.shutdown(cancel_futures=True)  # the poller gives back the messages of cancelled calls
         if poller is not None:
             poller.close(_CLOSE_WITHIN)
         if self._wakeup is not None:
@@ -189,16 +191,20 @@ class Channel(FanoutChannel):
             self._wakeup = None
         super().close()
 
-    def pulse(self) -> dict[str, float]:
-        """Seconds since the last `answer` of SQS, return of a `receive`, and round of the `loop`; and how much is `held`."""
+    def liveness(self) -> dict[str, float]:
+        """Return the channel's signs of life, or an empty dict before it consumes.
+
+        `answer`, `receive` and `loop` are the seconds since the last SQS response, the last progress of a receive and the
+        last loop tick; `held` is the number of messages held.
+        """
         if self._poller is None:
             return {}
-        goes_round = self.hub is not None and self._active_queues and not self._in_loop
-        loop = time.monotonic() - self._ticked_at if goes_round else 0.0
-        return {**self._poller.pulse(), "loop": loop, "held": self._poller.count()}
+        must_tick = self.hub is not None and self._active_queues and not self._tasks_on_loop
+        loop = time.monotonic() - self._ticked_at if must_tick else 0.0
+        return {**self._poller.liveness(), "loop": loop, "held": self._poller.count()}
 
     def give_back(self) -> None:
-        """Give back what is held, whatever is at work on it."""
+        """Give back all held messages at once, even those that tasks still work on."""
         if self._poller is not None:
             self._poller.close(_GIVE_BACK_WITHIN, wait=False)
 
@@ -232,36 +238,42 @@ class Channel(FanoutChannel):
 
     def _tick(self) -> None:
         self._ticked_at = time.monotonic()
-        self._wake()  # there may be more room than there was
+        self._wake()  # the prefetch count may have grown
 
     @contextmanager
     def executing(self) -> Iterator[None]:
-        """A pool without processes or threads works on the loop, which does not go round meanwhile."""
-        self._in_loop += 1
+        """Mark a task as running on the loop, as in a pool without processes or threads: the loop cannot tick meanwhile."""
+        self._tasks_on_loop += 1
         try:
             yield
         finally:
-            self._in_loop -= 1
+            self._tasks_on_loop -= 1
             self._ticked_at = time.monotonic()
 
     def _is_alive(self) -> bool:
-        """Whether the loop goes round; it stops for good when the worker shuts down and only its tasks go on."""
+        """Return whether the loop still ticks.
+
+        Without active queues it counts as alive, because at shutdown the loop stops for good while the last tasks still run.
+        """
         return (
             self.hub is None
-            or self._in_loop > 0
+            or self._tasks_on_loop > 0
             or not self._active_queues
             or time.monotonic() - self._ticked_at < max(self.visibility_timeout / 2, 2 * _TICK)
         )
 
     def _open(self, queue: str, message: Message) -> dict[str, Any] | None:
-        """Read a message, on a receiver's thread; one that no worker may execute is dead-lettered, and None returned."""
+        """Decode a message, on a receiver's thread. Dead-letter one that no worker may execute, and return None.
+
+        Raises `Unavailable` if its claim cannot be loaded now, or if it cannot be dead-lettered.
+        """
         if self.kind_of(queue):
             return self.open_broadcast(queue, message)
         try:
             text = self._claim_checks.load(message.body) if is_claim(message.body) else message.body
             check(text, received=True)
         except (Malformed, IntegrityError) as error:
-            if not self._dead_letter(message, str(error)):
+            if not self._store_dead_letter(message, str(error)):
                 raise Unavailable("it could not be dead-lettered", code="DeadLetters") from error
             return None
         payload: dict[str, Any] = _decode(text)
@@ -279,7 +291,7 @@ class Channel(FanoutChannel):
         return payload
 
     def _hand_out(self, held: Held) -> None:
-        """Hand a message to its consumer. One that breaks on its way must not take others with it, nor hold its place."""
+        """Hand a message to its consumer. If the consumer raises, requeue the message, so that it does not block others."""
         self._ticked_at = time.monotonic()
         callback = self.connection._callbacks.get(held.queue)
         if callback is None:
@@ -291,38 +303,38 @@ class Channel(FanoutChannel):
         try:
             callback(held.payload)
         except Exception:
-            logger.exception("a message of %s cannot be taken; it comes again", held.queue)
+            logger.exception("the consumer of %s failed on a message, which will be redelivered", held.queue)
             self.basic_reject(held.id, requeue=True)
 
     # -- settle
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:  # noqa: ARG002
-        """Delete a message soon, and make room for another."""
+        """Queue a message for deletion, and make room for another."""
         held = self._at_work.pop(delivery_tag, None)
         if held is not None and self._poller is not None:
             self._poller.delete(held)
         self._make_room(delivery_tag)
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give a message back, to come again the later the more often it has come; or dead-letter it."""
+        """Dead-letter a message or, with `requeue`, give it back. The more often it was received, the longer SQS hides it."""
         if not requeue:
-            self.bury(delivery_tag, "rejected")
+            self.dead_letter(delivery_tag, "rejected")
             return
         held = self._at_work.pop(delivery_tag, None)
         if held is not None and self._poller is not None:
             self._poller.release(held, seconds=backoff(held.message.receives))
         self._make_room(delivery_tag)
 
-    def bury(self, delivery_tag: str, reason: str, *, then: Callable[[], Any] | None = None) -> None:
-        """Dead-letter a message on a thread, delete it, and call `then`; where that is not to be had, it comes again."""
+    def dead_letter(self, delivery_tag: str, reason: str, *, then: Callable[[], Any] | None = None) -> None:
+        """On a thread, dead-letter a message, delete it and call `then`. If it cannot be dead-lettered, give it back."""
         held = self._at_work.pop(delivery_tag, None)
         if held is not None and (poller := self._poller) is not None:
-            held.is_lost = lambda: False  # nobody works on it any more, and still it is in good hands
-            self._undertaker.submit(self._bury, poller, held, reason, then)
+            held.is_lost = lambda: False  # its task is over, but the thread still needs it
+            self._dead_letter_thread.submit(self._dead_letter_held, poller, held, reason, then)
         self._make_room(delivery_tag)
 
-    def _bury(self, poller: Poller, held: Held, reason: str, then: Callable[[], Any] | None) -> None:
-        if not self._dead_letter(held.message, reason):
+    def _dead_letter_held(self, poller: Poller, held: Held, reason: str, then: Callable[[], Any] | None) -> None:
+        if not self._store_dead_letter(held.message, reason):
             poller.release(held, seconds=backoff(held.message.receives))
             return
         poller.delete(held)
@@ -330,13 +342,13 @@ class Channel(FanoutChannel):
             if then is not None:
                 then()
         except Exception:
-            logger.exception("message %s is dead-lettered, and nobody was told", held.id)
+            logger.exception("message %s was dead-lettered, but this could not be reported", held.id)
 
-    def watch(self, delivery_tag: str, worker: Any) -> None:
-        """Note who works on a message: when nobody refers to `worker` any more, its work is lost."""
+    def watch(self, delivery_tag: str, owner: Any) -> None:
+        """Record the object that works on a message. Once nothing refers to `owner` any more, its work is lost."""
         if (held := self._at_work.get(delivery_tag)) is not None:
-            worker_of = weakref.ref(worker)
-            held.is_lost = lambda: worker_of() is None
+            owner_ref = weakref.ref(owner)
+            held.is_lost = lambda: owner_ref() is None
 
     def _lost(self, held: Held) -> None:
         self._at_work.pop(held.id, None)
@@ -346,8 +358,8 @@ class Channel(FanoutChannel):
         self.qos.ack(delivery_tag)
         self._wake()
 
-    def _dead_letter(self, message: Message, reason: str) -> bool:
-        """Keep a message, as it came, among the dead letters; False where that is not to be had."""
+    def _store_dead_letter(self, message: Message, reason: str) -> bool:
+        """Store a message, exactly as received, in the dead-letter queue. Return False if that fails."""
         try:
             self.transport_options["dead_letter"](
                 body=message.body, reason=reason, task=_task_of(message.body), receives=message.receives
@@ -359,7 +371,7 @@ class Channel(FanoutChannel):
 
 
 def _task_of(body: str) -> str:
-    """The task that a message, or its claim, names; empty where that cannot be read."""
+    """Return the task that a message or its claim names, or an empty string if it cannot be read."""
     try:
         return read_claim(body).task if is_claim(body) else task_of(body)
     except IntegrityError:
@@ -367,9 +379,9 @@ def _task_of(body: str) -> str:
 
 
 class Transport(SQS.Transport):
-    """The transport."""
+    """Makes these channels; everything else is as in kombu's SQS transport."""
 
     Channel = Channel
-    connection_errors = (*SQS.Transport.connection_errors, Unavailable)  # a worker that begins in an outage tries again
+    connection_errors = (*SQS.Transport.connection_errors, Unavailable)  # a worker that starts during an outage retries
     implements = SQS.Transport.implements.extend(exchange_type=frozenset(["direct", "topic", "fanout"]))
-    polling_interval = None  # a client waits inside of `drain_events`
+    polling_interval = None  # `drain_events` itself waits for messages

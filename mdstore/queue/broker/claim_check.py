@@ -1,16 +1,16 @@
-"""The claim check: the message of any task whose arguments are large waits in S3, and a small pointer to it goes through SQS.
+"""Keep the large messages of tasks in S3, and send small pointers to them through SQS: the claim check pattern.
 
     {"mdstore-claim": 1, "digest": SHA-256 of the message, "size": its bytes, "days": 45, "stored": "2026-11-25",
      "task": ..., "id": ...}
-    {claim_prefix}45/2026-11-25/9f/9f86d081...        the message as it would have been sent, zstd
+    {claim_prefix}45/2026-11-25/9f/9f86d081...        the message as it would have been sent, compressed with zstd
 
-A pointer is no task's message: it has neither body nor headers. `task` and `id` are there to be read by people and logs; all
-that is executed or routed by is in the message. Whoever may send to the queue may send any pointer, so a pointer names no
-key: the key is made of its digest, its day and one of the lives in `CLAIM_DAYS`.
+A pointer cannot pass for a task's message, because it has neither body nor headers. Its `task` and `id` are only for people and
+logs; the stored message decides what is executed and how it is routed. Anyone who may send to the queue may send any pointer,
+so a pointer names no S3 key: the key is made of its digest, its day and one of the lifetimes in `CLAIM_DAYS`.
 
-Objects are not deleted when a message is done, because other messages may have the same content; the bucket's lifecycle
-rules (`mdstore provision`) delete them by age. As content is stored once a day and not once for ever, no object is older
-than its message by more than a day.
+An object is not deleted when its message is done, because other messages may have the same content. The bucket's lifecycle
+rules (`mdstore provision`) delete objects by age. The same content is stored again on another day, so no object is more than a
+day older than its message.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A pointer. `days` is how long its object is kept at least, `stored` the day (UTC) that this begins with."""
+    """Points to a stored message. Its object is kept for at least `days`, counted from the day `stored` (UTC)."""
 
     version: Literal[1] = msgspec.field(name=_MARK)
     digest: Digest
@@ -66,9 +66,9 @@ _message = msgspec.json.Decoder(_Message)
 
 
 class ClaimChecks:
-    """Checks messages in and redeems them. `threshold` and `max_bytes` are of a message in UTF-8.
+    """Stores large messages and loads them again. `threshold` and `max_bytes` are the size of a message in UTF-8.
 
-    Raises `Unavailable` and `DeploymentBroken` beside what is said.
+    Both methods also raise `Unavailable` and `DeploymentBroken`.
     """
 
     def __init__(
@@ -87,9 +87,10 @@ class ClaimChecks:
         self._clock = clock
 
     def store(self, text: str, *, due: float | None = None) -> str:
-        """Return `text`, or where it is larger than the threshold a pointer to it; it is in S3 then.
+        """Return `text` or, if it is larger than the threshold, store it in S3 and return a pointer to it.
 
-        A message that is `due` later, Unix seconds, is kept for as much longer. Raises `InvalidRequest` over `max_bytes`.
+        A message that is `due` later (Unix seconds) is kept at least that much longer. Raises `InvalidRequest`
+        over `max_bytes`.
         """
         content = text.encode()
         if len(content) <= self._threshold:
@@ -98,7 +99,7 @@ class ClaimChecks:
             expected = f"at most max_claim_bytes={self._max_bytes}"
             raise InvalidRequest(field="message", value=f"{len(content)} bytes", expected=expected)
         now = self._clock()
-        days, stored = _life(0.0 if due is None else due - now), datetime.fromtimestamp(now, UTC).date()
+        days, stored = _lifetime(0.0 if due is None else due - now), datetime.fromtimestamp(now, UTC).date()
         claim = Claim(
             version=1,
             digest=self._contents.put(self._place(days, stored), content),
@@ -110,7 +111,7 @@ class ClaimChecks:
         return msgspec.json.encode(claim).decode()
 
     def load(self, text: str) -> str:
-        """The message that a pointer stands for. Raises `IntegrityError` where it is missing or not what was stored."""
+        """Return the message that a pointer names. Raises `IntegrityError` if it is missing or not what was stored."""
         claim = read_claim(text)
         content = self._contents.get(self._place(claim.days, claim.stored), claim.digest, claim.size)
         try:
@@ -123,7 +124,7 @@ class ClaimChecks:
 
 
 def is_claim(text: str) -> bool:
-    """Whether `text` is meant as a pointer, and so no task's message; `load` tells whether it is a good one."""
+    """Return whether `text` is meant as a pointer and not as a task's message; `load` checks whether it is valid."""
     if len(text) > _MAX_POINTER or _MARK not in text:
         return False
     try:
@@ -133,7 +134,7 @@ def is_claim(text: str) -> bool:
 
 
 def read_claim(text: str) -> Claim:
-    """What a pointer says; its `task` and `id` are for logs. Raises `IntegrityError`."""
+    """Decode a pointer. Its `task` and `id` are only for logs. Raises `IntegrityError`."""
     try:
         claim = _claim.decode(text)
     except (ValueError, RecursionError) as error:
@@ -143,8 +144,8 @@ def read_claim(text: str) -> Claim:
     return claim
 
 
-def _life(ahead: float) -> int:
-    """Days to keep what is due in `ahead` seconds: its age in queue and dead letters comes after it is due."""
+def _lifetime(ahead: float) -> int:
+    """Return for how many days to keep a message that is due in `ahead` seconds and may then be queued and dead-lettered."""
     needed = CLAIM_DAYS[0] + (ahead / DAY if ahead > DAY else 0)
     return next((days for days in CLAIM_DAYS if days >= needed), CLAIM_DAYS[-1])
 

@@ -1,4 +1,4 @@
-"""Dead letters: messages that must not be executed, kept with the reason why."""
+"""Store messages that must not be executed in the dead-letter queue, each with its reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MAX_REASON = 10_000  # characters, the traceback included
 
 
 def dead_letter(sqs: Sqs, queue: str, *, body: str, reason: str, task: str, receives: int) -> None:
-    """Put a message into the dead-letter queue; its reason, task and attempts are message attributes.
+    """Send a message to the dead-letter queue, with its reason, task and number of receives as message attributes.
 
     Raises `Unavailable` or `DeploymentBroken`.
     """
@@ -25,6 +25,6 @@ def dead_letter(sqs: Sqs, queue: str, *, body: str, reason: str, task: str, rece
 
 
 def _printable(text: str, most: int) -> str:
-    # SQS takes only the characters of XML 1.0.
+    # SQS accepts only the characters of XML 1.0.
     clean = "".join(character if character.isprintable() or character == "\n" else "?" for character in text[:most])
     return clean or "unknown"

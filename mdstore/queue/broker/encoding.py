@@ -1,4 +1,4 @@
-"""What a message of kombu's is for SQS: body, delay, group and deduplication id."""
+"""Encode a kombu message for SQS: its body, delay, group and deduplication id."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 def entry_of(queue: str, message: dict[str, Any], *, store: Callable[[str], str] = str) -> Entry:
-    """The message as it is sent; `store` returns what goes through SQS in the place of its text.
+    """Return the entry that is sent to SQS. `store` returns the body to send for a text, e.g. a pointer to it.
 
-    Raises `InvalidRequest` for a task's message that no worker would take.
+    Raises `InvalidRequest` for a task's message that no worker would accept.
     """
     properties, headers = message.get("properties", {}), message.get("headers") or {}
     group = properties.get("MessageGroupId")
@@ -53,13 +53,19 @@ def _check(text: str, task: object) -> None:
 
 
 def due_beyond_sqs(queue: str, message: dict[str, Any]) -> float | None:
-    """When a message is due, Unix seconds, where SQS cannot wait for that: a FIFO queue delays no single message."""
+    """Return when a message is due, in Unix seconds, if SQS cannot delay it for that long; else None.
+
+    SQS delays a message for 15 minutes at most, and a single message of a FIFO queue not at all.
+    """
     delay = delay_of(message)
     return time.time() + delay if delay > (0 if is_fifo(queue) else MAX_DELAY) else None
 
 
 def delay_of(message: dict[str, Any]) -> int:
-    """Whole seconds until a message is due: its task's `eta` (and so its countdown), or kombu's `delay_seconds`."""
+    """Return in how many whole seconds a message is due.
+
+    That is the later of its task's `eta` (which a countdown sets too) and kombu's `delay_seconds`.
+    """
     properties, eta = message.get("properties", {}), (message.get("headers") or {}).get("eta")
     seconds = float(properties.get("delay_seconds") or properties.get("DelaySeconds") or 0)
     if eta:
@@ -69,7 +75,7 @@ def delay_of(message: dict[str, Any]) -> int:
 
 
 def deduplication_id(message: dict[str, Any]) -> str:
-    """What tells this message from a task's others, in 64 characters: its retries, and what it was replaced by."""
+    """Return 64 characters that tell a task's message from those of its retries and of the tasks that replace it."""
     headers = message.get("headers") or {}
-    told = [headers.get(name) for name in ("id", "retries", "replaced_task_nesting", "task")]
-    return hashlib.sha256(_encode(told if told[0] else message["properties"]["delivery_tag"])).hexdigest()
+    identity = [headers.get(name) for name in ("id", "retries", "replaced_task_nesting", "task")]
+    return hashlib.sha256(_encode(identity if identity[0] else message["properties"]["delivery_tag"])).hexdigest()

@@ -1,7 +1,7 @@
-"""What a message must look like before a worker's main process touches it: an envelope of kombu's around a task of Celery's.
+"""Check each message before a worker's main process uses it: it must be a kombu envelope with a Celery task inside.
 
-Whoever may send to the queue may send anything. What follows the envelope in Celery believes it: a time limit that is text ends
-the worker, a compressed body is inflated without bound, arguments that are no list are dropped.
+Anyone who may send to the queue may send anything, and Celery trusts what the envelope says: a time limit that is text crashes
+the worker, a compressed body is decompressed without bound, and arguments that are not a list are dropped.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import msgspec
 from mdstore.model import MAX_AGE
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
-#: A process that is killed while it still reads its message can take the whole pool with it.
+#: Seconds, at least 1: a process that is killed while it still reads its message can take down the whole pool.
 Limit = Annotated[float, msgspec.Meta(ge=1)]
-#: A join has a shard for each 200.
+#: Bounded, because the state of a chord has a shard for each 200 indexes.
 Index = Annotated[int, msgspec.Meta(ge=0, lt=1_000_000)]
 
 
 class Malformed(ValueError):
-    """Why a message is not one that a worker may execute."""
+    """A worker must not execute the message. The text says why."""
 
 
 class Headers(msgspec.Struct):
-    """Those of Celery's headers that something depends on; others are as they are.
+    """Checks the Celery headers that other code depends on. All other headers pass unchecked.
 
     Source: https://docs.celeryq.dev/en/stable/internals/protocol.html
     """
@@ -52,13 +52,13 @@ class Headers(msgspec.Struct):
 
 
 class Properties(msgspec.Struct):
-    """How the body is written."""
+    """Checks how the body is encoded, which is the only property that matters."""
 
     body_encoding: Literal["base64", "utf-8"] | None = None
 
 
 class Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_encoding": "content-encoding"}):
-    """The message itself."""
+    """Checks the outermost layer of a message."""
 
     body: str
     headers: Headers
@@ -72,25 +72,25 @@ _body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], dict[str, Any] | N
 
 
 def check(text: str, *, received: bool = False) -> None:
-    """Raise `Malformed`, naming what is wrong, unless `text` is a task's message in JSON, all through.
+    """Raise `Malformed`, naming what is wrong, unless `text` is a task's message and all of it is JSON.
 
-    One that was `received` may not be due later than SQS can have kept it.
+    A message that was `received` must not be due further ahead than SQS keeps messages, which is `MAX_AGE`.
     """
-    with _judging("envelope"):
+    with _checking("envelope"):
         envelope = _envelope.decode(text)
-    with _judging("body"):
+    with _checking("body"):
         is_base64 = envelope.properties.body_encoding == "base64"
         _body.decode(base64.b64decode(envelope.body, validate=True) if is_base64 else envelope.body)
-    with _judging("eta"):
+    with _checking("eta"):
         moment = _moment(envelope.headers.eta)
         if received and moment and moment > datetime.now(UTC) + timedelta(seconds=MAX_AGE):
-            raise ValueError(f"{moment}: SQS keeps no message for that long")
-    with _judging("expires"):
+            raise ValueError(f"{moment}: SQS does not keep a message for that long")
+    with _checking("expires"):
         _moment(envelope.headers.expires)
 
 
 @contextmanager
-def _judging(part: str) -> Iterator[None]:
+def _checking(part: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RecursionError) as error:
@@ -98,27 +98,27 @@ def _judging(part: str) -> Iterator[None]:
 
 
 def _moment(value: str | float | None) -> datetime | None:
-    """The moment that text says."""
+    """Parse an ISO 8601 text, in UTC unless it names a time zone. Return None for anything but text."""
     if not isinstance(value, str):
         return None
     moment = datetime.fromisoformat(value)
     return moment.replace(tzinfo=moment.tzinfo or UTC)
 
 
-class _Task(msgspec.Struct):
+class _TaskHeader(msgspec.Struct):
     task: str = ""
 
 
-class _Named(msgspec.Struct):
-    headers: _Task = msgspec.field(default_factory=_Task)
+class _TaskMessage(msgspec.Struct):
+    headers: _TaskHeader = msgspec.field(default_factory=_TaskHeader)
 
 
-_named = msgspec.json.Decoder(_Named)
+_task_message = msgspec.json.Decoder(_TaskMessage)
 
 
 def task_of(text: str) -> str:
-    """The task that a message names, empty where that cannot be read."""
+    """Return the task that a message names, or an empty string if it cannot be read."""
     try:
-        return _named.decode(text).headers.task
+        return _task_message.decode(text).headers.task
     except (ValueError, RecursionError):
         return ""

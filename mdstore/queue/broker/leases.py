@@ -1,4 +1,4 @@
-"""Deletes what is done, gives back what is not wanted and extends what is held: ten messages a call, on a thread of its own."""
+"""Delete finished messages, give back others and renew the leases of held ones: ten per call, on a separate thread."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_FLUSH_AFTER = 0.1  # seconds that a change waits for nine others
-_LOOK_EVERY = 0.5  # seconds from one look for what must be extended to the next
+_FLUSH_AFTER = 0.1  # seconds that a change waits for nine others to share its call
+_CHECK_EVERY = 0.5  # seconds between checks for leases that must be renewed
 _TRIES = 3
 
 
 @dataclass(slots=True, eq=False)
 class _Change:
-    """A message that is to be visible again in `seconds`; None deletes it."""
+    """Asks SQS to make a message visible in `seconds` or, if that is None, to delete it."""
 
     held: Held
     seconds: int | None
-    is_extension: bool = False
+    is_renewal: bool = False
     tries: int = 0
 
 
 class LeaseExtender:
-    """One a courier. `expiring` returns what is to be extended now; `abandon` is told what is not this worker's any more."""
+    """Maintains the leases of one poller's messages.
+
+    `expiring` returns the messages whose leases must be renewed now. `abandon` is called with a message whose lease was lost.
+    """
 
     def __init__(
         self, *, sqs: Sqs, visibility: int, expiring: Callable[[], list[Held]], abandon: Callable[[Held], None]
@@ -48,28 +51,28 @@ class LeaseExtender:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread, unless it runs."""
+        """Start the thread, unless it runs already."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="sqs keeper", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="sqs leases", daemon=True)
             self._thread.start()
 
     def delete(self, held: Held) -> None:
-        """Delete a message soon."""
+        """Queue a message for deletion."""
         self._add(_Change(held, None))
 
-    def show(self, held: Held, seconds: int) -> None:
-        """Make a message visible again, in `seconds` from then."""
+    def set_visibility(self, held: Held, seconds: int) -> None:
+        """Queue a change of a message's visibility: it becomes visible `seconds` after the call to SQS."""
         self._add(_Change(held, seconds))
 
     def close(self, timeout: float) -> None:
-        """Send what is left, for at most `timeout` seconds."""
+        """Send the changes that are left, within `timeout` seconds."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(timeout)
         if self._changes or (self._thread is not None and self._thread.is_alive()):
-            logger.warning("some messages could not be deleted or given back in time; they come again")
+            logger.warning("some messages could not be deleted or given back in time; they will be redelivered")
 
     def _add(self, change: _Change) -> None:
         with self._changed:
@@ -81,32 +84,33 @@ class LeaseExtender:
             self._send(changes)
 
     def _next(self) -> list[_Change]:
-        """Wait for changes; returns none when all is sent and the keeper is closing."""
+        """Wait for changes and return them. Return an empty list once the extender is closing and all changes are sent."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._changes or self._is_closing, _LOOK_EVERY)
+                self._changed.wait_for(lambda: self._changes or self._is_closing, _CHECK_EVERY)
                 if self._changes and not self._is_closing:
                     self._changed.wait_for(lambda: len(self._changes) >= MAX_ENTRIES or self._is_closing, _FLUSH_AFTER)
                 found = list(self._changes)
                 self._changes.clear()
                 is_closing = self._is_closing
             if not is_closing:
-                found += self._extensions()
+                found += self._renewals()
             if found or is_closing:
                 return found
 
-    def _extensions(self) -> list[_Change]:
+    def _renewals(self) -> list[_Change]:
         try:
-            return [_Change(held, self._visibility, is_extension=True) for held in self._expiring()]
+            return [_Change(held, self._visibility, is_renewal=True) for held in self._expiring()]
         except Exception:
-            logger.exception("messages could not be extended in time; they may come again")
+            logger.exception("leases could not be renewed now; their messages may be redelivered")
             return []
 
     def _send(self, changes: Sequence[_Change]) -> None:
         calls: dict[tuple[str, bool], list[_Change]] = defaultdict(list)
         for change in changes:
             calls[change.held.url, change.seconds is None].append(change)
-        for (url, is_delete), some in sorted(calls.items(), key=lambda call: call[0][1]):  # deletes can wait
+        # Deletes come last, because they can wait.
+        for (url, is_delete), some in sorted(calls.items(), key=lambda call: call[0][1]):
             for change, failed in zip(some, self._answers(url, some, is_delete=is_delete), strict=True):
                 if failed is not None:
                     self._failed(change, failed)
@@ -119,19 +123,20 @@ class LeaseExtender:
             seconds = [change.seconds or 0 for change in some]
             return self._sqs.change_visibility(url, list(zip(handles, seconds, strict=True)))
         except Exception as error:
-            logger.exception("messages could not be deleted or extended now")
+            logger.exception("a call to delete messages or to change their visibility failed")
             return [Failed(code=type(error).__name__, message=str(error))] * len(some)
 
     def _failed(self, change: _Change, failed: Failed) -> None:
-        """Try again what may work then; what is left is visible again after its visibility timeout."""
+        """Retry a change that may work later. Otherwise leave the message to become visible after its visibility timeout."""
         if is_gone(failed.code):
-            return  # and its messages with it
+            return  # the queue was deleted, and its messages with it
         change.tries += 1
-        is_its_own = failed.sender_fault and bool(failed.id)  # the entry's fault, and not the call's
+        is_its_own = failed.sender_fault and bool(failed.id)  # SQS refused this entry, not the whole call
         if is_its_own or change.tries >= _TRIES:
-            what = "extended" if change.is_extension else "given back" if change.seconds is not None else "deleted"
-            logger.warning("message %s could not be %s: %s", change.held.id, what, failed)
-            if change.is_extension and is_its_own:
+            other = "delete" if change.seconds is None else "give back"
+            action = "renew the lease of" if change.is_renewal else other
+            logger.warning("could not %s message %s: %s", action, change.held.id, failed)
+            if change.is_renewal and is_its_own:
                 self._abandon(change.held)
-        elif not change.is_extension:  # that comes round by itself
+        elif not change.is_renewal:  # a later check renews it anyway
             self._add(change)

@@ -1,11 +1,12 @@
-"""What goes on between a worker and SQS, on threads of its own, so that the worker's loop never waits for a call.
+"""Receive and hold messages on separate threads, so that the worker's loop never waits for a call to SQS.
 
-    receivers   one a queue, a second while there is a backlog: long polls, for as many messages as there is room for
-    keeper      one: deletes what is done and extends what is held, ten messages a call
+    receivers        one per queue, two while there is a backlog: long polls, for as many messages as there is room for
+    lease extender   one: deletes finished messages, gives back others and renews leases, ten messages per call
 
-A message is *held* from its receive until it is deleted, released or lost: `waiting` until the worker takes it, and then at
-work. While it is held its visibility is extended, so a task may run longer than the visibility timeout, and a worker that
-dies gives its messages back after at most that. Extending stops when the work is lost or the worker's loop hangs.
+A message is *held* from its receive until it is deleted or given back: it waits until the worker takes it, and then a task
+works on it. A held message has a lease, which is its visibility timeout, and the lease extender renews it. So a task may run
+longer than the timeout, and SQS redelivers the messages of a dead worker after one timeout at most. Renewals stop when the work
+is lost (the worker dropped it without acknowledging the message) or when the worker's loop hangs.
 """
 
 from __future__ import annotations
@@ -26,59 +27,66 @@ from mdstore.queue.broker.leases import LeaseExtender
 
 logger = get_logger(__name__)
 
-_LINGER = 0.02  # seconds that a receive waits until there is room for ten
-_RECEIVE_AGAIN = 2.0  # seconds until a receive that failed is tried again
-_RECEIVERS = 2  # of one queue
-_READ_AGAIN = 300  # seconds until a message comes again that could not be read, after tries of 20 s or so
-_URGENT = 1_000  # messages, of 256 KB at most, that wait to be handed out
-_REMEMBERED = 10_000  # messages that were deleted: SQS may deliver one again all the same
+_LINGER = 0.02  # seconds that a receiver waits for room for ten messages
+_RECEIVE_AGAIN = 2.0  # seconds until a failed receive is retried
+_RECEIVERS = 2  # per queue, at most
+_READ_AGAIN = 300  # seconds until an unreadable message is redelivered, after about 20 s of retries
+_URGENT = 1_000  # urgent messages that may wait to be handed out, 256 KB each at most
+_REMEMBERED = 10_000  # deleted messages whose ids are kept, because SQS may redeliver them anyway
 
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A message in this worker's hands. `payload` is what the opened message says; `is_lost` says that no one works on it."""
+    """Describes a message that this worker holds.
+
+    `payload` is the opened message. `renew_at` is when its lease must be renewed, in seconds of the poller's clock. `is_lost`
+    returns whether its work is lost.
+    """
 
     queue: str
     url: str
     message: Message
     payload: Any
-    extend_at: float
+    renew_at: float
     is_lost: Callable[[], bool] = field(default=lambda: False)
 
     @property
     def id(self) -> str:
-        """SQS's id of the message, the same in each delivery."""
+        """Return SQS's id of the message, which is the same in each delivery."""
         return self.message.message_id
 
 
 @dataclass(slots=True, eq=False)
 class _Queue:
-    """A queue that is consumed. Without `needs_room` its messages are deleted when they arrive, and handed out first."""
+    """Describes a queue that is consumed.
+
+    Without `needs_room`, its messages are urgent: they are deleted on arrival and handed out first.
+    """
 
     name: str
     url: str
     needs_room: bool
     cancelled: bool = False
-    backlog: bool = False
+    has_backlog: bool = False  # the last receive returned as many messages as it asked for
     is_failing: bool = False
-    reserved: int = 0
-    opening: int = 0
+    reserved: int = 0  # messages that receives under way asked for
+    unopened: int = 0  # messages that were received and are not yet opened
     answered_at: float = 0.0
     returned_at: float = 0.0
     receivers: int = 0
 
 
 def backoff(receives: int) -> int:
-    """Seconds until a message that was received `receives` times is visible again: 5, 10, 20 ... 300."""
+    """Return for how many seconds to hide a message that was received `receives` times: 5, 10, 20 ... 300."""
     return min(300, 5 << min(receives - 1, 10))
 
 
 class Poller:
-    """One a consuming channel. All methods may be called from any thread.
+    """Receives and holds the messages of one channel. All methods may be called from any thread.
 
-    `room` says how many messages the worker works on at the same time (0: any number); `ahead` times as many are held.
-    `open_message` reads a message, or returns None where it was no good and is dealt with. `wake` is called when there is
-    something to take. `is_alive` says whether the worker's loop goes round.
+    `room` returns how many messages the worker works on at the same time (0: any number); up to `ahead` times as many are
+    held. `open_message` decodes a message, or returns None if it is invalid and dealt with. `wake` is called when there is a
+    message to take. `is_alive` returns whether the worker's loop ticks. `lost` is called with a message whose work is lost.
     """
 
     def __init__(
@@ -120,7 +128,7 @@ class Poller:
     # -- for the channel
 
     def consume(self, queue: str, url: str, *, needs_room: bool) -> None:
-        """Begin to receive."""
+        """Start receiving from a queue."""
         found = _Queue(queue, url, needs_room)
         with self._changed:
             self._queues[queue] = found
@@ -128,20 +136,23 @@ class Poller:
         self._start_receiver(found)
 
     def cancel(self, queue: str) -> None:
-        """Receive no more, and give back what waits. A poll under way ends by itself; what it brings is given back too."""
+        """Stop receiving from a queue, and give back its waiting messages. A poll under way gives its messages back, too."""
         with self._changed:
             found = self._queues.pop(queue, None)
             if found is None:
                 return
             found.cancelled = True
-            back = [held for held in self._waiting if held.queue == queue]
+            unstarted = [held for held in self._waiting if held.queue == queue]
             self._waiting = deque(held for held in self._waiting if held.queue != queue)
             self._changed.notify_all()
-        for held in back:
+        for held in unstarted:
             self.release(held)
 
     def take(self, *, timeout: float = 0.0, only_urgent: bool = False) -> Held | None:
-        """The next message, waiting up to `timeout` seconds for one."""
+        """Return the next message, or None if there is none within `timeout` seconds.
+
+        `only_urgent` leaves out messages that need room.
+        """
         with self._changed:
             if not self._urgent and (only_urgent or not self._waiting):
                 self._changed.wait_for(lambda: self._urgent or (self._waiting and not only_urgent), timeout)
@@ -150,59 +161,67 @@ class Poller:
             return self._waiting.popleft() if self._waiting and not only_urgent else None
 
     def delete(self, held: Held) -> None:
-        """The message is done."""
+        """Record that a message is done, and queue it for deletion."""
         with self._changed:
             self._pace.count()
             self._forget(held, done=True)
         self._lease_extender.delete(held)
 
     def release(self, held: Held, *, seconds: int = 0) -> None:
-        """Give the message back; it is visible again after `seconds`."""
+        """Stop holding a message, and give it back; SQS makes it visible again after `seconds`."""
         with self._changed:
             self._forget(held)
-        self._lease_extender.show(held, seconds)
+        self._lease_extender.set_visibility(held, seconds)
 
     def close(self, timeout: float, *, wait: bool = True) -> None:
-        """Give back what is held, wait for polls under way, and flush; whatever takes longer than `timeout` seconds is left.
+        """Give back all held messages, wait for polls under way, and send what is queued, within `timeout` seconds.
 
-        What is left is visible again after its visibility timeout. Without `wait` polls under way are left at once.
+        Messages that are not given back by then become visible after their visibility timeout. Without `wait`, do not wait
+        for polls under way.
         """
         deadline = self._clock() + timeout
         queues = list(self._queues.values())
         for queue in queues:
             self.cancel(queue.name)
         with self._changed:
-            back = list(self._held.values())
-        for held in back:
+            every = list(self._held.values())
+        for held in every:
             self.release(held)
         for thread in self._receivers if wait else ():
             thread.join(max(0.0, deadline - self._clock()))
         self._lease_extender.close(max(0.1, deadline - self._clock()))
 
-    def pulse(self) -> dict[str, float]:
-        """Seconds since a queue that is asked has `answer`ed, and since its `receive` has returned; the longest of all."""
+    def liveness(self) -> dict[str, float]:
+        """Return the seconds since the last SQS response (`answer`) and since the last progress of a receive (`receive`).
+
+        A receive makes progress when it returns and when one of its messages is opened. One that fails returns, but is no
+        response. Each number is that of the slowest queue; idle queues do not count.
+        """
         now = self._clock()
         with self._changed:
             queues = list(self._queues.values())
         return {
             "answer": max((now - queue.answered_at for queue in queues if queue.reserved), default=0.0),
             "receive": max(
-                (now - queue.returned_at for queue in queues if queue.reserved or queue.opening), default=0.0
+                (now - queue.returned_at for queue in queues if queue.reserved or queue.unopened), default=0.0
             ),
         }
 
     def count(self) -> int:
-        """How many messages are held."""
+        """Return how many messages are held."""
         return len(self._held)
 
     # -- receiving
 
     def fetch(self, queue: str, url: str) -> Held | None:
-        """One message of a queue that is not consumed, if it has any. Raises `Unavailable` or `DeploymentBroken`."""
+        """Receive one message from a queue that is not consumed; return None if it has none.
+
+        Raises `Unavailable` or `DeploymentBroken`.
+        """
         self._lease_extender.start()
         found = self._sqs.receive(url, 1, wait=self._wait_time, visibility=self._visibility)
-        asked = _Queue(queue, url, needs_room=True)
-        return next(filter(None, (self._read(asked, held) for held in self._hold(asked, found))), None)
+        polled = _Queue(queue, url, needs_room=True)
+        return next(filter(None, (self._read(polled, held) for held in self._hold(polled, found))), None)
 
     def _start_receiver(self, queue: _Queue, *, is_spare: bool = False) -> None:
         thread = threading.Thread(
@@ -217,34 +236,34 @@ class Poller:
         while count := self._reserve(queue, is_spare):
             try:
                 messages = self._sqs.receive(queue.url, count, wait=self._wait_time, visibility=self._visibility)
-            except Exception as error:  # whatever it is, the queue must be asked again
+            except Exception as error:  # whatever it is, the queue must be polled again
                 queue.is_failing = True
-                self._settle(queue, count, [])
+                self._hold_and_open(queue, count, [])
                 if not queue.cancelled:
                     self._receive_failed(queue, error)
                 continue
             queue.is_failing = False
             queue.answered_at = queue.returned_at = self._clock()
-            self._settle(queue, count, messages)
+            self._hold_and_open(queue, count, messages)
 
     def _receive_failed(self, queue: _Queue, error: Exception) -> None:
         trace = None if isinstance(error, MdstoreError) else error
-        logger.error("receive from %s failed, again in %d s: %s", queue.name, _RECEIVE_AGAIN, error, exc_info=trace)
+        logger.error("receiving from %s failed, retry in %d s: %s", queue.name, _RECEIVE_AGAIN, error, exc_info=trace)
         with self._changed:
             self._changed.wait_for(lambda: queue.cancelled, _RECEIVE_AGAIN)
 
     def _reserve(self, queue: _Queue, is_spare: bool) -> int:
-        """Wait for room; returns for how many messages, 0 when the queue is consumed no more."""
+        """Wait for room and reserve it. Return the number of messages, or 0 when the queue is no longer consumed."""
         with self._changed:
             while True:
                 while not queue.cancelled and not self._has_room(queue, is_spare):
                     self._changed.wait(1.0)
-                if 0 < self._free(queue) < MAX_ENTRIES and self._held and self._target() > MAX_ENTRIES:
-                    self._changed.wait_for(lambda: queue.cancelled or self._free(queue) >= MAX_ENTRIES, _LINGER)
+                if 0 < self._free_room(queue) < MAX_ENTRIES and self._held and self._target() > MAX_ENTRIES:
+                    self._changed.wait_for(lambda: queue.cancelled or self._free_room(queue) >= MAX_ENTRIES, _LINGER)
                 if queue.cancelled:
                     return 0
-                count = min(self._free(queue), MAX_ENTRIES)
-                if count > 0:  # while this one lingered, another receiver may have taken the room
+                count = min(self._free_room(queue), MAX_ENTRIES)
+                if count > 0:  # while this receiver lingered, another one may have taken the room
                     break
             if not queue.reserved:
                 queue.returned_at = self._clock()
@@ -253,10 +272,10 @@ class Poller:
             return count
 
     def _has_room(self, queue: _Queue, is_spare: bool) -> bool:
-        return self._free(queue) > 0 and (queue.backlog or not is_spare)
+        return self._free_room(queue) > 0 and (queue.has_backlog or not is_spare)
 
-    def _free(self, queue: _Queue) -> int:
-        if not queue.needs_room:  # who listens more slowly than others talk leaves the rest to SQS
+    def _free_room(self, queue: _Queue) -> int:
+        if not queue.needs_room:  # a listener that is slower than the senders leaves the rest in SQS
             return MAX_ENTRIES if len(self._urgent) < _URGENT else 0
         if not self._room():
             return MAX_ENTRIES
@@ -264,22 +283,25 @@ class Poller:
         return self._target() - len(self._held) - reserved
 
     def _target(self) -> int:
-        """How many messages to hold: what was done in the last second, between one and `ahead` for each at work."""
+        """Return how many messages to hold.
+
+        It is what was done in the last second, but at least one and at most `ahead` for each that the worker can work on.
+        """
         room = self._room()
         return min(room * self._ahead, max(room, math.ceil(self._pace.rate())))
 
-    def _settle(self, queue: _Queue, count: int, messages: Sequence[Message]) -> None:
-        """Take in what a receive has brought: hold all of it, and read one message after the other."""
+    def _hold_and_open(self, queue: _Queue, count: int, messages: Sequence[Message]) -> None:
+        """Hold every message of a receive first, because opening one may take long; then open them one by one."""
         with self._changed:
             held = self._hold(queue, messages)
             queue.reserved -= count
-            queue.opening += len(held)
-            queue.backlog = len(messages) == count
+            queue.unopened += len(held)
+            queue.has_backlog = len(messages) == count
             self._changed.notify_all()
         for one in held:
             read = self._read(queue, one)
             with self._changed:
-                queue.opening -= 1
+                queue.unopened -= 1
                 queue.returned_at = self._clock()
                 cancelled = queue.cancelled
                 if read is not None and not cancelled:
@@ -289,30 +311,30 @@ class Poller:
                 self.release(read)
             elif read is not None:
                 self._wake()
-        if queue.backlog and queue.needs_room and queue.receivers < _RECEIVERS and not queue.cancelled:
+        if queue.has_backlog and queue.needs_room and queue.receivers < _RECEIVERS and not queue.cancelled:
             self._start_receiver(queue, is_spare=True)
 
     def _hold(self, queue: _Queue, messages: Sequence[Message]) -> list[Held]:
-        """Hold what was received, but for what is done or held already."""
-        extend_at = self._clock() + self._visibility / 3
+        """Hold received messages, except those that are done or already held. Return the new ones."""
+        renew_at = self._clock() + self._visibility / 3
         found = []
         with self._changed:
             for message in messages:
-                held = Held(queue.name, queue.url, message, None, extend_at)
+                held = Held(queue.name, queue.url, message, None, renew_at)
                 if message.message_id in self._done:
                     self._lease_extender.delete(held)
                 elif (known := self._held.get(message.message_id)) is not None:
-                    logger.warning("message %s was delivered again while it is held", message.message_id)
-                    known.message = message  # its newest handle is the one that counts
-                    known.extend_at = extend_at
+                    logger.warning("message %s was delivered again while it was held", message.message_id)
+                    known.message = message  # only the newest receipt handle can delete it
+                    known.renew_at = renew_at
                 else:
                     self._held[message.message_id] = held
                     found.append(held)
         return found
 
     def _read(self, queue: _Queue, held: Held) -> Held | None:
-        """Open a message; None where there is nothing to hand out."""
-        if queue.cancelled:  # while those before it were read
+        """Open a message; return None if there is nothing to hand out."""
+        if queue.cancelled:  # while earlier messages were opened
             self.release(held)
             return None
         try:
@@ -322,7 +344,9 @@ class Poller:
             self.release(held, seconds=_READ_AGAIN)
             return None
         except Exception:
-            logger.exception("message %s cannot be read; it is left to the dead letters", held.id)
+            logger.exception(
+                "message %s cannot be read; SQS redelivers it until its redrive policy dead-letters it", held.id
+            )
             with self._changed:
                 self._forget(held)
             return None
@@ -333,7 +357,7 @@ class Poller:
             self.delete(held)
         return held
 
-    # -- what is held
+    # -- held messages
 
     def _forget(self, held: Held, *, done: bool = False) -> None:
         if self._held.get(held.id) is held:
@@ -345,33 +369,36 @@ class Poller:
         self._changed.notify_all()
 
     def _expiring_leases(self) -> list[Held]:
-        """What is to be extended now."""
+        """Return the messages whose leases must be renewed now; give back those whose work is lost."""
         with self._changed:
             every = list(self._held.values())
-        # One that was settled meanwhile is not held any more by the time that its work is gone.
+        # The owner of an acknowledged message goes away too, but by then the message is no longer held.
         lost = [held for held in every if held.is_lost() and held.id in self._held]
         for held in lost:
-            logger.warning("nobody works on message %s any more; it is given back", held.id)
+            logger.warning("no task works on message %s any more; it is given back", held.id)
             self.release(held)
             self._lost(held)
         now = self._clock()
-        expiring = [held for held in every if held.extend_at <= now and held not in lost] if self._is_alive() else []
+        expiring = [held for held in every if held.renew_at <= now and held not in lost] if self._is_alive() else []
         for held in expiring:
-            held.extend_at = now + self._visibility / 3
+            held.renew_at = now + self._visibility / 3
         return expiring
 
     def _abandon(self, held: Held) -> None:
-        """Another worker may have it: it is not begun here any more; where it is at work, a new delivery revives it."""
+        """Stop renewing a lease, because another worker may have the message by now.
+
+        A message that waits is not started here. For one that is at work, a redelivery to this worker resumes the renewals.
+        """
         with self._changed:
             if held in self._waiting:
                 self._waiting.remove(held)
                 self._forget(held)
             else:
-                held.extend_at = math.inf
+                held.renew_at = math.inf
 
 
 class Pace:
-    """How many messages were done in the last second or so."""
+    """Measures how many messages were done in about the last second."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -379,10 +406,10 @@ class Pace:
         self._at = clock()
 
     def count(self) -> None:
-        """One more."""
+        """Count one message."""
         self._count = self.rate() + 1
         self._at = self._clock()
 
     def rate(self) -> float:
-        """Messages a second."""
+        """Return messages per second."""
         return self._count * math.exp(self._at - self._clock())

@@ -1,4 +1,4 @@
-"""Messages on their way out: one at a time, or, inside of `batched`, ten a call and several calls at once."""
+"""Send messages one at a time or, inside `batched`, ten per call and several calls at once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mdstore.aws.sqs import Entry, Failed, Sqs, is_fifo
 from mdstore.errors import restored
 
 _FLUSH_AT = 100  # messages: ten calls
-_FLUSH_AFTER = 0.2  # seconds: a group may be made by a generator that takes its time
+_FLUSH_AFTER = 0.2  # seconds, because the tasks of a group may come from a slow generator
 
 
 class Unsent(OperationalError):
-    """Messages that SQS did not take. `failed` has for each its task id and the reason."""
+    """SQS did not accept some messages. `failed` lists the task id of each, and the reason."""
 
     def __init__(self, failed: list[tuple[str, Failed]], *, of: int) -> None:
         shown = "; ".join(f"{task_id}: {reason}" for task_id, reason in failed[:10])
@@ -30,14 +30,15 @@ class Unsent(OperationalError):
 
     @property
     def is_refused(self) -> bool:
-        """Whether any of the messages is one that SQS will never take."""
+        """Return whether SQS will never accept at least one of the messages."""
         return any(reason.is_refused for _, reason in self.failed)
 
 
 class BatchPublisher(threading.local):
-    """Each thread has its own. A message that is added inside of two contexts is sent when the outer one ends.
+    """Sends messages in batches. Each thread collects its own, and sends them when its outermost context ends.
 
-    Celery's `group` is such an outer context around those of its tasks; a task that is sent alone has only its own.
+    Celery's `group` opens a context around those of its tasks, so they are sent together. A task that is sent alone has only
+    its own context, so its message is sent at once.
     """
 
     def __init__(self, sqs: Callable[[], Sqs]) -> None:
@@ -51,9 +52,10 @@ class BatchPublisher(threading.local):
 
     @contextmanager
     def context(self) -> Iterator[None]:
-        """What is added in contexts inside of this one is sent at its end at the latest.
+        """Send the messages that inner contexts add, at the latest when this context ends.
 
-        Raises `Unsent`, also in the place of another error (its context): what was added before it is sent.
+        Messages that were added before an error are sent all the same. Raises `Unsent`, even if that replaces the error; the
+        error is then its `__context__`.
         """
         self._depth += 1
         try:
@@ -66,7 +68,7 @@ class BatchPublisher(threading.local):
     def add(self, url: str, entry: Entry, task_id: str) -> None:
         """Send a message, now or soon. Raises `Unsent`, now or at the end of the context."""
         if self._count and time.monotonic() - self._since > _FLUSH_AFTER:
-            self._flush()  # without this one: what waited for it begins before it
+            self._flush()  # without the new message, so that those that waited start before it
         self._pending.setdefault(url, []).append((entry, task_id))
         self._count += 1
         if self._count == 1:

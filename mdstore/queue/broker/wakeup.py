@@ -1,4 +1,4 @@
-"""How other threads wake the worker's loop."""
+"""Wake the worker's event loop from other threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class WakeupPipe:
-    """A pipe: the loop reads one end, `wake` writes to the other, from any thread."""
+    """Wraps a pipe: the loop reads one end, and any thread writes to the other end by `wake`."""
 
     def __init__(self) -> None:
         self._read_end, self._write_end = os.pipe()
@@ -18,22 +18,22 @@ class WakeupPipe:
         self._is_closed = False
 
     def fileno(self) -> int:
-        """What the loop listens to."""
+        """Return the end that the loop reads."""
         return self._read_end
 
     def wake(self) -> None:
-        """Wake the loop; nothing once the bell is closed, whose number another file may have by then."""
-        with self._lock, suppress(BlockingIOError):  # full: it rings already
+        """Wake the loop. Do nothing once the pipe is closed, because another file may have its number by then."""
+        with self._lock, suppress(BlockingIOError):  # a full pipe wakes the loop anyway
             if not self._is_closed:
                 os.write(self._write_end, b"!")
 
     def clear(self) -> None:
-        """Hear the next ring, and no former one."""
+        """Discard past wake-ups, so that only a new one wakes the loop."""
         with suppress(BlockingIOError):
             os.read(self._read_end, 4_096)
 
     def close(self) -> None:
-        """Give back both ends."""
+        """Close both ends."""
         with self._lock:
             self._is_closed = True
             os.close(self._read_end)

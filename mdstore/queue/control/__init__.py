@@ -1,1 +1,1 @@
-"""Commands and events: fan-out over SNS, remote control, and the removal of stale queues."""
+"""Commands and events reach all workers over SNS; each process removes the queues that dead processes left behind."""

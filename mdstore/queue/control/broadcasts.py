@@ -1,6 +1,6 @@
-"""What a message of a control, reply or event queue must look like before anything touches it: JSON of a known shape.
+"""Validation of the messages of control, reply and event queues: nothing else reads them before they have passed it.
 
-The envelope is kombu's; what it holds is made anew here from the fields that were checked, and the rest of it is dropped.
+The envelope is kombu's. Here a new one is built from the fields that were checked, and all other fields are dropped.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mdstore.queue.broker.envelope import Malformed, Name, Properties
 from mdstore.queue.control.topics import REPLY_ID, Kind
 
 MAX_BYTES = 256 * 1024  # of an SNS message
-#: Seconds that a command is obeyed after its sender stopped waiting: the way through SNS, and clocks that differ.
-LATE = 30.0
+#: Seconds for which a command is still obeyed after it has expired, to allow for the time in SNS and for clocks that differ.
+EXPIRY_TOLERANCE = 30.0
 
 Clock = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class Headers(msgspec.Struct):
-    """Those of kombu's headers that something depends on. `expires` is a command's, `ticket` an answer's."""
+    """Holds the headers of kombu that are used. Only commands have `expires`, and only answers have `ticket`."""
 
     clock: Clock | None = None
     expires: float | None = None
@@ -32,7 +32,7 @@ class Headers(msgspec.Struct):
 
 
 class Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_encoding": "content-encoding"}):
-    """The message itself."""
+    """Holds a message: an encoded body, and what is needed to decode and route it."""
 
     body: str
     properties: Properties
@@ -42,14 +42,14 @@ class Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_
 
 
 class ReplyTo(msgspec.Struct):
-    """Where an answer goes: nowhere but to a reply queue of the namespace."""
+    """Tells where an answer goes. Only reply queues of the namespace are allowed."""
 
     exchange: Name
     routing_key: Annotated[str, msgspec.Meta(pattern=REPLY_ID)]
 
 
 class Command(msgspec.Struct, forbid_unknown_fields=True):
-    """A command to workers.
+    """Holds a command to workers.
 
     Source: https://docs.celeryq.dev/en/stable/userguide/workers.html#remote-control, kombu.pidbox.Mailbox._publish
     """
@@ -64,7 +64,7 @@ class Command(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Event(msgspec.Struct):
-    """What every event has; the other fields depend on its type."""
+    """Holds the fields that every event has. The other fields depend on the event's type, and are not checked."""
 
     type: Name
     hostname: Name
@@ -83,7 +83,7 @@ _bodies: Mapping[Kind, msgspec.json.Decoder[Any]] = {
 
 
 def unwrap(kind: Kind, text: str, *, tag: str, reply_exchange: str) -> dict[str, Any]:
-    """The message in kombu's form, with `tag` as its delivery tag. Raises `Malformed`, for a stale command too."""
+    """Return a message in kombu's form, with `tag` as its delivery tag. Raises `Malformed`, also for a stale command."""
     try:
         envelope = _envelope.decode(text)
         body = envelope.body.encode()
@@ -107,23 +107,23 @@ def unwrap(kind: Kind, text: str, *, tag: str, reply_exchange: str) -> dict[str,
 
 
 def wrap(body: str) -> str:
-    """An envelope around a JSON text."""
+    """Return an envelope around a JSON text."""
     return msgspec.json.encode({
         "body": body, "content-type": "application/json", "content-encoding": "utf-8", "headers": {}, "properties": {},
     }).decode()  # fmt: skip
 
 
 def _check_command(command: Command, headers: Headers, reply_exchange: str) -> None:
-    # What waited for a worker that was away must not stop it when it is back.
-    if not headers.expires or time.time() > headers.expires + LATE:
+    # For example, a shutdown that waited for an absent worker must not stop the worker when it is back.
+    if not headers.expires or time.time() > headers.expires + EXPIRY_TOLERANCE:
         raise ValueError(f"the command {command.method!r} is stale")
     if command.reply_to is not None and command.reply_to.exchange != reply_exchange:
-        raise ValueError("the answer would go elsewhere")
+        raise ValueError("its answer would go to another exchange")
 
 
 def _check_events(events: list[Event]) -> None:
     for event in events:
         if event.type.startswith("task-") and event.uuid is None:
-            raise ValueError(f"an event {event.type!r} without its task")
+            raise ValueError(f"the event {event.type!r} names no task")
         if event.clock is None and event.type != "task-sent":
-            raise ValueError(f"an event {event.type!r} without its clock")
+            raise ValueError(f"the event {event.type!r} has no clock")

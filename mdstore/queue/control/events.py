@@ -1,7 +1,7 @@
-"""Events over SNS, off the worker's main loop.
+"""Events over SNS, published by a thread of their own.
 
-Celery publishes on the loop, some 100 times per 100 tasks, and waits for each; here events go into a buffer that a thread
-publishes about once a second.
+Celery publishes events on the worker's main loop, some 100 times per 100 tasks, and waits for each call. Here events go into a
+buffer, and a thread publishes the buffer about once a second.
 """
 
 from __future__ import annotations
@@ -25,35 +25,37 @@ from mdstore.queue.control.broadcasts import MAX_BYTES, wrap
 
 logger = get_logger(__name__)
 
-#: Seconds between heartbeats: Celery's 2 s would be a publish each.
+#: Seconds between heartbeats. Celery's interval of 2 s would cost a publish for each heartbeat.
 HEARTBEAT = 20.0
-#: Characters kept of a field. SNS refuses more than 256 KiB, and a traceback can be longer.
+#: Characters that are kept of a field. SNS refuses messages over 256 KiB, and a traceback can be longer.
 MAX_FIELD = 2_000
-_INTERVAL = 1.0
-_FULL = 300  # events that are published without waiting for the interval
-_BUFFERED = 20_000  # events; more than that are dropped, the oldest first
-_BATCH_BYTES = MAX_BYTES - 2_048  # the rest is the envelope's
-_LONGEST_PAUSE = 60.0
-_FLUSHED_WITHIN = 5.0
+_INTERVAL = 1.0  # seconds between publishes
+_FULL = 300  # events; a buffer with so many is published without waiting for the interval
+_MAX_BUFFERED = 20_000  # events; beyond that the oldest are dropped
+_BATCH_BYTES = MAX_BYTES - 2_048  # leaves room for the envelope
+_MAX_PAUSE = 60.0  # seconds until the next try after failed publishes
+_CLOSE_TIMEOUT = 5.0  # seconds for which `close` tries to publish what is buffered
 
 
 class EventPublisher:
-    """Events on their way: a bounded buffer and the thread that empties it. Closing twice is safe."""
+    """Buffers events, up to a limit, and publishes them in a thread. Closing twice is safe."""
 
-    def __init__(self, publish: Callable[[str], None], *, interval: float = _INTERVAL, size: int = _BUFFERED) -> None:
-        """`publish` sends a JSON list of events and raises `MdstoreError` where that fails."""
+    def __init__(
+        self, publish: Callable[[str], None], *, interval: float = _INTERVAL, size: int = _MAX_BUFFERED
+    ) -> None:
+        """`publish` sends a JSON list of events, and raises `MdstoreError` if that fails. `size` limits the buffered events."""
         self._publish = publish
         self._interval = interval
         self._buffer: deque[tuple[str, int]] = deque(maxlen=size)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._deadline: float | None = None  # of a close that is under way
+        self._deadline: float | None = None  # set while `close` is under way
         self.dropped = 0
 
     def put(self, event: dict[str, Any]) -> None:
-        """Take an event; returns at once."""
+        """Buffer an event, and return at once."""
         text = _encoded(event)
-        # In the envelope a list of events is a string: its quotes and backslashes take two bytes.
+        # The envelope holds the list of events as a string, in which each quote and backslash takes two bytes.
         size = len(text.encode()) + text.count('"') + text.count("\\") + 1
         with self._changed:
             if size > _BATCH_BYTES:
@@ -68,16 +70,16 @@ class EventPublisher:
                 self._thread = threading.Thread(target=self._run, name="events", daemon=True)
                 self._thread.start()
 
-    def extend(self, other: EventPublisher) -> None:
-        """Take over what another one could not publish."""
+    def take_over(self, other: EventPublisher) -> None:
+        """Take the events that another publisher could not publish."""
         with other._changed:
             left = list(other._buffer)
             other._buffer.clear()
         with self._changed:
             self._put_back(left)
 
-    def close(self, timeout: float = _FLUSHED_WITHIN) -> None:
-        """Publish what is there, for `timeout` seconds at most, and until SNS says no."""
+    def close(self, timeout: float = _CLOSE_TIMEOUT) -> None:
+        """Publish what is buffered. Give up after `timeout` seconds, or when a publish fails."""
         with self._changed:
             thread, self._deadline = self._thread, time.monotonic() + timeout
             self._changed.notify()
@@ -87,21 +89,21 @@ class EventPublisher:
     def _run(self) -> None:
         pause = 0.0
         while self._wait(pause):
-            batch = self._take()
+            batch = self._next_batch()
             try:
                 self._publish("[" + ",".join(text for text, _ in batch) + "]")
                 pause = 0.0
             except MdstoreError as error:
-                pause = min(max(1.0, 2 * pause), _LONGEST_PAUSE)
+                pause = min(max(1.0, 2 * pause), _MAX_PAUSE)
                 if isinstance(error, Unavailable):
                     with self._changed:
                         self._put_back(batch)
                 else:
                     self.dropped += len(batch)
-                logger.warning("events are not published (%d dropped so far): %s", self.dropped, error)
+                logger.warning("events could not be published (%d dropped so far): %s", self.dropped, error)
 
     def _wait(self, pause: float) -> bool:
-        """Wait until something is to be published; False when all is done."""
+        """Wait until events should be published. Return False if the thread should end."""
         with self._changed:
             if pause:
                 self._changed.wait_for(lambda: self._deadline is not None, pause)
@@ -115,8 +117,8 @@ class EventPublisher:
                 return False
             return True
 
-    def _take(self) -> list[tuple[str, int]]:
-        """The events of one message."""
+    def _next_batch(self) -> list[tuple[str, int]]:
+        """Remove from the buffer the events that fit into one message, and return them."""
         batch: list[tuple[str, int]] = []
         size = 0
         with self._changed:
@@ -134,7 +136,7 @@ class EventPublisher:
 
 
 class Dispatcher(EventDispatcher):
-    """Sends events from an outbox; where the caller wants to see a failure, at once."""
+    """Sends events through a buffer. With `buffer_while_offline` false it publishes each at once, and raises if that fails."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -144,7 +146,7 @@ class Dispatcher(EventDispatcher):
 
     def send(
         self,
-        type: str,  # noqa: A002  celery's name
+        type: str,  # noqa: A002  Celery's name
         *,
         blind: bool = False,
         utcoffset: Any = utcoffset,
@@ -153,10 +155,10 @@ class Dispatcher(EventDispatcher):
         Event: Any = CeleryEvent,  # noqa: N803
         **fields: Any,
     ) -> None:
-        """Send an event, its long fields clipped."""
+        """Send an event. Long fields are clipped."""
         if not self.enabled or (self.groups and group_from(type) not in self.groups):
             return
-        if type == "worker-heartbeat":  # one that was asked for says that the next comes in 5 s
+        if type == "worker-heartbeat":  # Celery announces the next one in 5 s if a client asked for this one
             fields["freq"] = max(fields.get("freq", 0), HEARTBEAT)
         clock = None if blind else self.clock.forward()
         identity = {"hostname": self.hostname, "pid": self.pid, "utcoffset": utcoffset()}
@@ -167,21 +169,21 @@ class Dispatcher(EventDispatcher):
             self._publish_list(f"[{_encoded(event)}]")
 
     def publish(self, type: str, fields: dict[str, Any], producer: Any, **kwargs: Any) -> Any:  # noqa: A002
-        """Publish an event at once by way of `producer`, its long fields clipped."""
+        """Publish an event at once through `producer`. Long fields are clipped."""
         try:
             return super().publish(type, _clipped(fields), producer, **kwargs)
         finally:
-            self._outbound_buffer.clear()  # Celery keeps for ever what could not be sent
+            self._outbound_buffer.clear()  # Celery would keep forever what could not be sent
 
     def flush(self, errors: bool = True, groups: bool = True) -> None:
-        """Do nothing: the outbox empties itself."""
+        """Do nothing, because a thread publishes the buffer."""
 
     def extend_buffer(self, other: Dispatcher) -> None:
-        """Take over what another dispatcher could not publish."""
-        self._publisher.extend(other._publisher)
+        """Take the events that another dispatcher could not publish."""
+        self._publisher.take_over(other._publisher)
 
     def close(self) -> None:
-        """Publish what is there, and stop."""
+        """Publish what is buffered, and stop."""
         super().close()
         self._publisher.close()
 
@@ -191,7 +193,7 @@ class Dispatcher(EventDispatcher):
 
 
 class Events(CeleryEvents):
-    """Celery's, with this dispatcher."""
+    """Makes Celery use this dispatcher."""
 
     dispatcher_cls = Dispatcher
 

@@ -1,7 +1,7 @@
-"""Fan-out for kombu's SQS channel: exchanges that are SNS topics, and the queues that listen to them.
+"""Fan-out for kombu's SQS channel: some exchanges are SNS topics, and queues subscribe to them.
 
-Which exchanges those are is a matter of names (`mdstore.queue.control.topics`), whatever type they are declared with: Celery
-declares the exchange of its events as `topic` and so does Flower, which makes a receiver of its own.
+The name of an exchange decides whether it is a topic (`mdstore.queue.control.topics`), not the type with which it is declared.
+Celery declares the exchange of its events as `topic`, and so does Flower, which makes a receiver of its own.
 """
 
 from __future__ import annotations
@@ -23,67 +23,67 @@ logger = get_logger(__name__)
 
 
 class FanoutChannel(SQS.Channel):
-    """Reads the transport options `topics` and `reaper`; without them it is kombu's channel.
+    """Adds fan-out to kombu's channel if the transport options hold `topics` and `reaper`.
 
-    Messages of these queues are deleted when they arrive, not when they are done: a command is obeyed at most once.
+    Messages of control, reply and event queues are deleted when they arrive, not when they are done. So a command is obeyed at
+    most once.
     """
 
     @property
     def topics(self) -> Topics | None:
-        """The namespace's topics, None where there is no fan-out."""
+        """Return the namespace's topics, or None if there is no fan-out."""
         topics: Topics | None = self.transport_options.get("topics")
         return topics
 
     @property
     def supports_fanout(self) -> bool:
-        """Whether there is fan-out."""
+        """Tell whether there is fan-out."""
         return self.topics is not None
 
     def kind_of(self, queue: str) -> Kind | None:
-        """What a queue is for, None for a queue of tasks."""
+        """Return what a queue is for, or None for a queue of tasks."""
         return self.topics.kind_of(queue) if self.topics else None
 
     # -- exchanges and queues
 
     def exchange_declare(self, exchange: str | None = None, type: str = "direct", **kwargs: Any) -> None:  # noqa: A002
-        """Note an exchange; one that is a topic fans out."""
+        """Declare an exchange, with type `fanout` if it is a topic."""
         if self.topics and exchange and self.topics.topic_of(exchange):
             type = "fanout"  # noqa: A001  kombu's name
         super().exchange_declare(exchange, type=type, **kwargs)
 
     def queue_declare(self, queue: str | None = None, *_: Any, **__: Any) -> Any:
-        """Make a queue of the fan-out; those of tasks are provisioned, and looked up when they are used."""
+        """Create a queue, unless it is for tasks: those are provisioned, and looked up when they are used."""
         if self.topics and queue and self.kind_of(queue):
-            self.topics.make(queue)
+            self.topics.create(queue)
         return queue_declare_ok_t(queue or "", 0, 0)
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: Any, queue: str) -> None:
-        """Do nothing: a queue joins its topic when it is consumed from."""
+        """Do nothing: `subscribe_to_topic` follows when a consumer starts."""
 
-    def join_topic(self, queue: str) -> None:
-        """Have a queue receive what its topic is told, where it has one."""
+    def subscribe_to_topic(self, queue: str) -> None:
+        """Subscribe a queue to its topic if it has one, and keep the queue marked as alive."""
         if self.topics and self.kind_of(queue) in (Kind.CONTROL, Kind.EVENTS):
-            self.topics.join(queue)
-            self.transport_options["reaper"].keep(queue)
+            self.topics.subscribe(queue)
+            self.transport_options["reaper"].register(queue)
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Stop consuming; the queue is left over when nobody consumes from it any more."""
+        """Stop consuming. A queue without a consumer is no longer marked as alive, and becomes stale."""
         queue = self._tag_to_queue.get(consumer_tag, "")
         if self.kind_of(queue) in (Kind.CONTROL, Kind.EVENTS):
-            self.transport_options["reaper"].release(queue)
+            self.transport_options["reaper"].unregister(queue)
         super().basic_cancel(consumer_tag)
 
     def _delete(self, queue: str, exchange: str | None = None, *_: Any, **__: Any) -> None:
         if not (self.topics and self.kind_of(queue)):
-            raise NotImplementedError(f"queue {queue}: those of tasks are deleted where they were provisioned")
+            raise NotImplementedError(f"queue {queue}: a queue of tasks is deleted where it was provisioned")
         table = self.get_table(exchange)
-        table[:] = [
-            binding for binding in table if binding[2] != queue
-        ]  # kombu keeps them, one for every question asked
+        # kombu would keep these bindings, one for every question asked.
+        table[:] = [binding for binding in table if binding[2] != queue]
         try:
             self.topics.remove(queue)
         except MdstoreError as error:
-            logger.warning("queue %s could not be deleted, and is left to the janitor: %s", queue, error)
+            logger.warning("queue %s could not be deleted, and is left to the reaper: %s", queue, error)
 
     def _new_queue(self, queue: str, **kwargs: Any) -> str:
         if self.topics and self.kind_of(queue):
@@ -92,7 +92,7 @@ class FanoutChannel(SQS.Channel):
         return url
 
     def canonical_queue_name(self, queue_name: str) -> str:
-        """The SQS name of a queue."""
+        """Return the SQS name of a queue."""
         if self.topics and self.kind_of(queue_name):
             return self.topics.name_of(queue_name)
         name: str = super().canonical_queue_name(queue_name)
@@ -105,19 +105,19 @@ class FanoutChannel(SQS.Channel):
             self.topics.publish(exchange, dumps(message))
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
-        # Bindings are known to the process that asked, and the answer comes from another.
+        # The asking process knows the binding of its reply queue; the answering one, which runs this, does not.
         if self.topics and exchange == self.topics.reply_exchange:
             return [self.topics.reply_queue(routing_key)]
         found: list[str] = super()._lookup(exchange, routing_key, default)
         return found
 
     def open_broadcast(self, queue: str, message: Message) -> dict[str, Any] | None:
-        """Read a message of one of these queues; None where it is refused."""
+        """Return the content of a message from a control, reply or event queue, or None if it is refused."""
         topics, kind = self.topics, self.kind_of(queue)
         if not (topics and kind):
             return None
         try:
             return unwrap(kind, message.body, tag=message.message_id, reply_exchange=topics.reply_exchange)
         except Malformed as error:
-            logger.warning("refused: %s", error)
+            logger.warning("a message of queue %s was refused: %s", queue, error)
             return None

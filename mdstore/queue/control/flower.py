@@ -1,7 +1,7 @@
-"""Flower, as a process: the web page of https://flower.readthedocs.io over SNS and SQS.
+"""The Flower process: the web page of https://flower.readthedocs.io over SNS and SQS.
 
-Nothing of Flower or Celery is patched: the transport knows the event exchange by its name, and gives its listener the one
-queue `{events_topic}-{name}`, which a restarted Flower finds again.
+Nothing of Flower or Celery is patched. The transport knows the event exchange by its name, and gives its listener the queue
+`{events_topic}-{name}`, which a restarted Flower uses again.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from mdstore.errors import ConfigurationError
 from mdstore.queue.app import create_app
 from mdstore.settings import Settings
 
-#: Flower's options, where they are not given: its own way, the environment (`FLOWER_...`), its file or the command line.
+#: Defaults of Flower's options. As usual, the environment (`FLOWER_...`), Flower's file and the command line override them.
 DEFAULTS = {
     "address": "127.0.0.1",
-    "inspect_timeout": 4_000.0,  # ms: an answer takes the way through SNS and two queues
-    "enable_events": False,  # workers send them anyway; it would be a command to all of them every 5 s
+    "inspect_timeout": 4_000.0,  # ms: a command goes through SNS and a queue, and its answer through another queue
+    "enable_events": False,  # workers send events anyway; true would send a command to all of them every 5 s
 }
 
 
 def run(settings: Settings, arguments: Sequence[str], *, name: str = "flower") -> None:
-    """Serve until it is stopped. Two Flowers of one namespace need two names: each event goes to one reader of a queue.
+    """Serve until stopped. Two Flowers of one namespace need two names, because each event goes to one reader of a queue.
 
-    Raises `ConfigurationError` where Flower is not installed, or would be open to the network without a password.
+    Raises `ConfigurationError` if Flower is not installed, would show nothing, or would be open to the network without a
+    password.
     """
     if not settings.events or not settings.remote_control:
         key = "remote_control" if settings.events else "events"
-        raise ConfigurationError(key=key, value=False, expected="true: Flower shows nothing without it")
+        raise ConfigurationError(key=key, value=False, expected="true: without it Flower shows nothing")
     try:
-        from flower import command  # noqa: PLC0415  an extra
+        from flower import command  # noqa: PLC0415  Flower is an extra
     except ImportError as error:
         raise ConfigurationError(
             key="flower", value="not installed", expected='the extra "flower": pip install "mdstore[flower]"'
@@ -44,7 +45,7 @@ def run(settings: Settings, arguments: Sequence[str], *, name: str = "flower") -
         raise ConfigurationError(
             key="--address",
             value=options.address,
-            expected="127.0.0.1, or a password for an address that others reach: FLOWER_BASIC_AUTH=user:password",
+            expected="127.0.0.1; an address that others can reach needs a password: FLOWER_BASIC_AUTH=user:password",
         )
     create_app(settings, event_queue=name).start(["flower", *arguments])
 

@@ -1,4 +1,4 @@
-"""Remote control: Celery's, over a transport that knows the bindings of its own process only."""
+"""Celery's remote control, over a transport in which a process knows only its own bindings."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ logger = get_logger(__name__)
 
 
 class Node(pidbox.Node):
-    """A worker's end of the mailbox."""
+    """Answers commands for a worker."""
 
     def reply(self, data: Any, exchange: str, routing_key: str, ticket: str, **_: Any) -> None:
-        """Answer, once: whoever asked may be gone, and a worker does not wait for that.
+        """Send an answer, without retries: the client may be gone, and the worker must not wait for that.
 
-        What is not JSON (an object among the transport's options) is sent as its `repr`.
+        A value that is not JSON, such as an object in the transport's options, is sent as its `repr`.
         """
         try:
             Producer(self.channel, auto_declare=False).publish(
@@ -37,42 +37,43 @@ class Node(pidbox.Node):
                 serializer="json",
             )
         except (MdstoreError, OperationalError, ClientError, BotoCoreError) as error:
-            logger.warning("an answer to a command could not be sent: %s", error)
+            logger.warning("the answer to a command could not be sent: %s", error)
 
 
 class Mailbox(CeleryMailbox):
-    """Where commands and their answers go. Each question has an answer queue of its own."""
+    """Carries commands and their answers. Each question has a reply queue of its own."""
 
     node_cls = Node
 
     @property
     def oid(self) -> str:
-        """The id of the answer queue; kombu's is made of addresses in memory, which come again."""
+        """Return the id of the reply queue. kombu derives it from addresses in memory, which may repeat."""
         oid: str = self.__dict__.setdefault("_oid", uuid4().hex[:20])
         return oid
 
     def __call__(self, connection: Any) -> Mailbox:
-        """Bind to a connection, for one question."""
+        """Return a mailbox that is bound to a connection, for one question."""
         bound: Mailbox = super().__call__(connection)
         bound.__dict__.pop("_oid", None)
         return bound
 
 
 class Control(CeleryControl):
-    """The client's end."""
+    """Sends commands for a client."""
 
     Mailbox = Mailbox
 
     def broadcast(self, command: str, *args: Any, **kwargs: Any) -> Any:
-        """Send a command to workers. Raises `ConfigurationError` where remote control is off."""
+        """Send a command to workers. Raises `ConfigurationError` if remote control is off."""
         if not self.app.settings.remote_control:
             raise ConfigurationError(key="remote_control", value=False, expected="true, for commands to workers")
-        kwargs["timeout"] = kwargs.get("timeout") or 1.0  # it becomes the command's expiry: without one it is refused
+        # The timeout becomes the command's expiry, and workers refuse a command without one.
+        kwargs["timeout"] = kwargs.get("timeout") or 1.0
         return super().broadcast(command, *args, **kwargs)
 
 
 class ControlStep(CeleryControlStep):
-    """The worker's part. Where topics or permissions are missing, the worker says so and works without it."""
+    """Starts remote control in a worker. If topics or permissions are missing, the worker logs that and runs without it."""
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
         super().__init__(c, **kwargs)
@@ -82,8 +83,8 @@ class ControlStep(CeleryControlStep):
         try:
             self.box.start(c)
         except (MdstoreError, ClientError, BotoCoreError) as error:
-            logger.error(  # noqa: TRY400  the reason is enough
-                "no remote control until this is mended and the worker restarted (mdstore provision; or set"
+            logger.error(  # noqa: TRY400  a traceback would add nothing
+                "remote control does not work until this is fixed and the worker is restarted (run mdstore provision, or set"
                 " MDSTORE_REMOTE_CONTROL=false): %s",
                 error,
             )
@@ -95,4 +96,4 @@ class ControlStep(CeleryControlStep):
         try:
             c.app.topics.remove(node.mailbox.get_queue(node.hostname).name)
         except MdstoreError as error:
-            logger.warning("the worker's control queue is left to the janitor: %s", error)
+            logger.warning("the worker's control queue could not be deleted, and is left to the reaper: %s", error)

@@ -1,11 +1,11 @@
-"""Commands and events over SNS: the names of topics and queues, and the calls that make, join, mark and remove queues.
+"""Commands and events over SNS: names of topics and queues, and the calls that create, subscribe, mark and remove queues.
 
     topic {namespace}-control   commands to workers   -> queue {namespace}-control-node-{host}-{digest}, one a worker
-                                their answers            queue {namespace}-control-reply-{id}, one a question
-    topic {namespace}-events    what workers report   -> queue {namespace}-events-{digest or name}, one a listener
+    no topic                    answers of workers    -> queue {namespace}-control-reply-{id}, one a question
+    topic {namespace}-events    events of workers     -> queue {namespace}-events-{digest or name}, one a listener
 
-Topics are provisioned and never made here. Queues live as long as the process that made them and carry two tags, their
-namespace and when their owner was last seen, by which `mdstore.queue.control.reaper` knows the ones that are left over.
+Topics are provisioned and never created here. A queue lives as long as the process that created it. It has two tags: its
+namespace, and when its owner was last seen. By these `mdstore.queue.control.reaper` recognises stale queues.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from mdstore.settings import Settings
 
 NAMESPACE_TAG, SEEN_TAG = "mdstore:namespace", "mdstore:seen"
 REPLY_ID = r"^[0-9a-f]{20}$"
-_MAX_NAME = 80  # of a queue
+_MAX_NAME = 80  # characters of a queue's name
 _ATTRIBUTES = {"MessageRetentionPeriod": "60", "VisibilityTimeout": "30"}
 _EXISTS = ("QueueNameExists", "QueueAlreadyExists")
 
 
 class Kind(StrEnum):
-    """What a queue of this module is for."""
+    """Tells what a queue of this module is for."""
 
     CONTROL = "control"
     REPLY = "reply"
@@ -41,27 +41,28 @@ class Kind(StrEnum):
 
 
 class Topics:
-    """The topics of a namespace and this process's queues. Queues go by kombu's names, `SQS name` where SQS's is meant.
+    """Calls SNS and SQS for the topics of a namespace and the queues of this process.
 
-    Calls raise `Unavailable` or `DeploymentBroken`. Threads may share it; `aws` gives the clients of the calling process.
+    A `queue` is kombu's name of a queue; the name in SQS is always called its SQS name. Calls raise `Unavailable` or
+    `DeploymentBroken`. Threads may share an instance; `aws` returns the clients of the calling process.
     """
 
     def __init__(self, settings: Settings, aws: Callable[[], AwsClients], *, event_queue: str | None = None) -> None:
-        """`event_queue` names the one queue of this process's event listener, so that it is the same after a restart."""
+        """`event_queue` names the queue of this process's event listener, so that a restarted process uses the same queue."""
         self.namespace = settings.namespace
         self.control, self.events = settings.control_topic, settings.events_topic
         self.control_exchange, self.reply_exchange = f"{self.control}.pidbox", f"reply.{self.control}.pidbox"
         self._task_queue = settings.queue
         self._aws = aws
         self._event_queue = event_queue
-        # A worker that was restarted has another queue: what was said to the former one does not reach it.
+        # A restarted worker gets a new queue, so that it does not receive commands that were sent to the former process.
         self._instance = uuid4().hex
         self._subscribed: dict[str, str] = {}  # SQS name -> ARN of the subscription
 
     # -- names
 
     def kind_of(self, queue: str) -> Kind | None:
-        """What a queue is for, None where it is none of this module's."""
+        """Return what a queue is for, or None if it is not a queue of this module."""
         if queue.startswith(f"{self.events}."):
             return Kind.EVENTS
         if queue.endswith(f".{self.reply_exchange}"):
@@ -69,15 +70,15 @@ class Topics:
         return Kind.CONTROL if queue.endswith(f".{self.control_exchange}") else None
 
     def topic_of(self, exchange: str) -> str | None:
-        """The topic that an exchange is."""
+        """Return the topic of an exchange, or None if it has none."""
         return {self.control_exchange: self.control, self.events: self.events}.get(exchange)
 
     def reply_queue(self, reply_id: str) -> str:
-        """The queue that answers of this id go to."""
+        """Return the queue that receives the answers to a question, by the question's id."""
         return f"{reply_id}.{self.reply_exchange}"
 
     def name_of(self, queue: str) -> str:
-        """The SQS name of a queue."""
+        """Return the SQS name of a queue."""
         head, kind = queue.partition(".")[0], self.kind_of(queue)
         if kind is Kind.REPLY:
             return f"{self.control}-reply-{head}"
@@ -89,7 +90,7 @@ class Topics:
         return f"{prefix}{host[: _MAX_NAME - len(prefix) - len(digest) - 1]}-{digest}"
 
     def url(self, queue: str) -> str:
-        """The URL of a queue, whether it exists or not."""
+        """Return the URL of a queue, whether the queue exists or not."""
         return self._url(self.name_of(queue))
 
     def _url(self, name: str) -> str:
@@ -101,14 +102,14 @@ class Topics:
     # -- messages
 
     def publish(self, exchange: str, text: str) -> None:
-        """Send a message of at most 256 KiB to all queues that joined."""
+        """Send a message of at most 256 KiB to all subscribed queues."""
         with boto_errors(f"SNS publish to {self.topic_of(exchange)}"):
             self._aws().sns.publish(TopicArn=self._arn("sns", self.topic_of(exchange) or exchange), Message=text)
 
     # -- this process's queues
 
-    def make(self, queue: str) -> None:
-        """Make a queue; one that is there already is brought into shape."""
+    def create(self, queue: str) -> None:
+        """Create a queue. If it exists, set its attributes."""
         name = self.name_of(queue)
         attributes = {**_ATTRIBUTES, **self._policy(queue)}
         sqs = self._aws().sqs
@@ -120,10 +121,10 @@ class Topics:
                     raise
                 sqs.set_queue_attributes(QueueUrl=self._url(name), Attributes=attributes)  # type: ignore[arg-type]
 
-    def join(self, queue: str) -> None:
-        """Have a queue receive what is published to its topic. Repeating it changes nothing."""
+    def subscribe(self, queue: str) -> None:
+        """Subscribe a queue to its topic, and mark it as alive. Repeating this is safe."""
         name = self.name_of(queue)
-        self.mark(queue)
+        self.mark_alive(queue)
         with boto_errors(f"SNS subscribe {name}"):
             answer = self._aws().sns.subscribe(
                 TopicArn=self._arn("sns", self._topic_for(queue)),
@@ -134,21 +135,21 @@ class Topics:
             )
         self._subscribed[name] = answer["SubscriptionArn"]
 
-    def mark(self, queue: str) -> None:
-        """Note that the owner of a queue is alive."""
+    def mark_alive(self, queue: str) -> None:
+        """Record in the queue's tags that its owner is alive now."""
         name = self.name_of(queue)
         with boto_errors(f"SQS tags of {name}"):
             self._aws().sqs.tag_queue(QueueUrl=self._url(name), Tags=self._tags())
 
     def remove(self, queue: str) -> None:
-        """Delete a queue, and its subscription where it has one."""
+        """Delete a queue of this process, and its subscription if it has one."""
         name = self.name_of(queue)
         self.discard(name, self._subscribed.pop(name, None))
 
-    # -- queues that anybody left
+    # -- queues of any process
 
     def subscribed(self) -> Iterator[tuple[str, str]]:
-        """SQS name and subscription of the queues of this namespace that joined a topic."""
+        """Yield SQS name and subscription of each queue of this namespace that is subscribed to a topic."""
         for topic in (self.control, self.events):
             prefix = self._arn("sqs", f"{topic}-")
             for endpoint, subscription in self._subscriptions(topic):
@@ -156,14 +157,17 @@ class Topics:
                     yield endpoint.rpartition(":")[2], subscription
 
     def listed(self) -> Iterator[str]:
-        """SQS names of queues that look like this namespace's, by `ListQueues`, which a worker's role need not allow."""
+        """Yield the SQS names that look like this namespace's, from `ListQueues`, which a worker's role need not allow."""
         for topic in (self.control, self.events):
             with boto_errors("SQS list"):
                 for page in self._aws().sqs.get_paginator("list_queues").paginate(QueueNamePrefix=f"{topic}-"):
                     yield from (url.rpartition("/")[2] for url in page.get("QueueUrls", ()))
 
-    def seen(self, name: str) -> float | None:
-        """When the owner of a queue (by its SQS name) was last alive: 0 where it is gone, None where it is not ours."""
+    def last_seen(self, name: str) -> float | None:
+        """Return when the owner of a queue, given by its SQS name, was last alive, in Unix seconds.
+
+        Return 0 if the queue does not exist, and None if it is not this namespace's.
+        """
         with boto_errors(f"SQS tags of {name}"):
             try:
                 tags = self._aws().sqs.list_queue_tags(QueueUrl=self._url(name)).get("Tags", {})
@@ -175,7 +179,7 @@ class Topics:
         return float(when) if tags.get(NAMESPACE_TAG) == self.namespace and when.isdecimal() else None
 
     def discard(self, name: str, subscription: str | None) -> None:
-        """Delete a queue by its SQS name, its subscription first."""
+        """Delete a queue of any process by its SQS name, after its subscription."""
         if subscription:
             with boto_errors("SNS unsubscribe"):
                 self._aws().sns.unsubscribe(SubscriptionArn=subscription)
@@ -186,7 +190,7 @@ class Topics:
                 if not is_gone(error_code(error)):
                     raise
 
-    # -- calls
+    # -- helpers
 
     def _topic_for(self, queue: str) -> str:
         return self.events if self.kind_of(queue) is Kind.EVENTS else self.control

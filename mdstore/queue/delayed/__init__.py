@@ -1,1 +1,1 @@
-"""Messages due later than SQS can delay them: the table that keeps them, and what moves them to their queues."""
+"""Delayed messages are due later than SQS can delay them: a table keeps them, and workers move them to their queues in time."""

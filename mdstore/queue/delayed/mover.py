@@ -1,4 +1,4 @@
-"""A worker's part in moving what is due from the due-time table to its queue."""
+"""The worker's step that moves delayed messages from their table to their queues."""
 
 from __future__ import annotations
 
@@ -13,40 +13,45 @@ from mdstore.queue.worker.periodic import PeriodicStep
 
 
 class MoverStep(PeriodicStep):
-    """Every worker drains, in turns: whoever leases a shard of the table has it for a minute."""
+    """Moves delayed messages every 10 seconds or so. Every worker runs this step; a lease on each shard divides the work."""
 
     work_name = "due"
     interval = INTERVAL
 
     def work(self, stopping: Callable[[], bool]) -> bool:
-        """Move what is due; ends before the next batch."""
+        """Move the messages whose time has come. End before the next batch once `stopping` is true."""
         moved: int = self.app.delayed_table.move(self._send, stopping=stopping)
         return moved > 0
 
     def _send(self, batch: Sequence[DelayedMessage]) -> Sequence[DelayedMessage]:
-        """Publish; what SQS will never take is dead-lettered. Returns what is safe."""
+        """Publish a batch of one queue, and dead-letter what SQS will never accept. Return the messages that are safe."""
         sqs, queue = self.app.aws.queues, batch[0].queue
         in_order = is_fifo(queue)
         entries = [
             Entry(
-                message_body=one.body,
-                delay_seconds=one.delay_seconds,
-                message_group_id=one.group_id,
-                message_deduplication_id=one.ident if in_order else None,
+                message_body=message.body,
+                delay_seconds=message.delay_seconds,
+                message_group_id=message.group_id,
+                message_deduplication_id=message.deduplication_id if in_order else None,
             )
-            for one in batch
+            for message in batch
         ]
         safe = []
-        for one, failed in zip(batch, sqs.send(sqs.url(queue), entries, in_order=in_order), strict=True):
-            if failed is None or (failed.is_refused and self._is_buried(one, f"due for {queue}: {failed}")):
-                safe.append(one)
+        for message, failed in zip(batch, sqs.send(sqs.url(queue), entries, in_order=in_order), strict=True):
+            if failed is None or (
+                failed.is_refused and self._dead_letter(message, f"delayed message for {queue}: {failed}")
+            ):
+                safe.append(message)
         return safe
 
-    def _is_buried(self, one: DelayedMessage, reason: str) -> bool:
-        """Dead-letter a message; where that fails, what was sent with it must not be sent again."""
+    def _dead_letter(self, message: DelayedMessage, reason: str) -> bool:
+        """Dead-letter a message, and tell whether that succeeded.
+
+        An error that is raised here would have the rest of the batch sent again.
+        """
         try:
-            self.app.dead_letter(body=one.body, reason=reason, task="", receives=0)
+            self.app.dead_letter(body=message.body, reason=reason, task="", receives=0)
         except MdstoreError as error:
-            event("due.kept", level=logging.ERROR, queue=one.queue, messages=1, error=f"{reason}: {error}")
+            event("due.kept", level=logging.ERROR, queue=message.queue, messages=1, error=f"{reason}: {error}")
             return False
         return True

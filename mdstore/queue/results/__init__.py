@@ -1,1 +1,1 @@
-"""The result backend: results of tasks and groups, and chords that survive duplicates."""
+"""The result backend stores the results of tasks and groups, and runs chords that survive duplicate deliveries."""

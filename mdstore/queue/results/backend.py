@@ -1,22 +1,23 @@
 """A result backend on DynamoDB whose chords survive duplicate deliveries, crashes and many parts.
 
-Celery's own counts the parts that returned, so one message delivered twice breaks the chord. Here a chord keeps the set of
-the parts that returned (`chord_state`). Whoever completes it publishes the callback and records that afterwards, so a crash
-repeats the callback, under the same task id, and never loses it: a redelivered part finds what was left undone, and so does
-`repair`.
+Celery's own DynamoDB backend counts the parts that returned, so one duplicate delivery breaks a chord. This backend records
+which parts returned (`chord_state`). The worker that completes a chord publishes the callback first and records that
+afterwards. A crash in between publishes the callback again, under the same task id, and never loses it: a redelivered part
+finds a callback that was not dispatched, and so does `repair`.
 
-    id = chord-join-{group id} ...    see `chord_state`; given: callback (its signature), or blob; nested (results are in lists)
+    id = chord-join-{group id} ...    see `chord_state`; the backend adds `callback` (its signature), or `blob` (where in S3 the
+                                      signature is), and `nested` (true if the results are nested as the header's groups are)
     id = celery-...                   see `results`
 
-When its parts have all returned, the option `chord_state` of a chord's body says what follows, as in
-`chord(header, body.set(chord_state="any"))`:
+The option `join` of a chord's body, as in `chord(header, body.set(join="any"))`, says whether the body runs once all parts have
+returned:
 
-    all       the body runs with the parts' results; where a part failed, it fails with a ChordError (as in Celery; the default)
-    any       the body runs with the results of those that succeeded, in their order; where none did, it fails
-    always    the body runs whatever happened; a part that failed is given as
+    all       if all parts succeeded, with their results; otherwise it fails with a ChordError (the default, as in Celery)
+    any       if at least one part succeeded, with the results of those that did, in their order; otherwise it fails
+    always    in any case; instead of the result of a part that failed, it gets
               {"task_id", "status", "exc_type", "exc_module", "exc_message"}
 
-A failed body runs after all when its failed parts are delivered again and succeed.
+A body that failed still runs if its failed parts are delivered again and succeed.
 """
 
 from __future__ import annotations
@@ -28,9 +29,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from celery import states
-from celery.canvas import _chain as CeleryChain  # noqa: N812  celery's class of chains has a private name
-from celery.canvas import _chord as CeleryChord  # noqa: N812
-from celery.canvas import group as CeleryGroup  # noqa: N812  celery's class of groups has a function's name
+from celery.canvas import _chord as CeleryChord  # noqa: N812  Celery's class of chords has a private name
+from celery.canvas import group as CeleryGroup  # noqa: N812  Celery's class of groups has a function's name
 from celery.canvas import maybe_signature, signature
 from celery.exceptions import ChordError, ImproperlyConfigured
 from celery.result import GroupResult
@@ -48,6 +48,14 @@ from mdstore.errors import (
     Unavailable,
 )
 from mdstore.queue.broker.publisher import Unsent
+from mdstore.queue.results.canvas import (
+    JOIN_POLICIES,
+    final_tasks,
+    first_task,
+    is_chord_part,
+    join_policy,
+    wants_results,
+)
 from mdstore.queue.results.chord_state import ChordState, ChordStates
 from mdstore.queue.results.results import DynamoResults
 from mdstore.queue.results.shard import Part
@@ -55,29 +63,29 @@ from mdstore.queue.worker.outages import comes_again
 
 logger = get_logger(__name__)
 
-#: Bytes of a callback that stands in its join, which is written twice a shard or more, and charged by its size.
-_CALLBACK = 16 * 2**10
-#: Seconds for which whoever completed a chord may be publishing its callback.
-_PUBLISHING = 60.0
-_POLICIES = ("all", "any", "always")
+#: The largest callback, in bytes, that a chord's root item holds; a larger one is stored in S3. The root is written at least
+#: twice a shard, and each write is charged by the item's size.
+_MAX_INLINE_CALLBACK = 16 * 2**10
+#: Seconds for which `repair` leaves a complete chord alone: the worker that completed it may be publishing the callback.
+_PUBLISH_SECONDS = 60.0
 
 
 class DynamoBackend(DynamoResults):
-    """A drop-in for any app made by `create_app`."""
+    """Stores the results and runs the chords of any app that `create_app` made."""
 
     @property
     def _chord_states(self) -> ChordStates:
         return ChordStates(dynamo=self._dynamo, table=self._table, retention=self._retention)
 
-    # -- parts of chords: what they return is stored though their tasks ignore it, where the callback needs it
+    # -- the end of a task: if the callback needs a part's result, it is stored even if the part's task ignores results
 
     def mark_as_done(
         self, task_id: Any, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS
     ) -> None:
-        """Store the result, and note the part. Raises `ResultNotRecorded`."""
+        """Store the result, and record the part. Raises `ResultNotRecorded`."""
         is_stored = store_result and not getattr(request, "ignore_result", False)
         with _recording_errors():
-            if not is_stored and request and request.chord and _wants_results(maybe_signature(request.chord)):
+            if not is_stored and request and request.chord and wants_results(maybe_signature(request.chord)):
                 self.store_result(task_id, result, state, request=request)
             super().mark_as_done(task_id, result, request, store_result, state)
 
@@ -90,53 +98,57 @@ class DynamoBackend(DynamoResults):
         store_result: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Store the failure, and note the part; it is no failure where the message comes again. Raises `ResultNotRecorded`."""
+        """Store the failure, and record the part. Raises `ResultNotRecorded`.
+
+        Store nothing if the message will be delivered again, because then the task has not failed yet.
+        """
         if comes_again(exc) and self._is_acknowledged_late(request):
             return
         with _recording_errors():
-            super().mark_as_failure(task_id, exc, traceback, request, store_result or _is_part(request), **kwargs)
+            super().mark_as_failure(task_id, exc, traceback, request, store_result or is_chord_part(request), **kwargs)
 
     def _is_acknowledged_late(self, request: Any) -> bool:
-        """Whether a task's message is still there when the task has ended."""
+        """Tell whether a task's message still exists when the task has ended."""
         task = self.app.tasks.get(getattr(request, "task", None))
         return task is None or bool(task.acks_late)
 
     def mark_as_retry(self, task_id: Any, exc: Any, *args: Any, **kwargs: Any) -> None:
-        """Store the state, where that can be done: the message of the next try is sent already."""
+        """Store the state. A failure to store it is only logged, because the message of the next try is sent already."""
         try:
             super().mark_as_retry(task_id, exc, *args, **kwargs)
         except ResultNotRecorded as error:
-            logger.warning("task %s is tried again, but its state could not be stored: %s", task_id, error)
+            logger.warning("task %s will be retried, but its state could not be stored: %s", task_id, error)
 
     def mark_as_revoked(
         self, task_id: Any, reason: str = "", request: Any = None, store_result: bool = True, **kwargs: Any
     ) -> None:
-        """Store the state, and note the part."""
-        super().mark_as_revoked(task_id, reason, request, store_result or _is_part(request), **kwargs)
+        """Store the state, and record the part."""
+        super().mark_as_revoked(task_id, reason, request, store_result or is_chord_part(request), **kwargs)
 
     def _fail_chain(self, chain: Any, exc: Any, *args: Any, **kwargs: Any) -> None:
-        """Fail the tasks of a chain's group too, and note the part that a chain is also where Celery does not.
+        """Fail the rest of a chain and the tasks of a group in it. If the chain is a chord's part, record the part.
 
-        Celery 5.7 takes a part whose result is a failure for one that was noted, but its worker may have died in between.
-        Each part is noted once: a second note could find the chord complete while another worker is failing its body.
+        Celery 5.7 assumes that a part whose stored state is a failure was recorded, but the worker may have died before that.
+        So this method records the parts that Celery skips, and only those: a second record of a part could find the chord
+        complete while another worker is failing the chord's body.
         """
         tasks = chain if isinstance(chain, list | tuple) else ()
         following = [maybe_signature(task, app=self.app) for task in tasks]
-        taken_for_noted = [task for task in following if self._has_failed(task)]
+        skipped_by_celery = [task for task in following if self._is_failed_part(task)]
         super()._fail_chain(chain, exc, *args, **kwargs)
         for task in following:
-            if isinstance(task, CeleryGroup) and (task in taken_for_noted or not task.options.get("chord")):
-                self._return_group(task.tasks, exc)
-            elif task in taken_for_noted:
-                self._return_failed(task, exc)
+            if isinstance(task, CeleryGroup) and (task in skipped_by_celery or not task.options.get("chord")):
+                self._return_failed_group(task.tasks, exc)
+            elif task in skipped_by_celery:
+                self._return_failed_parts(task, exc)
 
-    def _has_failed(self, task: Any) -> bool:
-        """Whether a chord's part has the state of one that failed."""
-        ends = list(_ends(task, self.app))
+    def _is_failed_part(self, task: Any) -> bool:
+        """Tell whether a signature is a chord's part whose stored state is a failure."""
+        ends = list(final_tasks(task, self.app))
         if not any(end.options.get("chord") for end in ends):
             return False
-        whose = [task] if isinstance(task, CeleryGroup) else ends
-        return any(self.get_state(one.options["task_id"]) in states.PROPAGATE_STATES for one in whose)
+        stored = [task] if isinstance(task, CeleryGroup) else ends
+        return any(self.get_state(one.options["task_id"]) in states.PROPAGATE_STATES for one in stored)
 
     def _store_result(self, *args: Any, **kwargs: Any) -> Any:
         with _recording_errors():
@@ -145,92 +157,94 @@ class DynamoBackend(DynamoResults):
     # -- chords
 
     def apply_chord(self, header_result_args: Any, body: Any, **_: Any) -> None:
-        """Remember a chord's callback before any of its parts is published."""
-        group, results = header_result_args
-        if _policy(body) not in _POLICIES:
-            raise ImproperlyConfigured(f"join={_policy(body)!r}: expected one of {', '.join(_POLICIES)}")
+        """Store a chord's callback before any of the parts is published."""
+        chord_id, results = header_result_args
+        if join_policy(body) not in JOIN_POLICIES:
+            raise ImproperlyConfigured(f"join={join_policy(body)!r}: expected one of {', '.join(JOIN_POLICIES)}")
         nested = not isinstance(results, CeleryGenerated) and any(isinstance(one, GroupResult) for one in results)
         if nested:
-            self.app.GroupResult(group, results).save(backend=self)
-        callback = self._placed(bytes_to_str(self.encode(body)), "callback", inline=_CALLBACK)
-        self._chord_states.open(group, nested=nested, **callback)
+            self.app.GroupResult(chord_id, results).save(backend=self)
+        callback = self._store_text(bytes_to_str(self.encode(body)), "callback", inline=_MAX_INLINE_CALLBACK)
+        self._chord_states.open(chord_id, nested=nested, **callback)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Remember how many parts there are; Celery says so before it publishes the last."""
+        """Store the number of parts. Celery calls this before it publishes the last part."""
         if chord_size > 0:
             self._chord_states.resize(group_id, chord_size)
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:
-        """Wait for one more part."""
+        """Add a part, by its result's id, to a chord that is not complete."""
         self._chord_states.extend(chord_id, result.id)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:
-        """Note that a part returned; the part that completes the set publishes the callback."""
-        join_id = request.group
+        """Record that a part returned. The part that completes the chord dispatches the callback."""
+        chord_id = request.group
         if getattr(request, "subtask_type", None) == "group":
-            self._return_group(request.kwargs["tasks"], result)
+            self._return_failed_group(request.kwargs["tasks"], result)
             return
-        if not join_id or not request.id:
+        if not chord_id or not request.id:
             return
         try:
             part = Part(request.group_index or 0, request.id)
-            chord_state = self._chord_states.record_part(join_id, part, ok=state == states.SUCCESS)
+            chord_state = self._chord_states.record_part(chord_id, part, ok=state == states.SUCCESS)
         except ConditionFailed:
-            logger.error("chord %s: part %s returned after the chord's record had expired", join_id, request.id)  # noqa: TRY400
+            logger.error("chord %s: part %s returned after the chord's state had expired", chord_id, request.id)  # noqa: TRY400
             return
         if chord_state.complete:
-            self._conclude(join_id, request.chord, chord_state)
+            self._dispatch_if_needed(chord_id, request.chord, chord_state)
 
-    def _return_group(self, tasks: Iterable[Any], exc: Any) -> None:
-        """Fail the tasks of a group that ends a chain, and never came to be as the chain failed before: each is a part."""
+    def _return_failed_group(self, tasks: Iterable[Any], exc: Any) -> None:
+        """Fail the tasks of a group that a failed chain never started. Each of them is a part of the group's chord."""
         group = CeleryGroup(tasks, app=self.app)
-        for end in _ends(group, self.app):
+        for end in final_tasks(group, self.app):
             self.store_result(end.options["task_id"], exc, states.FAILURE)
-        self._return_failed(group, exc)
+        self._return_failed_parts(group, exc)
 
     def repair(self, *, now: float | None = None) -> list[str]:
-        """Publish the callbacks of chords that have been complete for a minute; returns the chords' group ids.
+        """Dispatch the callbacks of chords that have been complete for a minute; return the chords' ids.
 
-        This is for chords whose last part's worker died before it had published the callback, and whose message does not
-        come again. Workers call it (`repairing`). One chord's failure is logged and keeps no other from being repaired.
+        The worker that completed such a chord died before it published the callback, and no redelivery has repaired that.
+        Workers call this method (`RecoveryStep`). If one chord cannot be repaired, that is logged, and the others still are.
         """
         now = time.time() if now is None else now
-        return [join_id for join_id in self._chord_states.undispatched(now) if self._repaired(join_id, now)]
+        return [chord_id for chord_id in self._chord_states.undispatched(now) if self._repair_one(chord_id, now)]
 
-    def _repaired(self, join_id: str, now: float) -> bool:
+    def _repair_one(self, chord_id: str, now: float) -> bool:
+        """Repair a chord that has been complete for a minute. Return False for any other chord, or if the repair failed."""
         try:
-            chord_state = self._chord_states.read(join_id, now)
-            if chord_state is None or not chord_state.complete or chord_state.at > now - _PUBLISHING:
+            chord_state = self._chord_states.read(chord_id, now)
+            if chord_state is None or not chord_state.complete or chord_state.at > now - _PUBLISH_SECONDS:
                 return False
-            self._conclude(join_id, self.decode(self._text(chord_state.given, "callback")), chord_state)
+            self._dispatch_if_needed(chord_id, self.decode(self._load_text(chord_state.given, "callback")), chord_state)
         except Exception:
-            logger.exception("chord %s could not be repaired", join_id)
+            logger.exception("chord %s could not be repaired", chord_id)
             return False
         return True
 
-    def _conclude(self, join_id: str, chord: Any, chord_state: ChordState) -> None:
+    def _dispatch_if_needed(self, chord_id: str, chord: Any, chord_state: ChordState) -> None:
+        """Dispatch the callback of a complete chord unless it was dispatched before. `chord` is the callback's signature."""
         callback = signature(chord, app=self.app).clone()
-        policy = _policy(callback)
-        for options in (callback.options, _first(callback).options):
+        policy = join_policy(callback)
+        for options in (callback.options, first_task(callback).options):
             options.pop("join", None)
         if chord_state.dispatched != "success":
-            self._dispatch(join_id, callback, chord_state, policy)
+            self._dispatch(chord_id, callback, chord_state, policy)
 
-    def _dispatch(self, join_id: str, callback: Any, chord_state: ChordState, policy: str) -> None:
-        """Publish the callback, then note it: in this order a crash repeats the callback and never loses it."""
+    def _dispatch(self, chord_id: str, callback: Any, chord_state: ChordState, policy: str) -> None:
+        """Publish the callback, then record that: in this order a crash repeats the callback and never loses it."""
         try:
-            self._publish(callback, self._arguments(join_id, callback, chord_state, policy))
+            self._publish(callback, self._results_for(callback, chord_id, chord_state, policy))
         except ChordError as error:
             if chord_state.dispatched:
                 return
-            self._fail(callback, error)
-            self._chord_states.mark_dispatched(join_id, "failure")
+            self._fail_callback(callback, error)
+            self._chord_states.mark_dispatched(chord_id, "failure")
         else:
-            self._chord_states.mark_dispatched(join_id, "success")
+            self._chord_states.mark_dispatched(chord_id, "success")
 
     @staticmethod
     def _publish(callback: Any, results: list[Any]) -> None:
-        """Raises `ChordError` where the callback's message is none that SQS takes; what may pass is raised as it is."""
+        """Publish the callback. Raises `ChordError` if SQS will never accept its message; other errors pass unchanged."""
         try:
             callback.delay(results)
         except Unsent as error:
@@ -240,24 +254,28 @@ class DynamoBackend(DynamoResults):
         except (EncodeError, InvalidRequest, RequestRejected) as error:
             raise ChordError(f"Callback error: {error!r}") from error
 
-    def _arguments(self, join_id: str, callback: Any, chord_state: ChordState, policy: str) -> list[Any]:
-        """What the callback is given: the parts' results in their order. Raises `ChordError` where the chord has failed."""
-        wants = _wants_results(callback)
+    def _results_for(self, callback: Any, chord_id: str, chord_state: ChordState, policy: str) -> list[Any]:
+        """Return the results of the parts in their order, as the callback gets them, or an empty list if it takes none.
+
+        Raises `ChordError` if the chord has failed by its policy.
+        """
+        wants = wants_results(callback)
         if chord_state.clean and not wants:
             return []
-        returned = self._chord_states.returned(join_id)
+        returned = self._chord_states.returned(chord_id)
         if returned.failed and (policy == "all" or (policy == "any" and not returned.succeeded)):
-            raise self._error(returned.failed[0])
+            raise self._error_of(returned.failed[0])
         if not wants:
             return []
         parts = returned.succeeded if policy == "any" else returned.parts
         metas = self.metas([part.id for part in parts])
-        values = {part.id: _value(part.id, metas) for part in parts}
+        values = {part.id: _result_or_failure(part.id, metas) for part in parts}
         if chord_state.given.get("nested"):
-            return _shaped(self.restore_group(join_id, cache=False), values, whole=policy != "any")
+            return _nested_values(self.restore_group(chord_id, cache=False), values, requires_all=policy != "any")
         return list(values.values())
 
-    def _error(self, part: Part) -> ChordError:
+    def _error_of(self, part: Part) -> ChordError:
+        """Return the error of a chord that failed because of a part."""
         meta = self.metas([part.id]).get(part.id)
         cause = self.meta_from_decoded(meta)["result"] if meta else None
         error = ChordError(f"Dependency {part.id} raised {cause!r}")
@@ -265,19 +283,19 @@ class DynamoBackend(DynamoResults):
             error.__cause__ = cause
         return error
 
-    def _fail(self, callback: Any, error: ChordError) -> None:
-        """Fail a callback, call its errbacks, and return the parts of other chords that it would have been."""
-        while isinstance(callback, CeleryChord):  # its result is that of its body
+    def _fail_callback(self, callback: Any, error: ChordError) -> None:
+        """Fail a callback, call its errbacks, and record the failure in the chords that the callback is a part of."""
+        while isinstance(callback, CeleryChord):  # a chord's result is that of its body
             body = maybe_signature(callback.body, app=self.app)
             body.extend_list_option("link_error", callback.options.get("link_error", []))
             body.options.setdefault("chain", callback.options.get("chain"))
             callback = body
         self.chord_error_from_stack(callback, error)
-        self._return_failed(callback, error)
+        self._return_failed_parts(callback, error)
 
-    def _return_failed(self, task: Any, exc: Any) -> None:
-        """Note the parts of chords that a signature is, which will not run."""
-        for end in _ends(task, self.app):
+    def _return_failed_parts(self, task: Any, exc: Any) -> None:
+        """Record the chord parts that a signature ends with as failed, because the signature will never run."""
+        for end in final_tasks(task, self.app):
             options = end.options
             if options.get("chord"):
                 part = SimpleNamespace(
@@ -291,7 +309,7 @@ class DynamoBackend(DynamoResults):
 
 @contextmanager
 def _recording_errors() -> Iterator[None]:
-    """Tell failures to note how a task ended from the task's own."""
+    """Raise `ResultNotRecorded` for a failure to record a task's end, so that it is not mistaken for the task's own error."""
     try:
         yield
     except (Unavailable, DeploymentBroken) as error:
@@ -302,66 +320,26 @@ def _recording_errors() -> Iterator[None]:
         raise ResultNotRecorded(str(error)) from error
 
 
-def _policy(callback: Any) -> str:
-    return str(callback.options.get("join") or _first(callback).options.get("join") or _POLICIES[0])
-
-
-def _first(callback: Any) -> Any:
-    """The task that a chain begins with: what was a chord's body may have become one."""
-    return maybe_signature(callback.tasks[0]) if isinstance(callback, CeleryChain) and callback.tasks else callback
-
-
-def _wants_results(callback: Any) -> bool:
-    """Whether the callback takes the parts' results; of a chain its first task decides, of a group or a header any."""
-    if isinstance(callback, CeleryChain):
-        return bool(callback.tasks) and _wants_results(_first(callback))
-    if isinstance(callback, CeleryChord):
-        header = callback.tasks.tasks if isinstance(callback.tasks, CeleryGroup) else callback.tasks
-        return any(_wants_results(maybe_signature(task)) for task in header)
-    if isinstance(callback, CeleryGroup):
-        return any(_wants_results(maybe_signature(task)) for task in callback.tasks)
-    return not callback.immutable
-
-
-def _ends(signature: Any, app: Any) -> Iterator[Any]:
-    """The tasks with which a signature ends: of a chain the last, of a group each, of a chord its body's."""
-    inner: Iterable[Any] = ()
-    if isinstance(signature, CeleryChord):
-        inner = [signature.body]
-    elif isinstance(signature, CeleryGroup):
-        inner = signature.tasks
-    elif isinstance(signature, CeleryChain):
-        inner = signature.tasks[-1:]
-    else:
-        yield signature
-    for task in inner:
-        yield from _ends(maybe_signature(task, app=app), app)
-
-
-def _is_part(request: Any) -> bool:
-    """Whether a task is a chord's part, or of a chain that is one."""
-    chain = getattr(request, "chain", None)
-    ends = chain if isinstance(chain, list | tuple) else ()
-    return bool(getattr(request, "chord", None) or any(task["options"].get("chord") for task in ends))
-
-
-def _value(part: str, metas: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A part's result, or its failure as data."""
-    meta = metas.get(part)
+def _result_or_failure(part_id: str, metas: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return a part's result, or its failure as a dictionary. Raises `ChordError` if the result has expired."""
+    meta = metas.get(part_id)
     if meta is None:
-        raise ChordError(f"Dependency {part}: its result has expired")
+        raise ChordError(f"Dependency {part_id}: its result has expired")
     if meta["status"] == states.SUCCESS:
         return meta["result"]
-    return {"task_id": part, "status": meta["status"], **meta["result"]}
+    return {"task_id": part_id, "status": meta["status"], **meta["result"]}
 
 
-def _shaped(result: Any, values: Mapping[str, Any], *, whole: bool) -> list[Any]:
-    """The values in the lists that a header's groups make of them; `whole` where none may be missing."""
+def _nested_values(result: Any, values: Mapping[str, Any], *, requires_all: bool) -> list[Any]:
+    """Return the values in lists that are nested as the groups of the header's result are.
+
+    With `requires_all`, raises `ChordError` if a part has no value.
+    """
     missing = [one.id for one in result.results if not isinstance(one, GroupResult) and one.id not in values]
-    if whole and missing:
-        raise ChordError(f"Dependency {missing[0]}: it is not known to have returned")
+    if requires_all and missing:
+        raise ChordError(f"Dependency {missing[0]}: the chord has no record of its return")
     return [
-        _shaped(one, values, whole=whole) if isinstance(one, GroupResult) else values[one.id]
+        _nested_values(one, values, requires_all=requires_all) if isinstance(one, GroupResult) else values[one.id]
         for one in result.results
         if isinstance(one, GroupResult) or one.id in values
     ]

@@ -1,33 +1,37 @@
 """The state of a chord: which of its parts have returned, and whether all have.
 
-A chord has a root item, and shards of 200 indexes each. A shard holds two sets that only grow: the parts that succeeded, and
-those that failed; a part in both did succeed. So a part may be recorded any number of times, in any order. The part that
-fills a shard records the shard in the root, and the part that fills the root completes the chord: one call a part, and three
-more a shard. Every later record of a part reads the root as well, so whatever died half-way is found.
+A chord has one root item, and one shard item for each 200 indexes. A shard holds two sets that only grow: the parts that
+succeeded and the parts that failed. A part in both sets has succeeded. So a part may be recorded any number of times, in any
+order. The part that fills a shard lists the shard in the root, and the part that fills the root completes the chord: one call
+a part, and three more a shard. Every later record of a part reads the root as well, and so finds whatever a crash left undone.
 
-    id = chord-join-{chord}       size        parts, once all but the last are published
+    id = chord-join-{chord}       size        number of parts, set before the last part is published
                                   added       ids of parts that were added later (SS)
                                   seen        numbers of the shards that exist, except the first (NS)
-                                  full, clean numbers of the shards whose parts all returned; whose parts all succeeded (NS)
-                                  taken, taken_unclean  the part that claimed the complete chord, all of its parts having
-                                              succeeded or not: it dispatches the callback
-                                  uneven      true: the chord is irregular: its indexes are not 0 to size - 1, each once
-                                  fired       success | failure: the callback was dispatched, or could not be
-                                  open, look_at   shard and key of the index of chords without a dispatched callback: when to
-                                                  look at one, in case its last part's worker died
+                                  full        numbers of the shards whose parts have all returned (NS)
+                                  clean       numbers of the shards whose parts have all succeeded (NS)
+                                  taken       the part that claimed the complete chord when all parts had succeeded; it
+                                              dispatches the callback
+                                  taken_unclean   the same, claimed when some part had failed
+                                  uneven      true if the chord is irregular: its indexes are not 0 to size - 1, each once
+                                  fired       success: the callback was dispatched; failure: the chord failed
+                                  open        partition of the index of chords without a dispatched callback
+                                  look_at     sort key of that index: when to check the chord, in case the worker that
+                                              completed it died
                                   opened_at
-                                  at          when it was last written; ttl; what `open` was given
-    id = chord-join-{chord}#{n}   ok, failed  parts whose index is n * 200 ... (BS)
-                                  expected    how many parts the last shard has
-                                  in_root     true: the root has seen the shard
-                                  uneven      true, once the chord is known to be irregular
-                                  at; ttl
+                                  at          when the item was last written
+                                  ttl, and what `open` was given
+    id = chord-join-{chord}#{n}   ok, failed  parts whose index is n * 200 to n * 200 + 199 (BS)
+                                  expected    number of parts, in the last shard
+                                  in_root     true if the root's `seen` lists the shard
+                                  uneven      true once the chord is known to be irregular
+                                  at, ttl
 
-Indexes are Celery's `group_index`. They have duplicates and gaps where groups end up inside other canvases, so parts are
-counted by task id, and the index only assigns them to shards. Once two ids share an index, or an index is not below the size,
-every record counts all shards (an irregular chord). Whoever notices marks the shards first and counts afterwards, so a part
-that was recorded without seeing the mark is counted by whoever set it. Several workers may find a chord complete at once; the
-first claims it. Times are Unix seconds.
+Indexes are Celery's `group_index`. They have duplicates and gaps if groups end up inside other canvases. Therefore parts are
+counted by task id, and the index only assigns them to shards. A chord is irregular once two ids share an index, or an index is
+not below the size; from then on every record counts all shards. The worker that notices this marks all shards first and counts
+afterwards, so it counts each part that was recorded before its shard was marked. Several workers may find a chord complete at
+once; the first one claims it. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -49,13 +53,13 @@ from mdstore.queue.results.shard import SHARD, Part, Shard
 
 Dispatch = Literal["success", "failure"]
 
-_OPEN_SHARDS = 8  # so that the index does not funnel all chords through one of its partitions
+_OPEN_PARTITIONS = 8  # of the index, so that one partition does not take the writes of all chords
 _IN_FLIGHT = 8
-#: Seconds until an open chord is looked at. Later looks are as far apart, or a quarter of its age if that is more.
-_LOOK = 60
+#: Seconds until an open chord is checked. Later checks are as far apart, or a quarter of the chord's age if that is more.
+_CHECK_AFTER = 60
 _TRUE: dict[str, Any] = {"BOOL": True}
 _SUCCESS: dict[str, Any] = {"S": "success"}
-#: Attributes keep the names under which release 0.1.0 wrote them.
+#: The stored names of attributes, which release 0.1.0 wrote.
 _STORED = {"claimed": "taken", "claimed_unclean": "taken_unclean", "irregular": "uneven", "dispatched": "fired"}
 
 _EXISTS = "attribute_exists(id)"
@@ -71,7 +75,10 @@ _UNCLAIMED_UNCLEAN = (
 
 @dataclass(frozen=True, kw_only=True)
 class ChordState:
-    """How far a chord is. `clean`: all parts succeeded. `given` is what `open` was given."""
+    """Tells how far a chord is. `clean`: all parts that returned have succeeded. `given` is what `open` was given.
+
+    `complete` is also False for a part that returned after another part had claimed the chord.
+    """
 
     complete: bool = False
     clean: bool = False
@@ -83,21 +90,21 @@ class ChordState:
 
 @dataclass(frozen=True, kw_only=True)
 class Returned:
-    """The parts that returned, in the order of their indexes; a part that failed and succeeded did succeed."""
+    """Holds the parts that returned, in the order of their indexes. A part that failed and later succeeded has succeeded."""
 
     succeeded: Sequence[Part]
     failed: Sequence[Part]
 
     @property
     def parts(self) -> list[Part]:
-        """All parts that returned, in order."""
+        """Return all parts that returned, in order."""
         return sorted([*self.succeeded, *self.failed])
 
 
 class ChordStates:
-    """The states of the chords in one table. `retention` is how long a state is kept, in seconds.
+    """Stores the states of chords in one table. `retention` is how long a state is kept after its last change, in seconds.
 
-    Raises `Unavailable` and `DeploymentBroken`.
+    Calls raise `Unavailable` and `DeploymentBroken`.
     """
 
     def __init__(
@@ -116,14 +123,14 @@ class ChordStates:
         self._shard = shard
 
     def open(self, chord_id: str, **given: Any) -> None:
-        """Begin a chord, before any of its parts is published; one that exists stays as it is."""
+        """Begin a chord, before any of its parts is published. A chord that exists is not changed."""
         now = self._clock()
         item = to_item(
             {
                 **given,
-                "id": _root(chord_id),
-                "open": str(zlib.crc32(chord_id.encode()) % _OPEN_SHARDS),
-                "look_at": int(now) + _LOOK,
+                "id": _root_key(chord_id),
+                "open": str(zlib.crc32(chord_id.encode()) % _OPEN_PARTITIONS),
+                "look_at": int(now) + _CHECK_AFTER,
                 "opened_at": int(now),
                 "at": int(now),
                 "ttl": int(now) + self._retention,
@@ -134,38 +141,38 @@ class ChordStates:
         )
 
     def resize(self, chord_id: str, size: int) -> None:
-        """Set the number of parts, before the last is published; nothing where there is no such chord.
+        """Set the number of parts, before the last part is published. Do nothing if there is no such chord.
 
-        The largest size counts: Celery 5.6 also gives the size of a group inside of the header, with the header's id. The shard
-        that was the last until then expects too few parts, so such a chord is irregular.
+        The largest size counts, because Celery 5.6 also reports the size of a group inside the header under the header's id.
+        The shard that was the last one under a smaller size expects too few parts, so such a chord is irregular.
         """
         values: Item = {"size": {"N": str(size)}}
-        root = self._update_if(_FIRST_SIZE, _root(chord_id), set=values) or self._update_if(
-            _LARGER_SIZE, _root(chord_id), set={**values, "irregular": _TRUE}
+        root = self._update_if(_FIRST_SIZE, _root_key(chord_id), set=values) or self._update_if(
+            _LARGER_SIZE, _root_key(chord_id), set={**values, "irregular": _TRUE}
         )
         if root is None:
             return
-        if _STORED["irregular"] in root or self._count(root) > self._shards(size):
+        if _STORED["irregular"] in root or self._shard_count(root) > self._shards_for(size):
             self._mark_irregular(chord_id)
             return
-        last = self._shards(size) - 1
+        last = self._shards_for(size) - 1
         expected = size - last * self._shard
-        item = self._update(_shard(chord_id, last), set={"expected": {"N": str(expected)}})
+        item = self._update(_shard_key(chord_id, last), set={"expected": {"N": str(expected)}})
         shard = Shard.read(item, size=expected)
         if shard.last >= size:
             self._mark_irregular(chord_id)
-        elif len(shard.parts) >= expected:  # its parts returned before the last part of another shard was published
+        elif len(shard.parts) >= expected:  # its parts returned before the last part, of another shard, was published
             self._record_full(chord_id, last, clean=shard.is_clean)
 
     def extend(self, chord_id: str, part: str) -> None:
         """Add a part, by its task id, to a chord that is not complete."""
-        self._update(_root(chord_id), add={"added": {"SS": [part]}}, condition=_EXISTS)
+        self._update(_root_key(chord_id), add={"added": {"SS": [part]}}, condition=_EXISTS)
 
     def record_part(self, chord_id: str, part: Part, *, ok: bool) -> ChordState:
-        """Record that a part returned; returns how far the chord is. Raises `ConditionFailed` where the chord is gone."""
+        """Record that a part returned, and return how far the chord is. Raises `ConditionFailed` if the chord has expired."""
         number, place = divmod(part.index, self._shard)
         packed: dict[str, Any] = {"BS": [base64.b64encode(part.pack()).decode()]}
-        item = self._update(_shard(chord_id, number), add={"ok" if ok else "failed": packed})
+        item = self._update(_shard_key(chord_id, number), add={"ok" if ok else "failed": packed})
         shard = Shard.read(item, size=self._shard)
         is_new = number > 0 and not shard.in_root
         if not shard.irregular and (
@@ -177,22 +184,22 @@ class ChordStates:
                 return ChordState()
             root = self._record_full(chord_id, number, clean=shard.is_clean)
             if _STORED["irregular"] not in root and "added" not in root:
-                shards = self._shards(_size(root))
+                shards = self._shards_for(_size(root))
                 full, clean_ones = (len(root.get(name, {"NS": []})["NS"]) for name in ("full", "clean"))
-                found = _state(root, complete=0 < shards <= full, clean=shards <= clean_ones)
+                found = _state_of(root, complete=0 < shards <= full, clean=shards <= clean_ones)
                 return self._claim(chord_id, part, found)
         return self._claim(chord_id, part, self.counted(chord_id))
 
     def counted(self, chord_id: str) -> ChordState:
-        """How far a chord is by all of its shards, whether they are recorded in the root or not."""
+        """Return how far a chord is, counted over all shards, whether the root lists them as full or not."""
         root, *items = self._items(chord_id)
-        shard, size = _together(items), _size(root)
+        shard, size = _merged(items), _size(root)
         expected = size + len(root.get("added", {"SS": []})["SS"])
-        return _state(root, complete=size > 0 and expected <= len(shard.parts), clean=shard.is_clean, at=shard.at)
+        return _state_of(root, complete=size > 0 and expected <= len(shard.parts), clean=shard.is_clean, at=shard.at)
 
     def returned(self, chord_id: str) -> Returned:
-        """The parts that returned."""
-        shard = _together(self._items(chord_id)[1:])
+        """Return the parts that returned."""
+        shard = _merged(self._items(chord_id)[1:])
         failed = shard.failed - shard.ok
         return Returned(
             succeeded=sorted(map(Part.unpack, shard.ok)),
@@ -200,13 +207,15 @@ class ChordStates:
         )
 
     def mark_dispatched(self, chord_id: str, outcome: Dispatch) -> None:
-        """Record that the callback was dispatched, or could not be; a success stays."""
+        """Record that the callback was dispatched (success) or the chord has failed. A recorded success is not overwritten."""
         values: Item = {"dispatched": {"S": outcome}}
-        self._update_if(_UNDISPATCHED, _root(chord_id), set=values, remove=("open",), arguments={"success": _SUCCESS})
+        self._update_if(
+            _UNDISPATCHED, _root_key(chord_id), set=values, remove=("open",), arguments={"success": _SUCCESS}
+        )
 
     def undispatched(self, now: float) -> Iterator[str]:
-        """Chords without a dispatched callback that are due for a look, as far as the index knows."""
-        for number in range(_OPEN_SHARDS):
+        """Yield the chords that are due for a check and have no dispatched callback. The index may lag behind."""
+        for number in range(_OPEN_PARTITIONS):
             body: dict[str, Any] = {
                 "TableName": self._table,
                 "IndexName": OPEN_INDEX,
@@ -215,80 +224,81 @@ class ChordStates:
                 "ExpressionAttributeValues": to_item({":open": str(number), ":now": int(now)}),
             }
             for page in self._dynamo.pages("Query", body):
-                yield from (item["id"]["S"].removeprefix(_root("")) for item in page)
+                yield from (item["id"]["S"].removeprefix(_root_key("")) for item in page)
 
     def read(self, chord_id: str, now: float) -> ChordState | None:
-        """How far a chord is, and put off the next look at it.
+        """Return how far a chord is, and postpone its next check.
 
-        None where another process is looking, where its callback was dispatched, or where it is gone.
+        Return None if another process checks the chord, if the callback was dispatched, or if the chord has expired.
         """
-        key = to_item({"id": _root(chord_id)})
+        key = to_item({"id": _root_key(chord_id)})
         answer = self._dynamo.call("GetItem", {"TableName": self._table, "Key": key, "ConsistentRead": True})
         root: Item = answer.get("Item", {})
-        seen, opened = (int(root.get(name, {"N": "0"})["N"]) for name in ("look_at", "opened_at"))
-        if "open" not in root or seen > now:
+        look_at, opened_at = (int(root.get(name, {"N": "0"})["N"]) for name in ("look_at", "opened_at"))
+        if "open" not in root or look_at > now:
             return None
-        following = int(now) + max(_LOOK, (int(now) - opened) // 4)
-        put_off = self._dynamo.update_if({
+        next_look = int(now) + max(_CHECK_AFTER, (int(now) - opened_at) // 4)
+        postponed = self._dynamo.update_if({
             "TableName": self._table,
             "Key": key,
-            # The TTL is not put off: a chord whose parts are lost ends.
+            # This does not extend the TTL, so a chord whose parts are lost expires.
             **expressions(set=given(["look_at"]), condition="attribute_exists(#open) AND #look_at = :seen"),
-            "ExpressionAttributeValues": to_item({":look_at": following, ":seen": seen}),
+            "ExpressionAttributeValues": to_item({":look_at": next_look, ":seen": look_at}),
         })  # fmt: skip
-        return None if put_off is None else self.counted(chord_id)
+        return None if postponed is None else self.counted(chord_id)
 
     # -- items
 
     def _is_beyond(self, chord_id: str, number: int) -> bool:
-        """Let the root see a shard; returns whether the chord's size leaves no room for it."""
-        root = self._update(_root(chord_id), add={"seen": {"NS": [str(number)]}}, condition=_EXISTS)
-        if 0 < self._shards(_size(root)) <= number:
+        """List a new shard in the root, and tell whether it lies beyond the chord's size."""
+        root = self._update(_root_key(chord_id), add={"seen": {"NS": [str(number)]}}, condition=_EXISTS)
+        if 0 < self._shards_for(_size(root)) <= number:
             return True
-        self._update(_shard(chord_id, number), set={"in_root": _TRUE})
+        self._update(_shard_key(chord_id, number), set={"in_root": _TRUE})
         return False
 
     def _record_full(self, chord_id: str, number: int, *, clean: bool) -> Item:
-        """Record in the root that a shard is full; returns the root."""
+        """List a shard in the root as full, and return the root."""
         names = ("full", "clean") if clean else ("full",)
         shard: dict[str, Any] = {"NS": [str(number)]}
         return self._update(
-            _root(chord_id), set={"look_at": self._soon()}, add=dict.fromkeys(names, shard), condition=_EXISTS
+            _root_key(chord_id), set={"look_at": self._soon()}, add=dict.fromkeys(names, shard), condition=_EXISTS
         )
 
     def _claim(self, chord_id: str, part: Part, found: ChordState) -> ChordState:
-        """How far a chord is for `part`. Only the first part to see completion may dispatch the callback.
+        """Claim a chord for `part` if `found` is complete. Only the first part to see completion may dispatch the callback.
 
-        A part that finds all parts to have succeeded takes precedence over one that found, or dispatched, a failure.
+        Return `found`, or a state that is not complete if another part has claimed the chord. A part that finds all parts
+        succeeded takes precedence over one that found, or dispatched, a failure.
         """
         if not found.complete or found.dispatched == "success" or (found.dispatched and not found.clean):
             return found
         name, condition = ("claimed", _UNCLAIMED) if found.clean else ("claimed_unclean", _UNCLAIMED_UNCLEAN)
         values: Item = {"look_at": self._soon(), name: {"S": part.id}}
         arguments: Item = {"success": _SUCCESS} if found.clean else {}
-        root = self._update_if(condition, _root(chord_id), set=values, arguments=arguments)
+        root = self._update_if(condition, _root_key(chord_id), set=values, arguments=arguments)
         return found if root else ChordState()
 
     def _soon(self) -> dict[str, Any]:
-        """When to look at a chord that may be complete: whoever completed it may die before the callback is published."""
-        return {"N": str(int(self._clock()) + _LOOK)}
+        """Return when to check a chord that may be complete, in case the worker that completed it dies before publishing."""
+        return {"N": str(int(self._clock()) + _CHECK_AFTER)}
 
     def _mark_irregular(self, chord_id: str, found_in: int = 0) -> None:
-        """Have each record from now on count all shards.
+        """Make every later record of a part count all shards.
 
-        The shard `found_in` is marked last: if we crash midway, its next part restarts the marking.
+        Mark the shard `found_in` last: if we crash midway, its next part restarts the marking.
         """
-        root = self._update(_root(chord_id), set={"irregular": _TRUE}, condition=_EXISTS)
-        for number in sorted(range(self._count(root)), key=found_in.__eq__):
-            self._update(_shard(chord_id, number), set={"irregular": _TRUE})
+        root = self._update(_root_key(chord_id), set={"irregular": _TRUE}, condition=_EXISTS)
+        for number in sorted(range(self._shard_count(root)), key=found_in.__eq__):
+            self._update(_shard_key(chord_id, number), set={"irregular": _TRUE})
 
     def _items(self, chord_id: str) -> list[Item]:
-        """The root and the shards, empty where they do not exist, strongly consistent."""
-        (root,) = self._get([_root(chord_id)])
+        """Return the root and all shards, read with strong consistency. An item that does not exist is empty."""
+        (root,) = self._get([_root_key(chord_id)])
         while True:
-            count = self._count(root)
-            root, *shards = self._get([_root(chord_id), *(_shard(chord_id, number) for number in range(count))])
-            if self._count(root) == count:
+            count = self._shard_count(root)
+            root, *shards = self._get([_root_key(chord_id), *(_shard_key(chord_id, number) for number in range(count))])
+            if self._shard_count(root) == count:
                 return [root, *shards]
 
     def _get(self, ids: list[str]) -> list[Item]:
@@ -298,7 +308,7 @@ class ChordStates:
         return [found.get(one, {}) for one in ids]
 
     def _update(self, key: str, *, condition: str = "", **changes: Any) -> Item:
-        """Change an item as `_update_if` does. Raises `ConditionFailed`."""
+        """Change an item like `_update_if`, and return it. Raises `ConditionFailed`."""
         item = self._update_if(condition, key, **changes)
         if item is None:
             raise ConditionFailed(f"{key}: the conditional request failed")
@@ -314,7 +324,7 @@ class ChordStates:
         remove: Sequence[str] = (),
         arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> Item | None:
-        """Change an item and put off its TTL; returns it as it is then, or None where the condition is not met."""
+        """Change an item and extend its TTL. Return the changed item, or None if the condition is not met."""
         now = int(self._clock())
         times = {"at": {"N": str(now)}, "ttl": {"N": str(now + self._retention)}}
         return self._dynamo.update_if({
@@ -326,15 +336,17 @@ class ChordStates:
             "ExpressionAttributeValues": placeholders({**times, **set, **add, **arguments}),
         })  # fmt: skip
 
-    def _shards(self, size: int) -> int:
+    def _shards_for(self, size: int) -> int:
         return -(-size // self._shard)
 
-    def _count(self, root: Item) -> int:
-        """How many shards there are, or will be."""
-        return max(self._shards(_size(root)), *(int(number) + 1 for number in root.get("seen", {"NS": ["0"]})["NS"]))
+    def _shard_count(self, root: Item) -> int:
+        """Return how many shards the chord has or, by its size, will have."""
+        return max(
+            self._shards_for(_size(root)), *(int(number) + 1 for number in root.get("seen", {"NS": ["0"]})["NS"])
+        )
 
 
-def _root(chord_id: str) -> str:
+def _root_key(chord_id: str) -> str:
     return f"chord-join-{chord_id}"
 
 
@@ -342,11 +354,11 @@ def _size(root: Item) -> int:
     return int(root.get("size", {"N": "0"})["N"])
 
 
-def _shard(chord_id: str, number: int) -> str:
-    return f"{_root(chord_id)}#{number}"
+def _shard_key(chord_id: str, number: int) -> str:
+    return f"{_root_key(chord_id)}#{number}"
 
 
-def _together(items: Sequence[Item]) -> Shard:
+def _merged(items: Sequence[Item]) -> Shard:
     shards = [Shard.read(item, size=0) for item in items]
     return Shard(
         ok=frozenset().union(*(shard.ok for shard in shards)),
@@ -355,13 +367,13 @@ def _together(items: Sequence[Item]) -> Shard:
     )
 
 
-#: A root's attributes, all but what `open` was given.
-_OWN = frozenset(
+#: The attributes of a root that `open` was not given.
+_OWN_ATTRIBUTES = frozenset(
     {"id", "size", "added", "seen", "full", "clean", "open", "look_at", "opened_at", "at", "ttl", *_STORED.values()}
 )
 
 
-def _state(root: Item, *, complete: bool, clean: bool, at: float = 0.0) -> ChordState:
+def _state_of(root: Item, *, complete: bool, clean: bool, at: float = 0.0) -> ChordState:
     known = from_item({name: value for name, value in root.items() if name not in ("added", "seen", "full", "clean")})
     return ChordState(
         complete=complete,
@@ -369,5 +381,5 @@ def _state(root: Item, *, complete: bool, clean: bool, at: float = 0.0) -> Chord
         size=known.get("size", 0),
         dispatched=known.get(_STORED["dispatched"]),
         at=max(at, float(known.get("at", 0))),
-        given={name: value for name, value in known.items() if name not in _OWN},
+        given={name: value for name, value in known.items() if name not in _OWN_ATTRIBUTES},
     )

@@ -1,4 +1,4 @@
-"""A worker's part in repairing chords whose last part's worker died before it had published the callback."""
+"""The worker's step that repairs chords whose callback was never published because a worker died."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from mdstore.queue.worker.periodic import PeriodicStep
 
 
 class RecoveryStep(PeriodicStep):
-    """Every worker looks for such chords, in turns: a chord that was looked at is left alone for a while."""
+    """Repairs chords once a minute.
+
+    Every worker runs this step. A worker that checks a chord postpones the chord's next check, so others skip it meanwhile.
+    """
 
     work_name = "chords"
     interval = 60.0
 
     def include_if(self, parent: Any) -> bool:
-        """Only where chords are this project's."""
+        """Run only with this project's result backend."""
         return isinstance(parent.app.backend, DynamoBackend)
 
     def work(self, stopping: Callable[[], bool]) -> bool:  # noqa: ARG002
-        """Publish their callbacks."""
+        """Publish the callbacks of such chords. Return False, because nothing is left to do at once."""
         repaired = self.app.backend.repair()
         if repaired:
             event("chords.repaired", count=len(repaired), chords=",".join(repaired))

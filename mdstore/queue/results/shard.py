@@ -1,4 +1,4 @@
-"""A shard of a join, as an item says it: which parts have returned, packed."""
+"""A shard of a chord's state as its item holds it: the parts that returned, packed into bytes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from uuid import UUID
 
 from mdstore.aws.dynamodb.attributes import Item
 
-SHARD = 200
-_TEXT = 1 << 31  # marks a packed part whose id is text and no UUID
+SHARD = 200  # indexes that one shard holds
+_TEXT = 1 << 31  # marks a packed part whose id is not a UUID
 
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """One part of a join."""
+    """Identifies a part of a chord by its `group_index` and its task id."""
 
     index: int
     id: str
 
     def pack(self) -> bytes:
-        """20 bytes where the id is a UUID: an item is charged by its size, each time that it is written."""
+        """Return the part as bytes: 20 if the id is a UUID. DynamoDB charges each write of an item by the item's size."""
         try:
             uuid = UUID(self.id)
         except ValueError:
@@ -32,7 +32,7 @@ class Part:
 
     @classmethod
     def unpack(cls, packed: bytes) -> Part:
-        """What was packed."""
+        """Return the part that `pack` turned into these bytes."""
         index = int.from_bytes(packed[:4], "big")
         if index & _TEXT:
             return cls(index ^ _TEXT, packed[4:].decode())
@@ -41,7 +41,11 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A shard's item, or several together."""
+    """Holds the content of one shard's item, or of several merged.
+
+    `ok` and `failed` are packed parts. `expected` is how many parts the shard gets. `in_root`: the root item lists the shard.
+    `irregular`: the chord is known to be irregular. `at` is when the item was last written, in Unix seconds.
+    """
 
     ok: frozenset[bytes] = frozenset()
     failed: frozenset[bytes] = frozenset()
@@ -52,7 +56,7 @@ class Shard:
 
     @classmethod
     def read(cls, item: Item, *, size: int) -> Shard:
-        """One item; `size` is how many parts it holds unless it says so itself."""
+        """Read an item. `size` is how many parts the shard gets if the item does not say so."""
         numbers = {name: float(item[name]["N"]) for name in ("expected", "at") if name in item}
         return cls(
             ok=_members(item, "ok"),
@@ -65,22 +69,22 @@ class Shard:
 
     @cached_property
     def parts(self) -> frozenset[bytes]:
-        """Those that returned."""
+        """Return the parts that returned."""
         return self.ok | self.failed if self.failed else self.ok
 
     @property
     def is_clean(self) -> bool:
-        """Whether all that returned did succeed."""
+        """Tell whether all parts that returned have succeeded."""
         return self.failed <= self.ok
 
     @property
     def has_duplicate_indexes(self) -> bool:
-        """Whether two parts have one index."""
+        """Tell whether two parts have the same index."""
         return len({packed[:4] for packed in self.parts}) < len(self.parts)
 
     @property
     def last(self) -> int:
-        """The largest index."""
+        """Return the largest index, 0 if no part returned."""
         return max((Part.unpack(packed).index for packed in self.parts), default=0)
 
 

@@ -1,1 +1,1 @@
-"""What this project adds to a Celery worker: its consumer, its requests, and what watches over it."""
+"""Extend a Celery worker with a consumer, requests, periodic work and a watchdog."""

@@ -1,4 +1,4 @@
-"""A worker's child processes: their clients are built before the first message, and their garbage is collected rarely."""
+"""Prepare a worker's child processes: build their clients before the first message, and collect garbage rarely."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _COLLECT_EVERY = 100  # tasks
 
 @runtime_checkable
 class _Warmable(Protocol):
-    """An app made by `create_app`."""
+    """Matches an app that `create_app` made."""
 
     tasks: Mapping[str, Any]
 
     def warm_up(self) -> None:
-        """Build what tasks use."""
+        """Build what tasks use, before the first message."""
 
 
 def connect_signals() -> None:
-    """Have each child process of this process's worker prepared; connecting twice is harmless."""
+    """Prepare each child process that a worker in this process starts. Connecting twice is harmless."""
     worker_process_init.connect(_prepare, dispatch_uid=__name__)
 
 
 def _prepare(**_kwargs: Any) -> None:
-    """Build the process's clients, then freeze what is there, so that collections skip these long-lived objects.
+    """Build the process's clients, then freeze all objects, so that collections skip these long-lived ones.
 
-    Walking over them takes 60 ms a collection, which adds up to a fourth of the CPU that applying operations takes.
+    Scanning them takes 60 ms per collection; in total that is a quarter of the CPU time that applying operations takes.
     """
     app = current_app._get_current_object()
-    if not isinstance(app, _Warmable):  # an app of Celery's own, in a process that only imported this package
+    if not isinstance(app, _Warmable):  # a plain Celery app, whose process only imported this package
         return
     app.warm_up()
     for task in app.tasks.values():
@@ -52,8 +52,8 @@ def _prepare(**_kwargs: Any) -> None:
 class _CollectGarbage:
     """Collects garbage after every hundredth task of a child process.
 
-    Python collects by the number of new objects. A retry or an error leaves six of them, and 90 KB, so hundreds of megabytes
-    would gather first. What is frozen is skipped, so a collection takes a millisecond.
+    Python starts a collection by the number of new objects. A retry or an error leaves only six, but these hold 90 KB, so
+    hundreds of megabytes would pile up first. Frozen objects are skipped, so a collection takes a millisecond.
     """
 
     def __init__(self) -> None:

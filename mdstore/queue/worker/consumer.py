@@ -1,4 +1,4 @@
-"""The worker's consumer: a message that cannot become a task is dead-lettered with its reason, and never harms the worker."""
+"""Consume messages in a worker. One that cannot become a task is dead-lettered with its reason and never harms the worker."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _STEPS = [
 
 
 class Consumer(CeleryConsumer):
-    """Celery's, which would drop some of these messages, loop on others, and end itself on the rest."""
+    """Dead-letters malformed messages, which Celery's own consumer drops, loops on or crashes on."""
 
     class Blueprint(CeleryConsumer.Blueprint):
-        """Celery's, with a remote control that a worker can do without."""
+        """Replaces one of Celery's steps, so that a worker can run without remote control."""
 
         default_steps = _STEPS
 
@@ -45,7 +45,7 @@ class Consumer(CeleryConsumer):
         super().__init__(lambda request: request.begin(on_task_request), *args, worker_options=options, **kwargs)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], Any]:
-        """The handler of each message; whatever a message makes it raise ends with that message."""
+        """Return a handler that dead-letters each message on which Celery's fails. It still raises connection errors."""
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Message) -> Any:
@@ -55,32 +55,32 @@ class Consumer(CeleryConsumer):
                 raise
             except Exception as error:
                 logger.exception("a message cannot become a task")
-                self._bury(message, error)
+                self._dead_letter(message, error)
                 return None
 
         return on_task_received
 
     def on_close(self) -> None:
-        """Close as Celery does, once the pool has acknowledged the tasks that were written to it."""
+        """Wait until the pool has acknowledged the tasks written to it, then close as Celery does."""
         await_started(getattr(self.pool, "_pool", None))
         super().on_close()
 
     def on_unknown_message(self, body: Any, message: Message) -> None:  # noqa: ARG002
-        """Not a task at all."""
-        self._bury(message, "not a task's message")
+        """Dead-letter a message that is not a task."""
+        self._dead_letter(message, "not a task's message")
 
     def on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002
-        """A task that Celery cannot read."""
-        self._bury(message, exc)
+        """Dead-letter a task that Celery cannot read."""
+        self._dead_letter(message, exc)
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
-        """Neither JSON nor allowed."""
-        self._bury(message, exc)
+        """Dead-letter a message that cannot be decoded, or whose content type is not allowed."""
+        self._dead_letter(message, exc)
 
     def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002
-        """A task that this worker does not have; its result says so too."""
+        """Dead-letter a task that this worker does not have, and store the failure as its result."""
         headers = message.headers
-        canvas = message.payload[2] or {}  # what is linked to the task; the chord that it is a part of fails with it
+        canvas = message.payload[2] or {}  # the task's links, and its chord, which fails with it
         request = Context(
             headers,
             task=headers["task"],
@@ -91,13 +91,13 @@ class Consumer(CeleryConsumer):
         )
         error = NotRegistered(headers["task"])
 
-        def tell() -> None:
+        def mark_failed() -> None:
             self.app.backend.mark_as_failure(headers["id"], error, request=request)
 
-        self._bury(message, f"unknown task {headers['task']!r}", then=tell)
+        self._dead_letter(message, f"unknown task {headers['task']!r}", then=mark_failed)
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=headers["task"], id=headers["id"])
 
-    def _bury(self, message: Message, reason: Exception | str, *, then: Callable[[], Any] | None = None) -> None:
+    def _dead_letter(self, message: Message, reason: Exception | str, *, then: Callable[[], Any] | None = None) -> None:
         signals.task_rejected.send(sender=self, message=message, exc=reason if isinstance(reason, Exception) else None)
-        words = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
-        message.channel.bury(message.delivery_tag, words, then=then)
+        text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+        message.channel.dead_letter(message.delivery_tag, text, then=then)

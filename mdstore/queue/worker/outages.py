@@ -1,4 +1,4 @@
-"""Ends of tasks that are not the tasks' own: a message could not be sent, or the end itself could not be noted."""
+"""Tell failures of the infrastructure from those of a task: a message was not sent, or a result not recorded."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from mdstore.queue.broker.publisher import Unsent
 
 
 def comes_again(error: object) -> bool:
-    """Whether what ended a task keeps its message, which is delivered again. Any other error of its body is the task's own."""
-    if isinstance(error, Reject):  # as Celery calls a retry that could not be sent
+    """Return whether `error` leaves a task's message to be delivered again. Any other error is the task's own failure."""
+    if isinstance(error, Reject):  # Celery raises this for a retry that could not be sent
         error = error.reason
     if isinstance(error, Unsent):
         return not error.is_refused

@@ -1,4 +1,4 @@
-"""What relies on Celery's internals, in one place; each function does nothing on a version that it was not tested with."""
+"""All code that relies on Celery's internals is here. It does nothing on a version that it was not tested with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from celery.utils.log import get_logger
 logger = get_logger(__name__)
 
 _TESTED = ((5, 6), (5, 7))
-#: States of a task that was executed and goes on all the same.
-_NOT_ENDED = frozenset({states.RETRY, states.IGNORED})
-_STARTS_WITHIN = 5.0  # seconds, a task that is being written to an idle process
+#: States of a task that ran but is not finished: it is retried or replaced.
+_NOT_FINISHED = frozenset({states.RETRY, states.IGNORED})
+_STARTS_WITHIN = 5.0  # seconds for an idle process to acknowledge a task that is being written to it
 
 
 def is_tested() -> bool:
-    """Whether Celery is of a version whose internals are known."""
+    """Return whether the patches were tested with this version of Celery."""
     return tuple(celery.VERSION[:2]) in _TESTED
 
 
@@ -31,28 +31,28 @@ if not is_tested():
 
 
 def without_frames(trace: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a task's tracer: a retry or a replacement goes to the main process without the frames of its traceback.
+    """Wrap a task's tracer, so that a retry or a replacement reaches the main process without the frames of its traceback.
 
-    They are 50 KB, which take a millisecond or two to pickle and to read, and the main process looks at their text only.
+    The frames are 50 KB, which take one or two milliseconds to pickle and unpickle. The main process uses only their text.
     """
     if not is_tested():
         return trace
 
     @wraps(trace)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        answer = trace(*args, **kwargs)
-        if answer.info is not None and answer.info.state in _NOT_ENDED:
-            answer.retval.tb = None
-        return answer
+        result = trace(*args, **kwargs)
+        if result.info is not None and result.info.state in _NOT_FINISHED:
+            result.retval.tb = None
+        return result
 
     return traced
 
 
 def await_started(pool: Any) -> None:
-    """Wait until the child processes have acknowledged each task that was written to them.
+    """Wait until the child processes have acknowledged each task that was written to them, for 5 seconds at most.
 
-    On shutdown Celery forgets tasks whose start no process has acknowledged yet. Such a task would run all the same, its
-    message would come again, and its process would wait half a minute to be heard.
+    On shutdown Celery forgets tasks whose start no process has acknowledged yet. Such a task would still run, its message
+    would be redelivered, and its process, on exit, would wait half a minute for the main process to read its result.
     """
     if not is_tested() or not isinstance(pool, AsynPool):
         return
@@ -72,4 +72,4 @@ def await_started(pool: Any) -> None:
 
 
 def _ignore(_: object) -> None:
-    """Leave a process whose pipe is gone to the pool, which looks after it when it stops."""
+    """Do nothing about a process whose pipe is gone: the pool handles it when it stops."""

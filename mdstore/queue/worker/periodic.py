@@ -1,4 +1,4 @@
-"""Work that a worker does every few seconds, beside its tasks."""
+"""Run work every few seconds in a worker, beside its tasks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mdstore.log import event
 
 
 class Periodic:
-    """A thread that works every `interval` seconds or so; at once again where `work` says that there is more.
+    """Calls `work` on a thread about every `interval` seconds, and again at once if it returns that there is more to do.
 
-    `work` is given a function that says whether it is to end. An error is logged as `{name}.failed` and the work tried again.
-    To be started after a fork, and stopped before its process ends.
+    `work` receives a function that returns whether it must stop. An error is logged as `{name}.failed`, and the work is tried
+    again after the interval. Start it after a fork, and stop it before the process ends.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Periodic:
         self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Begin; nothing where it runs already."""
+        """Start the thread, unless it runs already."""
         if self._thread is None:
             self._stopping = threading.Event()
             name = f"mdstore-{self._name}"
@@ -45,7 +45,7 @@ class Periodic:
             self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> bool:
-        """Tell the work to end, and wait for it up to `timeout` seconds; returns whether it has ended."""
+        """Tell the work to stop, and wait up to `timeout` seconds for it. Return whether it has stopped."""
         thread, self._thread = self._thread, None
         self._stopping.set()
         if thread is not None:
@@ -64,9 +64,10 @@ class Periodic:
 
 
 class PeriodicStep(bootsteps.StartStopStep):
-    """A step of the worker, whatever queues it consumes from: `work` of a subclass, every `interval` seconds."""
+    """Runs as a step of the worker: calls `work` of its subclass every `interval` seconds, whichever queues are consumed."""
 
-    requires = ("celery.worker.components:Pool",)  # a child that is forked while the work holds a lock never gets it
+    # Start after the pool forks: a child that is forked while the work holds a lock could never take that lock.
+    requires = ("celery.worker.components:Pool",)
 
     work_name: ClassVar[str]
     interval: ClassVar[float]
@@ -78,14 +79,14 @@ class PeriodicStep(bootsteps.StartStopStep):
 
     @abstractmethod
     def work(self, stopping: Callable[[], bool]) -> bool:
-        """Do what is to be done; returns whether there is more of it."""
+        """Do one round of work. Return whether there is more to do."""
 
     def start(self, parent: Any) -> None:  # noqa: ARG002
-        """With the worker."""
+        """Start the work when the worker starts."""
         self._periodic.start()
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002
-        """Let what has begun come to its end."""
+        """Stop the work, but let a round that has begun finish."""
         self._periodic.stop()
 
     terminate = stop

@@ -1,10 +1,12 @@
-"""Sees that a worker works: its loop goes round, and its receives return. What hangs is shown, and in the end restarted.
+"""Watch a worker: its loop must tick, and its receives must return. A worker that hangs exits, so that it is restarted.
 
-    receives that do not return, a loop that hangs     stacks in the log, new connections; the same time again: exit 70
-    SIGTERM, and tasks that go on after the grace      they are killed, their messages given back, exit 71
+    a receive does not return, or the loop hangs    log all stacks and open new connections; after twice the limit: exit 70
+    tasks still run when the grace period ends      kill them and give their messages back: exit 71
 
-`GET /livez` on `worker_port` answers 200, or 503 with what is wrong: a receive that fails is wrong there too, but no reason to
-exit, because whoever is at work would be killed for an outage that is not his.
+The limit is three long polls, but at least 30 s. The grace period begins with SIGTERM.
+
+`GET /livez` on `worker_port` answers 200, or 503 with what is wrong. It reports failing receives as well, but the worker does
+not exit for them: that would kill its tasks for an outage that is not theirs.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ logger = get_logger(__name__)
 
 EX_HANGS = 70
 EX_GRACE = 71
-_LOOK_EVERY = 1.0  # seconds
-_AT_LEAST = 30.0  # seconds, however short the polls are
+_CHECK_EVERY = 1.0  # seconds
+_MIN_LIMIT = 30.0  # seconds, however short the polls are
 
 
 class Watchdog(bootsteps.StartStopStep):
-    """A step of the worker; one thread, and one for each health check under way."""
+    """Runs as a step of the worker, on one thread, and on one more for each health check under way."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -43,13 +45,13 @@ class Watchdog(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
         self._worker = worker
         self._settings = worker.app.settings
-        self._limit = max(3.0 * self._settings.wait_time, _AT_LEAST)
+        self._limit = max(3.0 * self._settings.wait_time, _MIN_LIMIT)
         self._stops_at: float | None = None
         self._warned = False
         self._server: ThreadingHTTPServer | None = None
 
     def start(self, parent: Any) -> None:  # noqa: ARG002
-        """Begin to look, and to answer."""
+        """Start checking the worker and answering health checks."""
         worker_shutting_down.connect(self._on_shutting_down, weak=False)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         if self._settings.worker_port:
@@ -58,21 +60,21 @@ class Watchdog(bootsteps.StartStopStep):
             threading.Thread(target=self._server.serve_forever, name="livez", daemon=True).start()
 
     def stop(self, parent: Any) -> None:
-        """Nothing: tasks may go on, and are watched until the worker's process ends."""
+        """Do nothing: tasks may still run, and are watched until the worker's process ends."""
 
     terminate = stop
 
     def health(self) -> dict[str, Any]:
-        """What `/livez` says: seconds since the last sign of life, and what is wrong, if anything."""
-        pulse = self._pulse()
-        wrong = [name for name in ("answer", "receive", "loop") if pulse.get(name, 0.0) > self._limit]
-        return {"ok": not wrong, "wrong": wrong, **{name: round(value, 1) for name, value in pulse.items()}}
+        """Return the body of `/livez`: the channel's liveness, and which of its ages exceed the limit."""
+        liveness = self._liveness()
+        wrong = [name for name in ("answer", "receive", "loop") if liveness.get(name, 0.0) > self._limit]
+        return {"ok": not wrong, "wrong": wrong, **{name: round(value, 1) for name, value in liveness.items()}}
 
-    def _pulse(self) -> dict[str, float]:
-        return channel.pulse() if (channel := self._channel()) else {}
+    def _liveness(self) -> dict[str, float]:
+        return channel.liveness() if (channel := self._channel()) else {}
 
     def _channel(self) -> Channel | None:
-        """The channel that tasks come from, while there is one."""
+        """Return the channel that tasks come from, or None while there is none."""
         consumer = getattr(self._worker, "consumer", None)
         channel = getattr(getattr(consumer, "task_consumer", None), "channel", None)
         return channel if isinstance(channel, Channel) else None
@@ -83,30 +85,33 @@ class Watchdog(bootsteps.StartStopStep):
 
     def _watch(self) -> None:
         while True:
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_CHECK_EVERY)
             try:
-                self._look()
+                self._check()
             except Exception:
-                logger.exception("the watchdog stumbled")
+                logger.exception("a check of the watchdog failed")
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._stops_at is not None:
             if time.monotonic() > self._stops_at:
                 self._end_tasks()
             return
-        pulse = self._pulse()
-        hangs = max(pulse.get("receive", 0.0), pulse.get("loop", 0.0))
-        if hangs > 2 * self._limit:
-            logger.critical("the worker hangs for %d s: exit", hangs)
+        liveness = self._liveness()
+        hung_for = max(liveness.get("receive", 0.0), liveness.get("loop", 0.0))
+        if hung_for > 2 * self._limit:
+            logger.critical("the worker has hung for %d s: exit", hung_for)
             os._exit(EX_HANGS)
-        if hangs > self._limit and not self._warned:
-            logger.error("the worker hangs for %d s: %s\n%s", hangs, pulse, _stacks())
+        if hung_for > self._limit and not self._warned:
+            logger.error("the worker has hung for %d s: %s\n%s", hung_for, liveness, _stacks())
             self._worker.app.aws.queues.http.close()
-        self._warned = hangs > self._limit
+        self._warned = hung_for > self._limit
 
     def _end_tasks(self) -> None:
-        """Kill what is still at work, and give its messages back."""
-        logger.error("tasks did not end within %d s: killed, their messages come again", self._settings.shutdown_grace)
+        """Kill the tasks that still run, and give their messages back."""
+        logger.error(
+            "tasks did not finish within %d s: they are killed, and their messages redelivered",
+            self._settings.shutdown_grace,
+        )
         pool = getattr(getattr(self._worker, "pool", None), "_pool", None)
         for process in getattr(pool, "_pool", None) or ():
             with suppress(ProcessLookupError):
@@ -140,6 +145,6 @@ def _handler(watchdog: Watchdog) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """A check a second is not worth a line."""
+            """Log nothing: a line for each check would be noise."""
 
     return Handler

@@ -1,0 +1,1 @@
+"""A FastAPI service that hands operations to mdstore."""

@@ -1,0 +1,1 @@
+"""A Celery app on SQS; it uses `mdstore.queue` and nothing of the data store."""

@@ -1,4 +1,4 @@
-# One command each; CI calls the same. Everything is installed into .venv.
+# Each task is one command, and CI runs the same commands. Packages are installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -23,30 +23,30 @@ help:
 	$(PIP) -e '.[bench]'
 	touch $@ .venv/dev .venv/demo
 
-demo: .venv/demo ## the whole way of the data, on real airports, in a few minutes
+demo: .venv/demo ## load, change and verify real airports through the whole system, in a few minutes
 	$(BIN)/python examples/demo.py
 
-up: .venv/demo ## embedded AWS, worker and front door, in the foreground
+up: .venv/demo ## run the embedded AWS, a worker and the HTTP API in the foreground
 	$(BIN)/mdstore up
 
-test: .venv/dev ## all tests
+test: .venv/dev ## run all tests
 	$(BIN)/python -m pytest
 
-conformance: .venv/dev ## what DynamoDB must do, of the emulators; of another with ENDPOINT=url, of AWS with AWS=1
+conformance: .venv/dev ## test that the emulators behave like DynamoDB; ENDPOINT=url tests another endpoint, AWS=1 tests AWS
 	$(BIN)/python -m pytest tests/conformance $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(if $(AWS),--aws)
 
-check: .venv/dev ## format, lint, types, imports
+check: .venv/dev ## check format, lint, types and imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: .venv/dev ## format and fix what can be fixed
+format: .venv/dev ## format the code and fix lint findings where possible
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/bench ## measure speed, side by side with others (an hour; QUICK=1: two minutes, shows only that all of it works)
+bench: .venv/bench ## measure speed side by side with other tools (one hour; QUICK=1: two minutes, only to show that it works)
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick,--out docs/benchmarks)
 
-clean: ## remove what make made
+clean: ## remove .venv and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

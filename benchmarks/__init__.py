@@ -1,1 +1,1 @@
-"""Speed, measured side by side in one run: `make bench`, or `python -m benchmarks NAME --json`."""
+"""Measures speed side by side with other tools in one run: `make bench`, or `python -m benchmarks NAME --json`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--json] [--quick] [--runs N] [--out DIR]`: run all benchmarks, or those named."""
+"""Run all benchmarks, or the named ones: `python -m benchmarks [NAME ...] [--json] [--quick] [--runs N] [--out DIR]`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ RESULTS = Path("benchmarks/results")
 
 
 def main() -> None:
-    """Run and print; results and plots are written to `--out`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    """Run the benchmarks, print their results, and write results and plots to `--out`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run all benchmarks, or the named ones.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument(
-        "--quick", action="store_true", help="one small run each: shows that all of it works, and no more"
+        "--quick", action="store_true", help="one small run of each benchmark: shows only that everything works"
     )
-    parser.add_argument("--runs", type=int, default=5, help="runs of which the medians are taken (default: 5)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"where results and plots go (default: {RESULTS})")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs; results are medians (default: 5)")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help=f"directory for results and plots (default: {RESULTS})"
+    )
     arguments = parser.parse_args()
     results = []
     for name in arguments.names or BENCHMARKS:
@@ -49,8 +51,10 @@ def main() -> None:
 
 
 def page(directory: Path) -> str:
-    """All results there are in `directory`, as one page."""
-    parts = ["# Results\n\nWritten by `make bench`. What each benchmark does is said in its module in `benchmarks/`.\n"]
+    """Return all results in `directory` as one Markdown page."""
+    parts = [
+        "# Results\n\n`make bench` wrote this page. Each benchmark's module in `benchmarks/` describes what it measures.\n"
+    ]
     for name in BENCHMARKS:
         path = directory / f"{name}.json"
         if path.exists():

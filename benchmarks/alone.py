@@ -1,4 +1,4 @@
-"""Measurements in processes of their own."""
+"""Runs a measurement in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ T = TypeVar("T")
 
 
 def alone(measure: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call in a new process: no measurement inherits the garbage, threads and connections that those before it left."""
+    """Call `measure` in a new process, so that it inherits no garbage, threads or connections of earlier measurements."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, *args, **kwargs).result()

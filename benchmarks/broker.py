@@ -1,8 +1,8 @@
-"""Tasks that do nothing, through SQS with 10 ms a call: this project's transport and kombu's.
+"""Tasks that do nothing, sent through SQS with 10 ms per call: this project's transport and kombu's.
 
-One worker of two processes. Tasks are produced while they are consumed, in groups of 100, so that the emulator's queue stays
-short. Calls to SQS are counted at a proxy, those of the producer included. `publish` is a group of 1,000 tasks, sent while no
-worker runs.
+One worker with two processes runs the tasks. The producer sends them in groups of 100 while the worker consumes them, so
+that the emulator's queue stays short. A proxy counts the calls to SQS, including the producer's. `publish` is the time to
+send a group of 1,000 tasks while no worker runs.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from benchmarks.results import Result, Row, median
 from benchmarks.services import embedded_aws, environ_of, proxy
 
 _TASKS = 10_000
-_AT_ONCE = 100
-_WAITING = 300  # tasks at most in the queue
+_GROUP = 100  # tasks sent at once
+_MAX_QUEUED = 300  # most tasks in the queue
 _PUBLISHED = 1_000
 _LATENCY_MS = 10
 CONTENDERS = {"stock Celery": "noop_stock", "mdstore": "noop_mdstore"}
 
 
 def run(*, runs: int, scale: float) -> Result:
-    """Measure; rows have tasks a second, calls a task, and the seconds of a publish."""
+    """Measure. Rows have tasks per second, calls per task, and the seconds to publish."""
     tasks, published = int(_TASKS * scale), max(100, int(_PUBLISHED * scale))
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in CONTENDERS}
     for _ in range(runs):
@@ -56,15 +56,15 @@ def run(*, runs: int, scale: float) -> Result:
 
 
 def _measure(module: str, tasks: int, published: int) -> dict[str, float]:
-    with place(module) as (app, calls):
+    with contender_app(module) as (app, calls):
         noop = app.tasks["noop"]
         with worker_process(module):
-            produce(noop.si, 2 * _AT_ONCE, 0)
+            produce(noop.si, 2 * _GROUP, 0)
             calls_before, began = calls(), time.perf_counter()
-            produce(noop.si, tasks, 2 * _AT_ONCE)
+            produce(noop.si, tasks, 2 * _GROUP)
             wall, calls_after = time.perf_counter() - began, calls()
-            time.sleep(0.5)  # for a task that runs twice, and the last deletes
-        twice = ran.count() - tasks - 2 * _AT_ONCE
+            time.sleep(0.5)  # so that duplicate runs and the last deletes are counted
+        twice = ran.count() - tasks - 2 * _GROUP
         if twice < 0:
             raise RuntimeError(f"{-twice} of {tasks} tasks did not run")
         began = time.perf_counter()
@@ -80,10 +80,10 @@ def _measure(module: str, tasks: int, published: int) -> dict[str, float]:
 
 
 def produce(signature: Callable[[int], Signature], count: int, done: int) -> None:
-    """Send `count` tasks, few at a time, and wait until all of them ran; `done` ran before."""
-    for sent in range(0, count, _AT_ONCE):
-        group(signature(number) for number in range(sent, sent + _AT_ONCE)).apply_async()
-        _wait_for(done + sent + _AT_ONCE - _WAITING)
+    """Send `count` tasks in groups, and wait until all of them ran. `done` tasks ran before."""
+    for sent in range(0, count, _GROUP):
+        group(signature(number) for number in range(sent, sent + _GROUP)).apply_async()
+        _wait_for(done + sent + _GROUP - _MAX_QUEUED)
     _wait_for(done + count)
 
 
@@ -96,8 +96,10 @@ def _wait_for(count: int) -> None:
 
 
 @contextmanager
-def place(module: str, *, latency_ms: float = _LATENCY_MS) -> Iterator[tuple[Celery, Callable[[], dict[str, int]]]]:
-    """An emulator behind a proxy, and the contender's app; yields the app and the calls so far."""
+def contender_app(
+    module: str, *, latency_ms: float = _LATENCY_MS
+) -> Iterator[tuple[Celery, Callable[[], dict[str, int]]]]:
+    """Start an emulator behind a proxy; yields the contender's app, and a function that returns the calls so far."""
     with embedded_aws() as settings, tempfile.TemporaryDirectory() as directory:
         upstream = int(str(settings.endpoint_url).rpartition(":")[2])
         with proxy(upstream, latency_ms) as port:

@@ -1,7 +1,7 @@
-"""A contender as a process of its own, which runs when it is told to: `python -m benchmarks.contender NAME`.
+"""A contender in a process of its own: `python -m benchmarks.contender NAME`.
 
-It takes one JSON object a line (`{"run": id, "operations": n}`), prepares, works, and answers with one line: CPU seconds (all
-threads, user and system) and wall seconds of the work alone.
+For each line of standard input (`{"run": id, "operations": n}`), it prepares and does its work. It then writes one line of JSON
+with the CPU seconds (all threads, user and system) and wall seconds of the work alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.write_contenders import CONTENDERS
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run's times in seconds."""
+    """The CPU and wall time of one run, in seconds."""
 
     operations: int
     cpu: float
@@ -29,36 +29,36 @@ class Measured:
 
     @property
     def cpu_us(self) -> float:
-        """CPU microseconds an operation."""
+        """CPU microseconds per operation."""
         return self.cpu / self.operations * 1e6
 
     @property
     def rate(self) -> float:
-        """Operations a second."""
+        """Operations per second."""
         return self.operations / self.wall
 
 
 class Contender:
-    """The parent's end."""
+    """The parent's handle of a contender's process."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     def run(self, *, run: str, operations: int) -> Measured:
-        """Have it work once. Raises `RuntimeError` where it fails."""
+        """Let the contender work once. Raises `RuntimeError` if its process ends."""
         assert self._process.stdin is not None  # noqa: S101
         assert self._process.stdout is not None  # noqa: S101
         self._process.stdin.write(json.dumps({"run": run, "operations": operations}).encode() + b"\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args!r} ended in the middle of a run")
+            raise RuntimeError(f"{self._process.args!r} exited during a run")
         return Measured(operations=operations, **json.loads(line))
 
 
 @contextmanager
 def contender(name: str, environ: Mapping[str, str]) -> Iterator[Contender]:
-    """Start the contender `name` with `environ` added to the environment."""
+    """Run the contender `name` with `environ` added to its environment."""
     process = subprocess.Popen(  # noqa: S603  our own module
         [sys.executable, "-m", "benchmarks.contender", name],
         env={**os.environ, **environ},
@@ -73,11 +73,11 @@ def contender(name: str, environ: Mapping[str, str]) -> Iterator[Contender]:
 
 
 def main(name: str) -> None:
-    """Serve the parent."""
-    made: Any = CONTENDERS[name]()
+    """Work for the parent, once for each line of standard input."""
+    candidate: Any = CONTENDERS[name]()
     for line in sys.stdin:
-        asked = json.loads(line)
-        work = made.prepare(asked["run"], asked["operations"])
+        order = json.loads(line)
+        work = candidate.prepare(order["run"], order["operations"])
         cpu, wall = time.process_time(), time.perf_counter()
         work()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

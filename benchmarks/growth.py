@@ -1,9 +1,9 @@
-"""One request of a thousand to a million operations: CPU an operation, and peak memory, of producer and worker.
+"""One request of a thousand to a million operations: CPU per operation and peak memory of producer and worker.
 
-Transactions go to a stand-in that says yes at once, so that the worker's own cost is seen, and a million operations need no
-emulator of a million records; ledger, results, queue and payloads are the embedded AWS's. A small request is repeated until
-150,000 operations are done, a hundred times at the most: the CPU of a few milliseconds cannot be measured. Runs are short,
-so that there can be many of them, because a shared machine is fast and slow in turns.
+A stand-in answers transactions at once, so only the worker's own cost is measured, and no emulator has to hold a million
+records. Ledger, results, queue and payloads are in the embedded AWS. A small request is repeated until 150,000 operations
+are done, but at most a hundred times, because CPU times of a few milliseconds cannot be measured. Runs are short so that
+there can be many of them, because the speed of a shared machine varies.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from mdstore import exactjson
 from mdstore.client import Client
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-_AT_LEAST, _AT_MOST = 150_000, 100  # operations of a measurement, and requests
+_AT_LEAST, _AT_MOST = 150_000, 100  # least operations and most requests of one measurement
 
 
 def run(*, runs: int, scale: float) -> Result:
-    """Measure; rows have CPU in microseconds an operation and the peak memory of each kind of process in MB."""
+    """Measure. Rows have CPU in microseconds per operation, and peak memory in MB, of producer and worker."""
     found: dict[int, dict[str, list[float]]] = {size: defaultdict(list) for size in SIZES if size * scale >= 100}
     for _ in range(runs):
         for size, values in found.items():
@@ -86,14 +86,14 @@ def _file(directory: Path, size: int) -> Path:
 
 @contextmanager
 def _producer(file: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """A producer's process; yields what makes it submit the file under a request id, and returns its measurements."""
+    """Run a producer; yields a function that lets it submit the file under a request id, and returns its measurements."""
     command = [sys.executable, "-m", "benchmarks.producer", os.fspath(file)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  our own module
-        requests, answers = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
+        stdin, stdout = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
 
         def produce(request_id: str) -> dict[str, Any]:
-            print(request_id, file=requests, flush=True)
-            measured: dict[str, Any] = json.loads(answers.readline())
+            print(request_id, file=stdin, flush=True)
+            measured: dict[str, Any] = json.loads(stdout.readline())
             return measured
 
         yield produce
@@ -105,5 +105,5 @@ def _tree(worker: int) -> list[psutil.Process]:
 
 
 def tree_cpu(worker: int) -> float:
-    """CPU seconds so far of a worker's processes."""
+    """Return the CPU seconds that a worker's processes have used so far."""
     return sum(sum(process.cpu_times()[:2]) for process in _tree(worker))

@@ -1,6 +1,7 @@
-"""Requests of one operation, from submit to applied, against the sum of the calls that it cannot do without.
+"""The latency of requests of one operation, from submit to applied, compared with the sum of the AWS calls that they need.
 
-The bare calls are boto3's: S3 put, SQS send, receive (a poll that waits for the message), S3 get, transaction of one put.
+boto3 makes these bare calls: S3 put, SQS send, receive (a poll that already waits for the message), S3 get, and a
+transaction of one put.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _QUEUE = "bench"
 
 
 def run(*, runs: int, scale: float) -> Result:
-    """Measure; rows have p50 and p99 in milliseconds, medians of the runs'."""
+    """Measure. Rows have p50 and p99 in milliseconds, as medians over the runs."""
     count = max(20, int(_REQUESTS * scale))
     found: dict[str, list[list[float]]] = defaultdict(list)
     for _ in range(runs):
@@ -64,16 +65,16 @@ def _rows(found: dict[str, list[list[float]]]) -> list[Row]:
 
 
 def _bare(settings: Settings, count: int) -> dict[str, list[float]]:
-    """Seconds of each call, one request after the other, while another thread waits for the message."""
+    """Return the seconds of each call. Calls are made one after the other, while another thread polls for the messages."""
     s3 = boto3.client("s3", config=Config(s3={"addressing_style": "path"}))
     sqs, dynamodb = boto3.client("sqs"), boto3.client("dynamodb")
     url = sqs.create_queue(QueueName=_QUEUE)["QueueUrl"]
     received: queue.Queue[float] = queue.Queue()
-    over = threading.Event()
+    finished = threading.Event()
 
     def receive() -> None:
         client = boto3.client("sqs")
-        while not over.is_set():
+        while not finished.is_set():
             for message in client.receive_message(QueueUrl=url, WaitTimeSeconds=1).get("Messages", []):
                 received.put(time.perf_counter())
                 client.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
@@ -104,23 +105,23 @@ def _bare(settings: Settings, count: int) -> dict[str, list[float]]:
             }
         }
         timed("transaction", lambda put=put: dynamodb.transact_write_items(TransactItems=[put]))  # type: ignore[misc]
-    over.set()
+    finished.set()
     receiver.join()
     return found
 
 
 def _requests(settings: Settings, count: int) -> dict[str, list[float]]:
-    """Seconds from before `submit` until the worker had the transaction's answer, and until the submitter knew."""
+    """Return the seconds from before `submit` until the worker had the transaction's answer, and until the submitter knew."""
     client = Client(settings)
     found: dict[str, list[float]] = defaultdict(list)
     with worker_process("mdstore"):
         for _ in range(count + _WARM_UP):
             operation = {"op": "insert", "entity": "bench", "key": str(uuid.uuid4()), "data": RECORD}
             began = time.time()
-            receipt = client.submit([operation]).wait(timeout=60)
+            submission = client.submit([operation]).wait(timeout=60)
             known = time.time()
-            status = receipt.status()
-            assert status.finished_at is not None  # noqa: S101  it is completed
+            status = submission.status()
+            assert status.finished_at is not None  # noqa: S101  a completed request has it
             found[_APPLIED].append(status.finished_at - began)
             found[_KNOWN].append(known - began)
     return found

@@ -1,9 +1,9 @@
-"""The whole way, from submit to completed, on the embedded AWS: this project, its peers, and the floor.
+"""The whole path from submission to completion, on the embedded AWS: this project, its peers, and the floor.
 
-The floor sends the same records as transactions that are marshalled beforehand, in parallel and without any queue: what
-remains is the emulator's own time. Every run has an emulator of its own, since its queues and tables slow down as they fill.
-Stock Celery runs twice: as it comes, when it pauses a second after a poll that found nothing and whenever its prefetch is
-full, and set to poll without pause, which is 20 ms.
+The floor sends the same records in parallel, as transactions marshalled beforehand and without a queue; what remains is the
+emulator's own time. Each run has an emulator of its own, because the emulator's queues and tables slow down as they fill.
+Stock Celery is measured twice: with its defaults, where it pauses for a second after an empty poll and whenever its
+prefetch is full, and "without pause", where it pauses for only 20 ms.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mdstore.local.stack import kill_group
 from mdstore.settings import Settings
 
 Operations = list[dict[str, Any]]
-Work = Callable[[], int]  # returns how many operations were applied
+Work = Callable[[], int]  # returns the number of applied operations
 Prepare = Callable[[Operations], Work]
 _OPERATIONS = 20_000
 _WARM_UP = 200
@@ -51,7 +51,7 @@ _COMMANDS: dict[str, list[str]] = {
 
 
 def run(*, runs: int, scale: float) -> Result:
-    """Measure; rows have operations a second, and the ratios to the floor's and to both of stock Celery's."""
+    """Measure. Rows have operations per second, and their ratios to the floor and to stock Celery with and without pause."""
     count = max(1_000, int(_OPERATIONS * scale))
     rates: dict[str, list[float]] = defaultdict(list)
     for _ in range(runs):
@@ -72,7 +72,7 @@ def run(*, runs: int, scale: float) -> Result:
 
 
 def _measure(name: str, count: int) -> float:
-    """Operations a second of one run of a contender."""
+    """Run a contender once, and return its operations per second."""
     with embedded_aws() as settings, mock.patch.dict(os.environ, environ_of(settings)):
         _provision_peers()
         with CONTENDERS[name](settings) as prepare:
@@ -87,7 +87,7 @@ def _measure(name: str, count: int) -> float:
 
 
 def _listed(count: int) -> Operations:
-    """Operations as JSON gives them."""
+    """Return operations as a JSON decoder returns them, with floats."""
     listed = list(operations(count, str(uuid.uuid4())))
     data = {name: float(value) if name in ("lat", "lon") else value for name, value in listed[0]["data"].items()}
     return [{**operation, "data": data} for operation in listed]
@@ -156,7 +156,7 @@ def _powertools(_: Settings) -> Iterator[Prepare]:
 
 @contextmanager
 def worker_process(name: str, *options: str, output: IO[str] | None = None) -> Iterator[int]:
-    """A contender's worker, with more options, killed at the end; yields its process id."""
+    """Run a contender's worker with additional `options`, and kill it at the end; yields its process id."""
     process = subprocess.Popen(  # noqa: S603  our own commands
         [sys.executable, "-m", *_COMMANDS[name], *options], stdout=output or sys.stderr, start_new_session=True
     )
@@ -167,7 +167,7 @@ def worker_process(name: str, *options: str, output: IO[str] | None = None) -> I
 
 
 def _provision_peers() -> None:
-    """A queue, a bucket and a table for those who do not make their own."""
+    """Create a queue, a bucket and a table for the contenders that do not create their own."""
     boto3.client("sqs").create_queue(QueueName=QUEUE, Attributes={"VisibilityTimeout": "300"})
     boto3.client("s3").create_bucket(Bucket="bench-results")
     boto3.client("dynamodb").create_table(

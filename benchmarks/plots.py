@@ -1,4 +1,4 @@
-"""One picture a question, drawn from the results."""
+"""Draws one plot per benchmark from its result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ mpl.rcParams.update({
 
 
 def draw(result: Result, directory: Path) -> Path:
-    """Write `{name}.png` and return its path."""
+    """Write the plot as `{name}.png`, and return its path."""
     figure = _DRAWN[result.name](result)
     path = directory / f"{result.name}.png"
     figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white", metadata={"Software": None})
@@ -57,7 +57,7 @@ def _write_path(result: Result) -> Figure:
     order += [row["contender"] for row in sorted(rows, key=lambda row: row["cpu_us"]) if row["contender"] not in order]
     cpu = {row["contender"]: row["cpu_us"] for row in rows}
     _bars(left, order, [cpu[name] for name in order], lambda value: f"{value:.3g} µs")
-    left.set_title("CPU an operation, a stand-in answers at once", loc="left", fontsize=9)
+    left.set_title("CPU per operation, with a stand-in that answers at once", loc="left", fontsize=9)
     targets = list(dict.fromkeys(row["target"] for row in result.rows))[:-1]
     for name, colour in (("worker: mdstore", _OURS), ("worker: boto3", _PEER)):
         rates = [
@@ -76,7 +76,7 @@ def _write_path(result: Result) -> Figure:
     right.set_ylim(1_000, 120_000)
     right.set_xlim(-0.3, len(targets) - 0.7)
     right.set_title("Operations/s of one worker process", loc="left", fontsize=9)
-    right.set_xlabel("a transaction takes")
+    right.set_xlabel("latency of a transaction")
     right.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     right.grid(axis="y", color="#e6e9ee")
     return figure
@@ -87,7 +87,9 @@ def _pipeline(result: Result) -> Figure:
     axes = figure.subplots()
     names = [row["contender"] for row in result.rows]
     _bars(axes, names, [row["operations_per_s"] for row in result.rows], lambda value: f"{value:,.0f}")
-    axes.set_title("Operations/s from submit to completed, embedded AWS, two worker processes", loc="left", fontsize=9)
+    axes.set_title(
+        "Operations/s from submission to completion, embedded AWS, two worker processes", loc="left", fontsize=9
+    )
     return figure
 
 
@@ -114,7 +116,9 @@ def _latency(result: Result) -> Figure:
     for at, (name, row) in enumerate(zip(("applied", "known"), result.rows[6:], strict=True), 1):
         axes.barh([f"mdstore, {name}"], [row["p50_ms"]], color=_OURS, height=0.6)
         axes.text(row["p50_ms"], at, f"  {row['p50_ms']:.1f} ms", va="center")
-    axes.set_title("One operation, from submit to applied, and to known by the submitter, p50", loc="left", fontsize=9)
+    axes.set_title(
+        "One operation: from submit until it is applied, and until the submitter knows (p50)", loc="left", fontsize=9
+    )
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_visible(False)
@@ -128,7 +132,7 @@ def _growth(result: Result) -> Figure:
     left, right = figure.subplots(1, 2)
     sizes = [row["operations"] for row in result.rows]
     for axes, unit, title in (
-        (left, "cpu_us", "CPU an operation, µs"),
+        (left, "cpu_us", "CPU per operation, µs"),
         (right, "peak_mb", "Peak memory of a process, MB"),
     ):
         for who, colour in (("worker", _OURS), ("producer", _FLOOR)):
@@ -152,7 +156,7 @@ def _pools(result: Result) -> Figure:
     for axes, column, title in zip(
         figure.subplots(1, 3),
         ("small_requests_per_s", "large_operations_per_s", "large_cpu_us"),
-        (f"Small requests/s at {latency} ms", "Operations/s of a large one", "CPU an operation, µs"),
+        (f"Small requests/s at {latency} ms", "Operations/s of a large one", "CPU per operation, µs"),
         strict=True,
     ):
         _bars(
@@ -171,7 +175,7 @@ def _broker(result: Result) -> Figure:
     for axes, column, title in zip(
         figure.subplots(1, 3),
         ("tasks_per_s", "calls_per_task", "publish_s"),
-        ("Tasks/s, 10 ms a call", "SQS calls a task", "Seconds to publish 1,000"),
+        ("Tasks/s, 10 ms per call", "SQS calls per task", "Seconds to publish 1,000"),
         strict=True,
     ):
         _bars(axes, names, [row[column] for row in result.rows], lambda value: f"{value:,.3g}")

@@ -1,4 +1,4 @@
-"""Pools, and transactions under way in a lane: many requests of one operation, and one of 50,000, at 5 and 20 ms a call."""
+"""Pools and transactions in flight per lane: many requests of one operation, and one of 50,000, at 5 and 20 ms per call."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from benchmarks.results import Result, Row, median
 from benchmarks.services import embedded_aws, environ_of, stub
 from mdstore.client import Client
 
-#: Pool, its size, and transactions in flight for each lane.
-HOSTS = (
+#: Pool, its size, and transactions in flight per lane.
+POOLS = (
     ("prefork", 2, 24),
     ("threads", 2, 24),
     ("threads", 8, 24),
@@ -28,19 +28,19 @@ HOSTS = (
     ("prefork", 2, 16),
     ("prefork", 2, 48),
 )
-QUICK = HOSTS[::2]  # of a run that only shows that it works
+QUICK_POOLS = POOLS[::2]  # for a run that only shows that the benchmark works
 LATENCIES = (5, 20)  # milliseconds
 _SMALL, _LARGE = 200, 50_000
 
 
 def run(*, runs: int, scale: float) -> Result:
-    """Measure; rows have requests/s of small requests, operations/s and CPU an operation of a large one."""
+    """Measure. Rows have small requests per second, and operations per second and CPU per operation of a large request."""
     found: dict[tuple[int, str, int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for _ in range(runs):
         for latency in LATENCIES:
-            for host in HOSTS if scale >= 1 else QUICK:
-                for name, value in alone(_measure, *host, latency, scale).items():
-                    found[latency, *host][name].append(value)
+            for options in POOLS if scale >= 1 else QUICK_POOLS:
+                for name, value in alone(_measure, *options, latency, scale).items():
+                    found[latency, *options][name].append(value)
     rows: list[Row] = [
         {
             "latency_ms": latency,
@@ -73,23 +73,23 @@ def _worker(pool: str, size: int, in_flight: int, latency: float) -> Iterator[tu
         }
         with mock.patch.dict(os.environ, environ), worker_process("mdstore", "-P", pool, "-c", str(size)) as worker:
             client = Client()
-            _small(client, 4 * size)  # warm
+            _small(client, 4 * size)  # warms up every pool member
             yield worker, client
 
 
 def _small(client: Client, count: int) -> float:
-    """Requests a second, submitted by four threads."""
+    """Return requests per second, from submission by four threads to completion."""
     began = time.perf_counter()
     with ThreadPoolExecutor(4) as pool:
-        receipts = list(pool.map(lambda _: client.submit(operations(1, str(uuid.uuid4()))), range(count)))
-        for receipt in receipts:
-            receipt.wait(timeout=300)
+        submissions = list(pool.map(lambda _: client.submit(operations(1, str(uuid.uuid4()))), range(count)))
+        for submission in submissions:
+            submission.wait(timeout=300)
     return count / (time.perf_counter() - began)
 
 
 def _large(client: Client, count: int) -> float:
-    """Operations a second, from the first message on: a producer's time is not the worker's."""
-    receipt = client.submit(operations(count, str(uuid.uuid4())))
+    """Return operations per second from the sent message on, so that the producer's time is not included."""
+    submission = client.submit(operations(count, str(uuid.uuid4())))
     began = time.perf_counter()
-    receipt.wait(timeout=600)
+    submission.wait(timeout=600)
     return count / (time.perf_counter() - began)

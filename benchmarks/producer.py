@@ -1,7 +1,7 @@
-"""A producer as a process of its own: `python -m benchmarks.producer FILE`.
+"""A producer in a process of its own: `python -m benchmarks.producer FILE`.
 
-For each request id that it reads, it submits the file as `mdstore load` does, and writes the CPU seconds of that, and its own
-peak memory so far in MB, as a line of JSON.
+For each request id on standard input, it submits the file as `mdstore load` does. It then writes a line of JSON with the CPU
+seconds of this submission and the process's peak memory so far in MB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mdstore.client import Client
 
 
 def main(file: Path) -> None:
-    """Submit once to warm up, then the file as often as asked."""
+    """Submit one operation to warm up, then submit the file once for each line of standard input."""
     client = Client()
     client.submit([{"op": "upsert", "entity": "warm", "key": "up", "data": {}}], request_id=f"warm-up/{uuid.uuid4()}")
     for line in sys.stdin:
@@ -27,7 +27,7 @@ def main(file: Path) -> None:
 
 
 def peak_mb(process: int | str) -> float:
-    """A process's peak memory. `ru_maxrss` would be its parent's where that was larger."""
+    """Return a process's peak memory in MB. `ru_maxrss` would be that of the parent process if the parent's was larger."""
     status = Path(f"/proc/{process}/status").read_text("utf-8")
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

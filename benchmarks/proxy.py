@@ -1,6 +1,6 @@
-"""A proxy that makes each call take longer, and counts them: `python -m benchmarks.proxy PORT UPSTREAM_PORT LATENCY_MS`.
+"""A proxy that delays and counts calls: `python -m benchmarks.proxy PORT UPSTREAM_PORT LATENCY_MS`.
 
-`GET /_calls` answers with the number of calls by operation, as JSON.
+`GET /_calls` returns the number of calls by operation as JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _OPERATION = re.compile(rb"(?:x-amz-target:[^\r\n]*\.|\bAction=)(\w+)", re.IGNOR
 
 
 class Proxy:
-    """Counts all calls of all connections."""
+    """Forwards the calls of all connections and counts them."""
 
     def __init__(self, upstream: int, latency: float) -> None:
         self._upstream = upstream
@@ -23,18 +23,18 @@ class Proxy:
         self._calls: Counter[str] = Counter()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One client's connection, and its own to the upstream."""
+        """Serve one client's connection over a connection to the upstream."""
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
         try:
-            while request := await _message(reader, writer):
-                if request.startswith(b"GET /_calls "):
+            while call := await _message(reader, writer):
+                if call.startswith(b"GET /_calls "):
                     body = json.dumps(self._calls).encode()
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
                     continue
-                found = _OPERATION.search(request)
+                found = _OPERATION.search(call)
                 self._calls[found[1].decode() if found else "?"] += 1
                 await asyncio.sleep(self._latency)
-                up_writer.write(request)
+                up_writer.write(call)
                 writer.write(await _message(up_reader, None))
         except (ConnectionError, asyncio.IncompleteReadError):
             return
@@ -44,7 +44,7 @@ class Proxy:
 
 
 async def _message(reader: asyncio.StreamReader, client: asyncio.StreamWriter | None) -> bytes:
-    """A request, or an answer, whole; empty at the end of the connection."""
+    """Read one whole HTTP message; empty at the end of the connection. A `client` that waits for 100 Continue gets it."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
@@ -69,7 +69,7 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
 
 
 async def main(port: int, upstream: int, latency_ms: float) -> None:
-    """Serve until ended."""
+    """Serve until the process is killed."""
     proxy = Proxy(upstream, latency_ms / 1000)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", port, limit=2**22)
     await server.serve_forever()

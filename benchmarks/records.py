@@ -1,4 +1,4 @@
-"""What every contender writes: records of about 200 bytes of JSON."""
+"""The records that every contender writes: about 200 bytes of JSON each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ RECORD: dict[str, Any] = {
 
 
 def operations(count: int, run: str) -> Iterator[dict[str, Any]]:
-    """`count` inserts of an entity of its own for each run."""
+    """Yield `count` inserts. The keys contain the run's id, so that runs do not share records."""
     return ({"op": "insert", "entity": "bench", "key": f"{run}-{number}", "data": RECORD} for number in range(count))
 
 
 def items(start: int, end: int, run: str) -> list[dict[str, Any]]:
-    """The items that those operations become, as someone who writes them directly would make them."""
+    """Return the items that operations `start` to `end` produce, for contenders that write items directly."""
     return [
         {
             "pk": f"bench#{run}-{number}",

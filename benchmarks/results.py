@@ -1,4 +1,4 @@
-"""Results: medians of rows, where they were measured, as JSON and as a table."""
+"""The result of a benchmark: rows of medians with the machine that measured them, saved as JSON and shown as a table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _machine() -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one benchmark found: `rows` of medians of `runs` runs."""
+    """The result of one benchmark: `rows` with the medians of `runs` runs."""
 
     name: str
     title: str
@@ -42,14 +42,14 @@ class Result:
         (directory / f"{self.name}.json").write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
 
     def section(self) -> str:
-        """The result as a section of a page, beside its picture."""
+        """Return the result as a Markdown section with its plot."""
         machine = ", ".join(f"{name} {value}" for name, value in self.machine.items())
         medians = f"Medians of {self.runs} runs; {machine}."
         picture = f"![{self.name}]({self.name}.png)"
         return f"## {self.name}\n\n{self.title.strip()}\n\n{medians}\n\n{picture}\n\n{self.table()}\n"
 
     def table(self) -> str:
-        """The rows as a Markdown table, wide enough to be read as text too."""
+        """Return the rows as a Markdown table whose columns are aligned, so that it can be read as plain text."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         cells = [columns, *([_shown(row.get(name)) for name in columns] for row in self.rows)]
         widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
@@ -62,17 +62,17 @@ class Result:
 
 
 def load(path: Path) -> Result:
-    """Read what `save` wrote."""
+    """Read a result that `save` wrote."""
     return Result(**json.loads(path.read_text("utf-8")))
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value."""
+    """Return the median."""
     return statistics.median(values)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` (0 to 1) of all values do not exceed."""
+    """Return the value that a `share` (0 to 1) of the values does not exceed."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 

@@ -1,4 +1,4 @@
-"""What contenders talk to, each a process of its own on loopback: stand-ins for DynamoDB, and the embedded AWS."""
+"""Starts the services that contenders call: stand-ins for DynamoDB, proxies, and the embedded AWS, one process each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mdstore.settings import Settings, load_settings
 
 @contextmanager
 def stub(latency_ms: float, *, upstream: int | None = None) -> Iterator[int]:
-    """A stand-in that answers after `latency_ms`; yields its port."""
+    """Run a stand-in for DynamoDB that answers after `latency_ms`; yields its port."""
     with _service("benchmarks.stub", str(latency_ms), *([str(upstream)] if upstream else [])) as port:
         yield port
 
 
 @contextmanager
 def proxy(upstream: int, latency_ms: float) -> Iterator[int]:
-    """A proxy that counts calls, and makes each take `latency_ms` longer; yields its port."""
+    """Run a proxy that counts calls and delays each by `latency_ms`; yields its port."""
     with _service("benchmarks.proxy", str(upstream), str(latency_ms)) as port:
         yield port
 
@@ -42,7 +42,7 @@ def _service(module: str, *arguments: str) -> Iterator[int]:
 
 @contextmanager
 def embedded_aws(module: str = "ministack") -> Iterator[Settings]:
-    """A provisioned ministack, started from `module`; yields the settings that lead to it."""
+    """Run a provisioned ministack from `module`; yields settings with its endpoint."""
     with EmbeddedAws(port=free_port(), module=module) as aws:
         settings = load_settings({"AWS_ENDPOINT_URL": aws.url}).settings
         for _ in provision(settings):
@@ -51,7 +51,7 @@ def embedded_aws(module: str = "ministack") -> Iterator[Settings]:
 
 
 def environ_of(settings: Settings) -> dict[str, str]:
-    """What a child's environment needs to find the same services, whichever library it uses."""
+    """Return the environment variables that lead a child process to the same services, whichever library it uses."""
     return {
         "MDSTORE_PROFILE": "local",
         "AWS_ENDPOINT_URL": str(settings.endpoint_url),

@@ -1,8 +1,9 @@
-"""50,000 tasks through one worker, an hour's worth of fourteen a second: memory, what is held, and what is left over.
+"""50,000 tasks through one worker, an hour's worth at 14 per second: memory, messages held, and messages left over.
 
-Tasks are produced while they are consumed, one in ten with a retry and one in five hundred with arguments that go through S3.
-Every fifth of the way the memory of the worker's main process is read, and of its largest child. At the end every task must
-have run once (no machine was lost, so no message may come twice), the worker hold nothing, and the queues be empty.
+The producer sends tasks while the worker consumes them. One task in ten is retried once, and one in five hundred has
+arguments that go through S3. After each fifth of the tasks, the memory of the worker's main process and of its largest
+child is read. At the end, every task must have run exactly once (no machine was lost, so no message may be delivered
+twice), the worker must hold no messages, and the queues must be empty.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from unittest import mock
 import boto3
 import psutil
 
-from benchmarks.broker import place, produce
+from benchmarks.broker import contender_app, produce
 from benchmarks.peers import ran
 from benchmarks.pipeline import worker_process
 from benchmarks.results import Result, Row
@@ -29,12 +30,12 @@ _PARTS = 5
 
 
 def run(*, runs: int, scale: float) -> Result:  # noqa: ARG001  one run is long enough
-    """Soak; rows have memory in MB by the number of tasks done."""
+    """Run the soak test. Rows have the memory in MB by the number of tasks done."""
     part = int(_TASKS * scale) // _PARTS // 100 * 100
     port = free_port()
     rows: list[Row] = []
     with (
-        place("noop_mdstore", latency_ms=0) as (app, _),
+        contender_app("noop_mdstore", latency_ms=0) as (app, _),
         mock.patch.dict(os.environ, {"MDSTORE_WORKER_PORT": str(port)}),
         worker_process("noop_mdstore") as worker,
     ):
@@ -44,7 +45,7 @@ def run(*, runs: int, scale: float) -> Result:  # noqa: ARG001  one run is long 
             produce(mixed.si, part, number * part)
             seconds = time.perf_counter() - began
             rows.append({"tasks": (number + 1) * part, "tasks_per_s": round(part / seconds), **_memory(worker)})
-        time.sleep(2)  # for a task that runs twice, and the last deletes
+        time.sleep(2)  # so that duplicate runs and the last deletes are counted
         rows[-1] |= {"ran": ran.count(), "held": _held(port), "left": _left()}
     return Result(name="soak", title=__doc__ or "", runs=1, rows=rows)
 
@@ -64,7 +65,7 @@ def _held(port: int) -> Any:
 
 
 def _left() -> int:
-    """Messages of any kind in the queue and among the dead letters."""
+    """Return the number of messages in the queue and in the dead-letter queue, visible or not."""
     sqs, settings = boto3.client("sqs"), load_settings().settings
     found = 0
     for name in (settings.queue, settings.dead_letter_queue):

@@ -1,7 +1,7 @@
 """A stand-in for DynamoDB: `python -m benchmarks.stub PORT LATENCY_MS [UPSTREAM_PORT]`.
 
-It answers `TransactWriteItems` with success after a set latency, and does nothing. All else is answered in the same way, or
-passed on to an upstream where there is one. So the client's own cost is seen, and none of an emulator's.
+It answers `TransactWriteItems` with success after a fixed latency, and stores nothing. With an upstream, it forwards all other
+calls; without one, it answers them in the same way. Measurements therefore contain the client's cost, and no emulator's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ANSWER = (
 
 
 class Stub(asyncio.Protocol):
-    """One client's connection."""
+    """The protocol of one client's connection."""
 
     def __init__(self, latency: float, upstream: int | None) -> None:
         self._latency = latency
@@ -26,20 +26,20 @@ class Stub(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep where to answer."""
+        """Store the transport for the answers."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer each request once it is whole."""
+        """Answer each call once it was received completely."""
         self._received += data
         while (end := self._end()) and len(self._received) >= end:
-            request = bytes(self._received[:end])
+            call = bytes(self._received[:end])
             del self._received[:end]
-            self._answer(request)
+            self._answer(call)
 
     def _end(self) -> int:
-        """Where the first request ends; 0 while its head is not there."""
+        """Return where the first call ends, or 0 while its headers are incomplete."""
         head = self._received.find(b"\r\n\r\n")
         if head < 0:
             return 0
@@ -49,9 +49,9 @@ class Stub(asyncio.Protocol):
         at = fields.find(b"content-length:")
         return head + 4 + (int(fields[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0)
 
-    def _answer(self, request: bytes) -> None:
-        if self._upstream is not None and b"TransactWriteItems" not in request[:2_000]:
-            task = asyncio.get_running_loop().create_task(self._pass_on(request, self._upstream))
+    def _answer(self, call: bytes) -> None:
+        if self._upstream is not None and b"TransactWriteItems" not in call[:2_000]:
+            task = asyncio.get_running_loop().create_task(self._forward(call, self._upstream))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif self._latency:
@@ -59,10 +59,10 @@ class Stub(asyncio.Protocol):
         else:
             self._transport.write(_ANSWER)
 
-    async def _pass_on(self, request: bytes, port: int) -> None:
+    async def _forward(self, call: bytes, port: int) -> None:
         await asyncio.sleep(self._latency)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        writer.write(call.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
         answer = await reader.read(-1)
         writer.close()
         head, _, body = answer.partition(b"\r\n\r\n")
@@ -71,7 +71,7 @@ class Stub(asyncio.Protocol):
 
 
 async def main(port: int, latency: float, upstream: int | None) -> None:
-    """Serve until ended."""
+    """Serve until the process is killed."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Stub(latency / 1000, upstream), "127.0.0.1", port)
     await server.serve_forever()

@@ -1,9 +1,9 @@
-"""The contenders of `write_path`. Each `prepare(run, operations)` returns the work that is measured.
+"""The contenders of `write_path`. Each has a method `prepare(run, operations)` that returns the work to measure.
 
-*Workers* do what a worker does: read the payload from S3, decode it, marshal, sign and send transactions in parallel; this
-project's also writes receipts, outcomes and summaries, which the other does without. *Clients* marshal, sign and send what
-is in memory already. All have `IN_FLIGHT` transactions under way at the same time, but for boto3 with one
-thread, which spends less CPU where nothing is waited for.
+*Workers* do everything a worker does: they read the payload from S3, decode it, and marshal, sign and send transactions in
+parallel. This project's worker also writes receipts, outcomes and summaries; the boto3 worker does not. *Clients* marshal, sign
+and send records that are already in memory. All contenders keep `IN_FLIGHT` transactions in flight, except boto3 with one
+thread, which needs less CPU if answers come at once.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from mdstore.store import Store
 
 Work = Callable[[], None]
 IN_FLIGHT = 24
-ACTIONS = 99  # of a full transaction of this project; the others get as many
-LANE = 2_000  # operations of one payload, or lane: the default of this project
+ACTIONS = 99  # actions per transaction: as many as a full transaction of this project has
+LANE = 2_000  # operations per payload or lane: this project's default
 _CONDITION = "attribute_not_exists(pk)"
 _encode = msgspec.json.Encoder().encode
 
@@ -45,13 +45,13 @@ def _chunks(count: int) -> Iterator[tuple[int, int]]:
 
 
 class Mdstore:
-    """The whole write path: fetch, decode, plan, sign, send, receipts, outcomes, summary."""
+    """This project's whole write path: fetch, decode, plan, sign and send, with receipts, outcomes and summary."""
 
     def __init__(self) -> None:
         self._store = Store(load_settings(transactions_in_flight=IN_FLIGHT, lane_operations=LANE).settings)
 
     def prepare(self, run: str, count: int) -> Work:
-        """A producer's work is not the worker's: the payload is in S3 before the clock runs."""
+        """Store the payload in S3. This is the producer's work, so it is not measured."""
         requests: list[Reference] = []
         self._store.ingestor.accept(operations(count, run), publish=requests.append, request_id=run)
         return partial(self._work, requests[0], count)
@@ -63,14 +63,14 @@ class Mdstore:
 
 
 class MdstoreClient:
-    """This project's client alone."""
+    """This project's DynamoDB client alone."""
 
     def __init__(self) -> None:
         store = Store(load_settings().settings)
         self._dynamo, self._table = store.aws.dynamo, store.settings.records_table
 
     def prepare(self, run: str, count: int) -> Work:
-        """Items as Python values."""
+        """Create the items as Python values."""
         chunks = [items(start, end, run) for start, end in _chunks(count)]
         return lambda: self._send(map(self._task, chunks))
 
@@ -90,10 +90,10 @@ class MdstoreClient:
 
 
 class Floor(MdstoreClient):
-    """Bodies that are marshalled before the clock runs, signed and sent in a bare loop."""
+    """The floor: a bare loop that signs and sends bodies. They are marshalled before the measurement."""
 
     def prepare(self, run: str, count: int) -> Work:
-        """All bodies."""
+        """Marshal all bodies."""
         calls = [transact(self._body(items(start, end, run))) for start, end in _chunks(count)]
 
         def task(call: tuple[str, bytes]) -> Task[None]:
@@ -103,7 +103,7 @@ class Floor(MdstoreClient):
 
 
 class Threaded:
-    """A client that sends from threads, `_send` a transaction each; subclasses say how."""
+    """A client that sends from threads. Subclasses define `_send`, which sends one transaction."""
 
     threads = IN_FLIGHT
     takes_decimals = True
@@ -112,7 +112,7 @@ class Threaded:
         self._pool = ThreadPoolExecutor(self.threads)
 
     def prepare(self, run: str, count: int) -> Work:
-        """Items as Python values."""
+        """Create the items as Python values."""
         chunks = [items(start, end, run) for start, end in _chunks(count)]
         if not self.takes_decimals:
             for item in chain.from_iterable(chunks):
@@ -130,7 +130,7 @@ class Threaded:
 
 
 class Boto3Client(Threaded):
-    """`transact_write_items` with `TypeSerializer`, as its documentation shows it."""
+    """boto3's `transact_write_items` with `TypeSerializer`, as boto3's documentation shows it."""
 
     config: ClassVar[dict[str, Any]] = {}
 
@@ -156,19 +156,19 @@ class Boto3Client(Threaded):
 
 
 class Boto3OneThread(Boto3Client):
-    """The same, one transaction after the other."""
+    """`Boto3Client`, but sending one transaction at a time."""
 
     threads = 1
 
 
 class Boto3Unvalidated(Boto3Client):
-    """The same without botocore's parameter validation."""
+    """`Boto3Client` without botocore's parameter validation."""
 
     config: ClassVar[dict[str, Any]] = {"parameter_validation": False}
 
 
 class Boto3Worker(Boto3Client):
-    """S3 get, JSON decode, `TypeSerializer`, `transact_write_items`: a worker as most would write it, without receipts."""
+    """A worker as most would write it: S3 get, JSON decode, `TypeSerializer`, `transact_write_items`, and no receipts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Boto3Worker(Boto3Client):
         self._bucket = load_settings().settings.bucket
 
     def prepare(self, run: str, count: int) -> Work:
-        """The payloads are in S3 before the clock runs, as for this project."""
+        """Store the payloads in S3. As for this project's worker, this is not measured."""
         lines = [exactjson.dumps(operation) for operation in operations(count, run)]
         keys = []
         for start in range(0, count, LANE):
@@ -189,7 +189,7 @@ class Boto3Worker(Boto3Client):
         for key in keys:
             text = zstandard.decompress(self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read())
             rows = [json.loads(line, parse_float=Decimal) for line in text.split(b"\n")]
-            made = [
+            new_items = [
                 {
                     "pk": f"{row['entity']}#{row['key']}",
                     "entity": row["entity"],
@@ -201,17 +201,17 @@ class Boto3Worker(Boto3Client):
                 }
                 for row in rows
             ]
-            self._send_all([made[start:end] for start, end in _chunks(len(made))])
+            self._send_all([new_items[start:end] for start, end in _chunks(len(new_items))])
 
 
 class Boto3WorkerOneThread(Boto3Worker):
-    """The same, one transaction after the other."""
+    """`Boto3Worker`, but sending one transaction at a time."""
 
     threads = 1
 
 
 class PynamoDB(Threaded):
-    """`TransactWrite` of models."""
+    """PynamoDB's `TransactWrite` with models."""
 
     takes_decimals = False
 
@@ -260,7 +260,7 @@ class PynamoDB(Threaded):
 
 
 class Pydynox(Threaded):
-    """`sync_transact_write`, whose work is done in Rust."""
+    """pydynox's `sync_transact_write`, which is implemented in Rust."""
 
     takes_decimals = False
 

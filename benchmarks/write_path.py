@@ -1,4 +1,4 @@
-"""CPU and speed of one process that writes: this project's worker and client, their peers, and the floor."""
+"""CPU and speed of one process that writes to DynamoDB: this project's worker and client, their peers, and the floor."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mdstore.settings import Settings
 
 LATENCIES = (0, 5, 20)  # milliseconds
 MINISTACK = "ministack"
-OPERATIONS = {MINISTACK: 2_970}  # the emulator is the bound: more would only take longer
+OPERATIONS = {MINISTACK: 2_970}  # the emulator limits the speed, so more operations would only take longer
 _MANY = 9_900
-#: What is compared with: boto3 with as many threads as the others have, or with one, whichever takes less CPU.
+#: The baselines: boto3 with as many threads as the other contenders, and with one. The one that takes less CPU counts.
 BOTO3_OF = {
     "worker": ("worker: boto3", "worker: boto3, one thread"),
     "client": ("client: boto3", "client: boto3, one thread"),
@@ -25,24 +25,27 @@ BOTO3_OF = {
 
 
 def run(*, runs: int, scale: float) -> Result:
-    """Measure all contenders against each target; rows have `target` and `contender`, CPU in microseconds an operation."""
+    """Measure all contenders against each target. Rows have `target`, `contender`, and CPU in microseconds per operation."""
     measured: dict[tuple[str, str], list[Measured]] = defaultdict(list)
     with embedded_aws() as settings:
         for target in [*(f"{latency} ms" for latency in LATENCIES), MINISTACK]:
             operations = max(198, int(OPERATIONS.get(target, _MANY) * scale))
             with ExitStack() as stack:
-                places = _places(target, settings, stack)
-                entered = {name: stack.enter_context(contender(name, next(places))) for name in CONTENDERS}
+                environments = _environments(target, settings, stack)
+                contenders = {name: stack.enter_context(contender(name, next(environments))) for name in CONTENDERS}
                 for number in range(runs + 1):
-                    for name, one in entered.items():  # side by side: what disturbs one run disturbs all
+                    for name, one in contenders.items():  # in turn, so that a disturbance affects all of them
                         found = one.run(run=str(uuid.uuid4()), operations=operations)
                         if number:  # the first run warms up
                             measured[target, name].append(found)
     return Result(name="write_path", title=__doc__ or "", runs=runs, rows=_rows(measured))
 
 
-def _places(target: str, settings: Settings, stack: ExitStack) -> Iterator[dict[str, str]]:
-    """A contender's environment each: they share a stub, and have an emulator of their own, since it slows down as it fills."""
+def _environments(target: str, settings: Settings, stack: ExitStack) -> Iterator[dict[str, str]]:
+    """Yield an environment for each contender.
+
+    Contenders share one stub. For the target ministack, each gets an emulator of its own, because it slows down as it fills.
+    """
     if target == MINISTACK:
         while True:
             yield environ_of(stack.enter_context(embedded_aws()))

@@ -1,7 +1,8 @@
-"""The main job on real data: 28,426 airports, then the 722 changes of half a year, through S3, SQS, Celery and DynamoDB.
+"""Demonstrates the main job on real data: load 28,426 airports, then apply the 722 changes of half a year.
 
-Runs the same commands as a user would, against a stack of its own on free ports, and ends with a comparison of the final
-state's SHA-256 with the one that the data's own package gives. Exit code 0 means that everything was as expected.
+The demo starts its own stack on free ports, and runs the same commands as a user would. The data passes through S3, SQS, Celery
+and DynamoDB. At the end, the demo compares the SHA-256 of the final records with the SHA-256 of the package's own data after
+these changes. Exit code 0 means that everything was as expected.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LOAD, CHANGE = "demo/airports-20260315", "demo/changes-20260905"
 
 
 def write_airports(path: Path) -> int:
-    """Write one insert an airport; floats without a fraction as integers. Returns how many."""
+    """Write one insert operation per airport, and return the number of airports. Floats without a fraction become integers."""
     airports = airportsdata.load("ICAO")
     with path.open("w", encoding="utf-8") as file:
         for key, airport in airports.items():
@@ -36,7 +37,7 @@ def write_airports(path: Path) -> int:
 
 
 def digest(export: Path) -> tuple[int, str]:
-    """Number of records, and SHA-256 of `{"airport": {key: data}}` with sorted keys, compact, UTF-8."""
+    """Return the number of records, and the SHA-256 of `{"airport": {key: data}}` as compact UTF-8 JSON with sorted keys."""
     records = {}
     with export.open(encoding="utf-8") as file:
         for line in file:
@@ -47,7 +48,7 @@ def digest(export: Path) -> tuple[int, str]:
 
 
 def applied(stack: Stack, request: str) -> dict[str, int]:
-    """What a request applied, by op."""
+    """Return how many operations of each op a request applied."""
     command = [sys.executable, "-m", "mdstore", "status", request, "--json"]
     done = subprocess.run(command, env=stack.environ, check=True, capture_output=True)  # noqa: S603
     counts: dict[str, int] = json.loads(done.stdout)["applied_by_op"]
@@ -55,7 +56,7 @@ def applied(stack: Stack, request: str) -> dict[str, int]:
 
 
 def main() -> int:
-    """Run the demo; returns the exit code."""
+    """Run the demo, and return the exit code."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mdstore-demo-") as directory:
         work = Path(directory)
@@ -82,9 +83,9 @@ def main() -> int:
         records, found = digest(export)
         print(f"\nloaded     {loaded['insert']:,}")
         print(f"changed    {changed['insert']} inserted / {changed['update']} updated / {changed['delete']} deleted")
-        print(f"now there  {records:,} records, SHA-256 {found}")
+        print(f"found      {records:,} records, SHA-256 {found}")
         print(f"expected   28,298 records, SHA-256 {EXPECTED}: {'equal' if found == EXPECTED else 'DIFFERENT'}")
-        print(f"{time.monotonic() - began:.0f} s in all; the stack is stopped")
+        print(f"{time.monotonic() - began:.0f} s in total; the stack is stopped")
         return 0 if found == EXPECTED else 1
 
 

@@ -1,8 +1,9 @@
-"""A master data store on DynamoDB with exactly-once effect, fed through S3, SQS and Celery.
+"""A master data store on DynamoDB. It is fed through S3, SQS and Celery, and applies every operation exactly once.
 
     from mdstore import ingest, submit, get
 
-The names that need a broker are made from the settings on first use, so importing the package connects to nothing.
+These functions belong to a default `Client`, which is built from the settings on first use. Importing the package therefore
+connects to nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ __all__ = [
     "verify",
 ]
 
-_OF_DEFAULT_CLIENT = frozenset({"aget", "export", "get", "ingest", "submit", "verify"})
+_DEFAULT_CLIENT_NAMES = frozenset({"aget", "export", "get", "ingest", "submit", "verify"})
 
 
 @cache
@@ -69,7 +70,7 @@ def _default_client() -> Client:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OF_DEFAULT_CLIENT:
+    if name in _DEFAULT_CLIENT_NAMES:
         return getattr(_default_client(), name)
     if name in ("Client", "Submission"):
         from mdstore import client  # noqa: PLC0415

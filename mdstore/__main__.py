@@ -1,4 +1,4 @@
-"""`python -m mdstore`."""
+"""Run the command line with `python -m mdstore`."""
 
 from mdstore.cli import main
 

@@ -1,4 +1,7 @@
-"""The library's face: submit requests, wait for them, read records. `mdstore` exports one that is made from the settings."""
+"""The library's interface: submit requests, wait for them, read records.
+
+The package `mdstore` exports the methods of a default client.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ from mdstore.tasks.ingest import IngestTask
 
 
 class Submission:
-    """A durable request. `new` is False where it was accepted before, `sent` where it needed not be sent again."""
+    """A request that is stored durably.
+
+    `new` is False if the request had been accepted before. `sent` is False if no message had to be sent.
+    """
 
     def __init__(self, client: Client, accepted: Accepted) -> None:
         self._client = client
@@ -35,46 +41,46 @@ class Submission:
         return f"<Submission {self.request_id!r}, {self.operations} operations>"
 
     def status(self) -> RequestStatus:
-        """State and counts so far."""
+        """Return the request's state and its counts so far. Raises `NotFound`."""
         return self._client.status(self.request_id)
 
     def wait(self, timeout: float = 60.0) -> Submission:
-        """Return when the state is final. Raises `Unavailable` after `timeout` seconds."""
+        """Wait until the state is final, then return this submission. Raises `Unavailable` after `timeout` seconds."""
         self._client.wait(self.request_id, timeout=timeout)
         return self
 
     def outcomes(self, only: Only | None = None) -> Iterator[Outcome]:
-        """Every outcome there is by now."""
+        """Yield the outcomes known so far, in the order of the lanes."""
         return self._client.outcomes(self.request_id, only=only)
 
 
 class Client:
-    """All that a producer or reader does, over one store and one Celery app."""
+    """What producers and readers call: one store and one Celery app behind one object."""
 
     def __init__(self, settings: Settings | None = None, *, app: StoreApp | None = None) -> None:
-        self._given = settings
+        self._given_settings = settings
         self._app = app
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings, read on first use."""
+        """The settings; they are read on first use."""
         if self._app is not None:
             return self._app.settings
-        return self._given or load_settings().settings
+        return self._given_settings or load_settings().settings
 
     @cached_property
     def app(self) -> StoreApp:
-        """The Celery app that messages are sent with."""
+        """The Celery app that sends the messages."""
         return self._app or create_store_app(self.settings)
 
     @property
     def store(self) -> Store:
-        """The core's parts."""
+        """The data store that the app's tasks use."""
         return self.app.store
 
     @property
     def ingest(self) -> IngestTask:
-        """The Celery task: `.delay(operations)` stores the payload and sends its reference."""
+        """The Celery task `mdstore.ingest`: `.delay(operations)` stores the payload in S3 and sends a reference to it."""
         task: IngestTask = self.app.tasks["mdstore.ingest"]
         return task
 
@@ -86,16 +92,17 @@ class Client:
         source: str = "default",
         on_invalid: OnInvalid = "raise",
     ) -> Submission:
-        """Make `operations` (any iterable, read once) a durable request.
+        """Store `operations` (any iterable, read once) as a durable request and send its message.
 
-        Raises `InvalidOperations` where any is invalid, unless `on_invalid="refuse"`; `RequestConflict` where
-        `request_id` was used for other content, or more than 14 days ago.
+        If an operation is invalid, this raises `InvalidOperations` and stores nothing. With `on_invalid="refuse"`, invalid
+        operations are refused and the others are applied. Raises `RequestConflict` if `request_id` was used before for other
+        content, or for a request that is more than 14 days old and not known to be completed.
         """
         accepted = self.ingest.accept(operations, request_id=request_id, source=source, on_invalid=on_invalid)
         return Submission(self, accepted)
 
     def status(self, request_id: str) -> RequestStatus:
-        """State and counts so far. Raises `NotFound`."""
+        """Return a request's state and its counts so far. Raises `NotFound`."""
         return self.store.ingestor.status(request_id)
 
     def wait(
@@ -106,7 +113,11 @@ class Client:
         interval: float = 0.2,
         progress: Callable[[RequestStatus], None] | None = None,
     ) -> RequestStatus:
-        """Return the request when its state is final. Raises `Unavailable` after `timeout` seconds."""
+        """Wait until the request's state is final, and return its status.
+
+        The request is polled every `interval` seconds, more often at first. `progress` is called with each status, whose counts
+        are then up to date. Raises `Unavailable` after `timeout` seconds.
+        """
         deadline = time.monotonic() + timeout
         pause = 0.01
         while True:
@@ -121,26 +132,26 @@ class Client:
             pause = min(interval, pause * 1.5)
 
     def _state(self, request_id: str) -> RequestStatus:
-        """Like `status`, without reading the lanes that are done."""
+        """Read the request's state without its lane summaries, and so without the counts of an unfinished request."""
         try:
             return self.store.ledger.get(request_id)
         except NotFound:
             return self.status(request_id)
 
     def outcomes(self, request_id: str, *, only: Only | None = None) -> Iterator[Outcome]:
-        """Every outcome there is by now, in the order of the lanes. Raises `NotFound`."""
+        """Yield the outcomes known so far, in the order of the lanes. Raises `NotFound`."""
         return self.store.outcomes.all(self.status(request_id), only=only)
 
     def get(self, entity: str, key: str) -> Record:
-        """One record, strongly consistent. Raises `NotFound`."""
+        """Read one record with strong consistency. Raises `NotFound`."""
         return self.store.records.get(entity, key)
 
     async def aget(self, entity: str, key: str) -> Record:
-        """Like `get`, without blocking the event loop."""
+        """Read one record like `get`, without blocking the event loop."""
         return await asyncio.to_thread(self.get, entity, key)
 
     def export(self, entity: str | None = None) -> Iterator[Record]:
-        """All records (of `entity`), in no order."""
+        """Yield all records, or those of one `entity`, in no particular order."""
         return self.store.records.export(entity)
 
     def verify(self, request_id: str) -> Verification:

@@ -1,8 +1,7 @@
-"""Makes what the store needs in AWS: bucket and lifecycle rules, queues, topics, tables.
+"""Create the AWS resources of a deployment: bucket, lifecycle rules, queues, topics and tables.
 
-Safe to repeat; nothing that exists is emptied or replaced.
-
-Names, times and limits are the settings'; where a team has its infrastructure as code, this shows what it must hold.
+Provisioning can be repeated safely: it never empties or replaces an existing resource. Names, times and limits come from the
+settings. Teams that manage infrastructure as code can use this module as the list of resources to define.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from mdstore.settings import Settings
 
 _RETENTION = str(MAX_AGE)
 _ITEM_KEY = [("pk", "HASH"), ("sk", "RANGE")]
-#: The index of chords whose callback was not published yet; an item is in it for as long as it has the attribute `open`.
+#: The index of chords whose callback was not published yet. An item is in it as long as it has the attribute `open`.
 OPEN_KEYS = (("open", "S"), ("look_at", "N"))
 OPEN: dict[str, Any] = {
     "IndexName": OPEN_INDEX,
@@ -34,20 +33,21 @@ OPEN: dict[str, Any] = {
 
 
 def provision(settings: Settings, *, with_store: bool = True) -> Iterator[tuple[str, str, bool]]:
-    """Create what is missing; yields `(kind, name, created)` as it goes. Raises `Unavailable` or `DeploymentBroken`.
+    """Create missing resources, and yield `(kind, name, created)` for each resource, new or not.
 
-    Without the store, an app made by `mdstore.queue.create_app` has all that it needs.
+    With `with_store=False`, this creates only what an app made by `mdstore.queue.create_app` needs. Raises `Unavailable` or
+    `DeploymentBroken`.
     """
     with boto_errors("provision"):
         aws = AwsClients(settings)
-        yield from _queue_steps(aws, settings)
+        yield from _queue_resources(aws, settings)
         if with_store:
-            yield from _store_steps(aws, settings)
+            yield from _store_resources(aws, settings)
 
 
-def _queue_steps(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, str, bool]]:
+def _queue_resources(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, str, bool]]:
     yield "bucket", settings.bucket, _bucket(aws, settings)
-    for prefix, created in _expiries(aws, settings):
+    for prefix, created in _lifecycle_rules(aws, settings):
         yield "expiry", prefix, created
     for queue, created in _queues(aws, settings):
         yield "queue", queue, created
@@ -58,7 +58,7 @@ def _queue_steps(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, str
     yield "table", settings.delayed_table, _table(aws, settings.delayed_table, _ITEM_KEY, ttl="expires_at")
 
 
-def _store_steps(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, str, bool]]:
+def _store_resources(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, str, bool]]:
     yield "table", settings.records_table, _table(aws, settings.records_table, _ITEM_KEY[:1], ttl="expires_at")
     yield "table", settings.ledger_table, _table(aws, settings.ledger_table, _ITEM_KEY, ttl="expires_at")
 
@@ -71,20 +71,23 @@ def _bucket(aws: AwsClients, settings: Settings) -> bool:
             raise
     else:
         return False
-    place: dict[str, Any] = {}
+    location: dict[str, Any] = {}
     if settings.region != "us-east-1":
-        place["CreateBucketConfiguration"] = {"LocationConstraint": settings.region}
-    aws.s3.create_bucket(Bucket=settings.bucket, **place)
-    closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+        location["CreateBucketConfiguration"] = {"LocationConstraint": settings.region}
+    aws.s3.create_bucket(Bucket=settings.bucket, **location)
+    public_access_blocks = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     aws.s3.put_public_access_block(
         Bucket=settings.bucket,
-        PublicAccessBlockConfiguration=dict.fromkeys(closed, True),  # type: ignore[arg-type]
+        PublicAccessBlockConfiguration=dict.fromkeys(public_access_blocks, True),  # type: ignore[arg-type]
     )
     return True
 
 
-def _expiries(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, bool]]:
-    """Lifecycle rules for claims, named by their prefixes. S3 takes all rules of a bucket at once: others' are sent back."""
+def _lifecycle_rules(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, bool]]:
+    """Create the lifecycle rules that expire claim-check objects; each rule is named after its prefix.
+
+    S3 replaces all rules of a bucket in one call, so the rules that others made are sent along.
+    """
     found: dict[str, Any] = {}
     try:
         found = dict(aws.s3.get_bucket_lifecycle_configuration(Bucket=settings.bucket))
@@ -112,7 +115,7 @@ def _queues(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, bool]]:
     url, created = _queue(aws, settings.dead_letter_queue, {"MessageRetentionPeriod": _RETENTION})
     yield settings.dead_letter_queue, created
     arn = aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    # One more than is executed: the worker that gets it then says in the dead letter why.
+    # SQS may deliver once more than workers execute: the worker that gets the extra delivery dead-letters it with the reason.
     redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(settings.max_receives + 1)})
     attributes = {
         "VisibilityTimeout": str(settings.visibility_timeout),
@@ -134,7 +137,11 @@ def _queue(aws: AwsClients, name: str, attributes: dict[str, str]) -> tuple[str,
 
 
 def _topic(aws: AwsClients, settings: Settings, name: str) -> bool:
-    """A topic that the account's own principals use, as far as their roles allow it, and only queues of its name join."""
+    """Create a topic, and set its policy.
+
+    Only principals of this account may use the topic, as far as their roles allow it. Only queues whose names begin with the
+    topic's name may subscribe.
+    """
     url = aws.sqs.get_queue_url(QueueName=settings.queue)["QueueUrl"]
     arn = aws.arn("sns", name, queue_url=url)
     _, partition, _, _, owner, _ = arn.split(":")

@@ -1,1 +1,1 @@
-"""Process entry points: translate what starts a worker into the library's calls."""
+"""Entry points of worker processes."""

@@ -1,4 +1,4 @@
-"""`celery -A workers.celery_app worker`: the same worker as `mdstore worker`."""
+"""The app for `celery -A workers.celery_app worker`, which runs the same worker as `mdstore worker`."""
 
 from mdstore.tasks import create_store_app
 

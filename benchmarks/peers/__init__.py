@@ -1,1 +1,1 @@
-"""What others use for the same job, set up as their documentation says and with the same two worker processes."""
+"""Other tools for the same job, set up as their documentation says, each with two worker processes."""

@@ -1,6 +1,6 @@
 """A loop around Powertools' batch processor: SQS receive -> S3 get -> boto3 transaction -> batched delete.
 
-`python -m benchmarks.peers.powertools_loop` is one worker; it writes a line for each message that is done.
+`python -m benchmarks.peers.powertools_loop` runs one worker. For each message done, it prints the number of operations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BUCKET = "mdstore-payloads"
 
 
 class Loop:
-    """One worker."""
+    """A worker that receives, applies and deletes messages in a loop."""
 
     def __init__(self) -> None:
         self._s3 = boto3.client("s3", config=Config(s3={"addressing_style": "path"}))
@@ -60,7 +60,7 @@ class Loop:
 
 
 def send(operations: list[dict[str, Any]]) -> None:
-    """Payloads to S3, messages to SQS in tens."""
+    """Store the payloads in S3, and send their messages to SQS in batches of ten."""
     s3 = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], config=Config(s3={"addressing_style": "path"}))
     sqs = boto3.client("sqs")
     url = sqs.get_queue_url(QueueName=writing.QUEUE)["QueueUrl"]

@@ -1,4 +1,4 @@
-"""A file with the numbers of the tasks that ran, eight bytes each, written by many processes."""
+"""Records which tasks ran: many processes append the tasks' numbers, eight bytes each, to one file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def _file(_pid: int) -> int:
     return os.open(os.environ["BENCH_RAN"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
-def note(number: int) -> None:
-    """This task ran."""
+def record_run(number: int) -> None:
+    """Record that the task `number` ran."""
     os.write(_file(os.getpid()), number.to_bytes(8, "big"))
 
 
 def count() -> int:
-    """How many times any task ran."""
+    """Return how many task runs were recorded."""
     path = Path(os.environ["BENCH_RAN"])
     return path.stat().st_size // 8 if path.exists() else 0

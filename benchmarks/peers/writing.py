@@ -1,4 +1,4 @@
-"""How the peers write: 100 operations, one boto3 transaction."""
+"""How the peers write: each boto3 transaction applies 100 operations."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any
 
 from boto3.dynamodb.types import TypeSerializer
 
-INTERVAL = 0.2  # seconds between two looks of a submitter that waits, of every contender
-CHUNK = 100  # operations of one message and one transaction
-PROCESSES = 2  # that work, of every contender
+INTERVAL = 0.2  # seconds between two polls of a waiting submitter, for every contender
+CHUNK = 100  # operations per message and transaction
+PROCESSES = 2  # worker processes of every contender
 TABLE = os.environ.get("BENCH_TABLE", "mdstore-records")
 QUEUE = "bench"
 _serializer = TypeSerializer()
 
 
 def stock_options(endpoint: str, *, without_pause: bool) -> dict[str, Any]:
-    """Transport options of kombu's own: a predefined queue, polled at kombu's pace, or without pause, which is 20 ms."""
+    """Return options for kombu's SQS transport: a predefined queue, and either kombu's own polling or pauses of only 20 ms."""
     return {
         "region": os.environ["AWS_REGION"],
         "is_secure": False,
         "visibility_timeout": 300,
         "predefined_queues": {QUEUE: {"url": f"{endpoint}/000000000000/{QUEUE}"}},
-        # Seconds; kombu's own are 1 and 10. No pause at all would have the main process spin while its prefetch is full.
+        # Seconds; kombu's defaults are 1 and 10. With no pause at all, the main process would spin while its prefetch is full.
         **({"polling_interval": 0.02, "wait_time_seconds": 1} if without_pause else {}),
     }
 
 
 def actions(operations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`TransactItems` for operations as JSON gives them, floats included."""
+    """Return `TransactItems` for operations that were decoded from JSON, including floats."""
     return [
         {
             "Put": {

@@ -1,4 +1,4 @@
-"""The kinds of master records that this deployment knows: name -> pydantic model. Listed in `MDSTORE_ENTITIES`."""
+"""The pydantic models of this deployment's entities, by name. The setting `entities` lists this module."""
 
 from config.entities.airport import Airport
 

@@ -1,4 +1,4 @@
-"""Airports, as the PyPI package airportsdata has them."""
+"""The model of airports, with the fields of the PyPI package airportsdata."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Airport(BaseModel):
-    """Checks what it knows of an airport where it is given; other fields pass."""
+    """Validates these fields where they are present; other fields are accepted as they are."""
 
     model_config = ConfigDict(extra="allow", coerce_numbers_to_str=False)
 

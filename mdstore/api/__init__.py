@@ -1,4 +1,4 @@
-"""The front door: requests in, states, outcomes and records out, over HTTP."""
+"""The HTTP API: clients submit requests, and read states, outcomes and records."""
 
 from mdstore.api.app import create_api
 

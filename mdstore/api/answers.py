@@ -1,4 +1,4 @@
-"""Answers in JSON that rounds nothing, and moments in ISO 8601."""
+"""Responses as JSON with exact numbers, and times in ISO 8601."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mdstore import exactjson
 
 
 def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer with `value` as JSON."""
+    """Return a response with `value` as JSON."""
     return Response(exactjson.dumps(value), status, media_type="application/json", headers=dict(headers or {}))
 
 
 def moment(seconds: float | None) -> str | None:
-    """A Unix time as ISO 8601 in UTC, to the millisecond; None where it is not known (None or 0)."""
+    """Format a Unix time as ISO 8601 in UTC, to the millisecond. An unknown time (None or 0) becomes None."""
     if not seconds:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

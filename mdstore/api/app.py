@@ -1,4 +1,4 @@
-"""The front door's application, put together. Serving it is uvicorn's: `uvicorn --factory mdstore.api:create_api`."""
+"""The HTTP API as an ASGI application. To serve it: `uvicorn --factory mdstore.api:create_api`."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from mdstore.client import Client
 from mdstore.settings import Settings
 
 DESCRIPTION = """\
-Operations in, records out. A request is acknowledged when it is durable: its payload in S3 and its message in SQS.
-Each of its operations then takes effect exactly once, and its outcome can be looked up.
+Submit operations and read records. A request is acknowledged once it is durable: its payload is in S3 and its message in SQS.
+Then each of its operations takes effect exactly once, and its outcome can be looked up.
 
-Numbers are exact: integers and decimals to 38 digits, as JSON numbers. Errors are problem documents (RFC 9457).
+Numbers are exact: JSON numbers may be integers or decimals of up to 38 digits. Errors are problem documents (RFC 9457).
 """
 
 
 def create_api(settings: Settings | None = None, *, client: Client | None = None) -> FastAPI:
-    """Make the application over `client`, or over a client of its own. Connects to nothing until it is started.
+    """Create the application with `client`, or with a client of its own. It connects to nothing until it is started.
 
-    Raises `ConfigurationError` where the settings are wrong.
+    Raises `ConfigurationError` if a setting is wrong.
     """
     client = client or Client(settings)
-    _ = client.settings  # read now, so that a wrong one stops the start
-    # With the OpenAPI page's parts served from here: nothing is fetched from elsewhere.
+    _ = client.settings  # read the settings now, so that the application does not start with a wrong one
+    # FastAPIOffline serves the scripts and styles of the OpenAPI page itself, so browsers load nothing from other hosts.
     api = FastAPIOffline(
         title="mdstore", version=version("mdstore"), description=DESCRIPTION, lifespan=_lifespan, redoc_url=None
     )
@@ -41,15 +41,15 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
     for part in (requests, records, health):
         api.include_router(part.router)
     problems.install(api)
-    api.openapi = _documented(api.openapi)  # type: ignore[method-assign]  # FastAPI's own way to extend the document
+    api.openapi = _with_schemas(api.openapi)  # type: ignore[method-assign]  # how FastAPI documents extending the schema
     return api
 
 
 @asynccontextmanager
 async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
     api.state.submit_threads = anyio.CapacityLimiter(requests.SUBMIT_THREADS)
-    api.state.look_threads = anyio.CapacityLimiter(health.THREADS)
-    await run_in_threadpool(lambda: api.state.client.store)  # made now, and not while the first request waits
+    api.state.health_threads = anyio.CapacityLimiter(health.THREADS)
+    await run_in_threadpool(lambda: api.state.client.store)  # build it now, not while the first call waits
     yield
 
 
@@ -57,7 +57,7 @@ async def _root(request: Request) -> RedirectResponse:
     return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
 
-def _documented(original: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+def _with_schemas(original: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
     def openapi() -> dict[str, Any]:
         document = original()
         document["components"]["schemas"].update(models.schemas())

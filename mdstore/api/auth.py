@@ -1,4 +1,4 @@
-"""Who calls: `Authorization: Bearer KEY`. No key is ever logged or echoed."""
+"""Authentication by `Authorization: Bearer KEY`. Keys are never logged and never part of a response."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from mdstore.client import Client
 from mdstore.store.api_keys import ApiKey, Scope
 
-_bearer = HTTPBearer(auto_error=False, description="An API key; `mdstore up` makes and prints one.")
+_bearer = HTTPBearer(auto_error=False, description="An API key. `mdstore up` creates and prints one.")
 
 
 def client_of(request: Request) -> Client:
-    """The client that the application was made with."""
+    """Return the application's client."""
     client: Client = request.app.state.client
     return client
 
@@ -25,27 +25,29 @@ TheClient = Annotated[Client, Depends(client_of)]
 def _caller(client: TheClient, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> ApiKey:
     found = client.store.api_keys.find(credentials.credentials) if credentials else None
     if found is None:
-        detail = "This needs an API key that is known here: Authorization: Bearer KEY."
+        detail = "Send a valid API key: Authorization: Bearer KEY."
         raise HTTPException(401, detail, headers={"WWW-Authenticate": "Bearer"})
     return found
 
 
-def _with(scope: Scope, key: ApiKey) -> ApiKey:
+def _require(scope: Scope, key: ApiKey) -> ApiKey:
     if scope not in key.scopes:
         challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
-        raise HTTPException(403, f"This needs a key with the scope {scope}.", headers={"WWW-Authenticate": challenge})
+        raise HTTPException(
+            403, f"This call needs a key with the scope {scope}.", headers={"WWW-Authenticate": challenge}
+        )
     return key
 
 
 async def _writer(key: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
-    return _with(Scope.WRITE, key)
+    return _require(Scope.WRITE, key)
 
 
 async def _reader(key: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
-    return _with(Scope.READ, key)
+    return _require(Scope.READ, key)
 
 
-#: The key of a call that may submit requests.
+#: The key of the caller, who may submit requests.
 Writer = Annotated[ApiKey, Depends(_writer)]
-#: The key of a call that may read.
+#: The key of the caller, who may read records and requests.
 Reader = Annotated[ApiKey, Depends(_reader)]

@@ -1,4 +1,4 @@
-"""Bodies of requests: received into a file, and taken apart into operations without decoding a number."""
+"""Request bodies: receive them into a file, and split them into operations without decoding numbers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from starlette.concurrency import run_in_threadpool
 from mdstore import exactjson
 from mdstore.errors import InvalidRequest, PayloadTooLarge
 
-_IN_MEMORY = 2**20
-#: A JSON body is decoded in one piece, at up to 40 times its size in memory; one operation a line is not.
+_IN_MEMORY = 2**20  # bytes
+#: The most bytes of a JSON body. Decoding it as a whole takes up to 40 times its size in memory. NDJSON is decoded by line.
 JSON_LIMIT = 8 * 2**20
 
 
 class Form(StrEnum):
-    """How operations are written down, as a media type."""
+    """The formats of a body, as media types."""
 
     JSON = "application/json"
     NDJSON = "application/x-ndjson"
@@ -35,12 +35,12 @@ _envelope_decoder = msgspec.json.Decoder(_Envelope)
 
 
 def limit_of(form: Form, limit: int) -> int:
-    """The most bytes that a body of `form` may have, where the front door takes `limit`."""
+    """Return the most bytes that a body in `form` may have; `limit` is the API's limit for every body."""
     return min(limit, JSON_LIMIT) if form is Form.JSON else limit
 
 
 def form_of(request: Request) -> Form:
-    """The form of the body. Raises a 415 where it is none of ours, or compressed."""
+    """Return the body's format. Raises an `HTTPException` with status 415 if it is unknown, or the body is compressed."""
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given not in set(Form) or coding != "identity":
@@ -51,7 +51,10 @@ def form_of(request: Request) -> Form:
 
 @asynccontextmanager
 async def received(request: Request, *, limit: int) -> AsyncIterator[IO[bytes]]:
-    """The body, in memory up to 1 MiB, in a temporary file above. Raises `PayloadTooLarge` as soon as that is known."""
+    """Receive the body: up to 1 MiB into memory, more into a temporary file.
+
+    Raises `PayloadTooLarge` as soon as the body is known to exceed `limit` bytes.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(int(announced), limit)
@@ -63,14 +66,14 @@ async def received(request: Request, *, limit: int) -> AsyncIterator[IO[bytes]]:
                 raise _too_large(size, limit)
             if size <= _IN_MEMORY:
                 file.write(chunk)
-            else:  # a disk's time is not the event loop's
+            else:  # a slow disk must not block the event loop
                 await run_in_threadpool(file.write, chunk)
         file.seek(0)
         yield file
 
 
 def operations(file: IO[bytes], form: Form) -> Iterable[bytes]:
-    """The JSON of each operation, as sent. Raises `InvalidRequest` where a JSON body is not the right envelope."""
+    """Return the JSON of each operation as sent. Raises `InvalidRequest` if a JSON body is not `{"operations": [...]}`."""
     if form is Form.NDJSON:
         return (line for line in file if line.strip())
     text = file.read()

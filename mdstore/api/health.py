@@ -1,4 +1,4 @@
-"""Health: `/livez` says that this process serves, `/readyz` that bucket, ledger and queue answer it."""
+"""Health checks: `/livez` shows that this process serves; `/readyz` also checks that bucket, ledger and queue respond."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from mdstore.store import Store
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
-#: Seconds that the parts have to answer, all together.
+#: Seconds within which all parts together must respond.
 PATIENCE = 3.0
-#: Threads for looks, besides those of the requests: looks that hang must not take theirs, nor add up.
+#: Health checks have threads of their own: hanging checks must not take threads from other calls, nor pile up without limit.
 THREADS = 4 * 3
-# A request's id that nobody can use: a look at it says whether the table answers.
-_NOBODY = "-"
+# No request can have this id, so reading it only tells whether the table responds.
+_UNUSED_REQUEST_ID = "-"
 
 
 @router.get("/livez", responses={200: {"model": models.Health}})
 async def livez() -> Response:
-    """200 while this process serves, whatever AWS does: restarting it would mend nothing there."""
+    """Return 200 while this process serves, even if AWS is down: a restart would not fix AWS."""
     return answers.json({"status": "ok"})
 
 
 @router.get("/readyz", responses={200: {"model": models.Health}, **problems.documented(503)})
 async def readyz(request: Request, client: TheClient) -> Response:
-    """200 when the bucket, the ledger's table and the queue answer; else 503 that names those that do not."""
-    failing = await _failing(client.store, request.app.state.look_threads)
+    """Return 200 if the bucket, the ledger table and the queue respond, otherwise 503 with the names of the failing parts."""
+    failing = await _failing(client.store, request.app.state.health_threads)
     if not failing:
         return answers.json({"status": "ok"})
     return problems.answer(
@@ -41,7 +41,7 @@ async def readyz(request: Request, client: TheClient) -> Response:
         status=503,
         title="Not ready",
         name="not-ready",
-        detail=f"No answer as it should be from: {', '.join(failing)}.",
+        detail=f"These parts failed or did not respond in time: {', '.join(failing)}.",
         headers={"Retry-After": "5"},
         failing=failing,
     )
@@ -53,7 +53,7 @@ def _bucket(store: Store) -> None:
 
 def _ledger(store: Store) -> None:
     try:
-        store.ledger.get(_NOBODY)
+        store.ledger.get(_UNUSED_REQUEST_ID)
     except NotFound:
         return
 
@@ -66,20 +66,20 @@ _PARTS: Mapping[str, Callable[[Store], None]] = {"bucket": _bucket, "ledger": _l
 
 
 async def _failing(store: Store, threads: anyio.CapacityLimiter) -> list[str]:
-    well: set[str] = set()
+    healthy: set[str] = set()
 
-    async def look(part: str) -> None:
-        if await anyio.to_thread.run_sync(_answers, part, store, limiter=threads, abandon_on_cancel=True):
-            well.add(part)
+    async def check(part: str) -> None:
+        if await anyio.to_thread.run_sync(_responds, part, store, limiter=threads, abandon_on_cancel=True):
+            healthy.add(part)
 
     with anyio.move_on_after(PATIENCE):
         async with anyio.create_task_group() as group:
             for part in _PARTS:
-                group.start_soon(look, part)
-    return [part for part in _PARTS if part not in well]
+                group.start_soon(check, part)
+    return [part for part in _PARTS if part not in healthy]
 
 
-def _answers(part: str, store: Store) -> bool:
+def _responds(part: str, store: Store) -> bool:
     try:
         _PARTS[part](store)
     except Exception:

@@ -1,4 +1,4 @@
-"""What goes in and comes out, for the OpenAPI document only: `exactjson` reads and writes the bodies, and rounds nothing."""
+"""Schemas of bodies and responses, for the OpenAPI document only: `exactjson` reads and writes the JSON without rounding."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ StateName = Literal["accepted", "running", "completed", "failed"]
 
 
 class FieldError(BaseModel):
-    """One thing that is wrong with a call."""
+    """One error in a call."""
 
-    index: int | None = Field(description="The operation's zero-based index, null where no operation is at fault.")
+    index: int | None = Field(
+        description="Zero-based index of the operation; null if the error is not in an operation."
+    )
     field: str
     reason: str
 
@@ -29,9 +31,9 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str = Field(description="The path that was called.")
-    errors: list[FieldError] | None = Field(default=None, description="With 422: the first hundred flaws.")
-    count: int | None = Field(default=None, description="With 422: how many flaws there are.")
-    failing: list[str] | None = Field(default=None, description="Of /readyz: the parts that do not answer.")
+    errors: list[FieldError] | None = Field(default=None, description="With 422: the first hundred errors.")
+    count: int | None = Field(default=None, description="With 422: the number of all errors.")
+    failing: list[str] | None = Field(default=None, description="From /readyz: the parts that failed.")
 
 
 class OperationModel(BaseModel):
@@ -40,10 +42,14 @@ class OperationModel(BaseModel):
     op: OpName
     entity: str = Field(examples=["airport"])
     key: str = Field(examples=["KJFK"])
-    data: dict[str, Any] | None = Field(default=None, description="Of insert, update, patch and upsert.")
+    data: dict[str, Any] | None = Field(default=None, description="Required for insert, update, patch and upsert.")
     expect_version: int | None = Field(default=None, ge=1)
-    sequence: int | None = Field(default=None, description="Grows with the source's changes; an older one is refused.")
-    group: str | None = Field(default=None, description="All operations of a group apply, or none.", max_length=128)
+    sequence: int | None = Field(
+        default=None, description="Number that grows with the source's changes; an older one is refused."
+    )
+    group: str | None = Field(
+        default=None, description="Operations with the same group all apply, or none does.", max_length=128
+    )
 
 
 class Operations(BaseModel):
@@ -53,14 +59,14 @@ class Operations(BaseModel):
 
 
 class Acknowledgement(BaseModel):
-    """The request is durable."""
+    """Confirms that the request is durable."""
 
     request_id: str
     status_url: str
 
 
 class Summary(BaseModel):
-    """A request in numbers."""
+    """A request's state and counts."""
 
     request_id: str
     state: StateName
@@ -73,36 +79,36 @@ class Summary(BaseModel):
 
 
 class Finished(Summary):
-    """The request's final state, for a call that waited for it."""
+    """The request's final state, if the call waited for it."""
 
     status_url: str
 
 
 class RequestState(Summary):
-    """A request's state, with the counts so far."""
+    """A request's state, its counts so far and its times."""
 
     source: str
     lanes: int
     accepted_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
-    error: str = Field(description="Why it failed; empty otherwise.")
+    error: str = Field(description="Why the request failed; empty otherwise.")
 
 
 class OutcomeModel(BaseModel):
-    """What became of one operation. What is empty is left out."""
+    """What became of one operation. Empty fields are left out."""
 
     index: int
     outcome: Literal["applied", "refused", "failed"]
     op: str = ""
     entity: str = ""
     key: str = ""
-    reason: str = Field(default="", description="Of a refusal.")
+    reason: str = Field(default="", description="Why the operation was refused.")
     detail: str = ""
 
 
 class OutcomePage(BaseModel):
-    """A page of outcomes; the next one begins at `cursor`."""
+    """A page of outcomes. The next page begins at `cursor`; null means that this is the last page."""
 
     outcomes: list[OutcomeModel]
     cursor: str | None
@@ -114,27 +120,27 @@ class RecordModel(BaseModel):
     entity: str
     key: str
     version: int
-    sequence: int | None = Field(default=None, description="Left out where the record has none.")
+    sequence: int | None = Field(default=None, description="Left out if the record has none.")
     data: dict[str, Any]
     updated_at: datetime
     updated_by: str = Field(description="request/lane/transaction")
 
 
 class RecordPage(BaseModel):
-    """A page of records; the next one begins at `cursor`."""
+    """A page of records. The next page begins at `cursor`; null means that this is the last page."""
 
     records: list[RecordModel]
     cursor: str | None
 
 
 class Health(BaseModel):
-    """An answer at all is the news."""
+    """The response of a healthy process."""
 
     status: Literal["ok"]
 
 
 def schemas() -> dict[str, Any]:
-    """The schemas, by name, that FastAPI does not find: of the body, which it does not parse, and of the problems."""
+    """Return, by name, the schemas that FastAPI cannot find: the body's, which FastAPI does not parse, and the problems'."""
     found: dict[str, Any] = {}
     for model in (Operations, Problem):
         schema = model.model_json_schema(ref_template=_REF)

@@ -1,8 +1,8 @@
-"""Every failure as a problem document (RFC 9457), and the one place where errors become answers.
+"""Errors become responses here, and nowhere else. Every failure is answered with a problem document (RFC 9457).
 
-A problem has `type`, `title`, `status`, `detail`, `instance`; with 422 also `errors` (index, field and reason of each
-flaw; index is null where no operation is at fault) and `count` (of all flaws, where not all are shown). What went wrong
-inside is logged and never told to the caller.
+A problem has `type`, `title`, `status`, `detail` and `instance`. With status 422 it also has `errors` (index, field and reason
+of each of the first hundred; the index is null if the error is not in an operation) and `count` (of all errors). Internal
+causes are logged, and never sent to the caller.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from mdstore.store.validation import FieldError
 
 logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
-_PRIVATE = "The call failed here, and the cause was logged. It was not acknowledged."
+_INTERNAL = "The call failed on the server and was not acknowledged. The cause was logged."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How a class of errors is told. `detail` stands in for the error's own words where those are for the operator."""
+    """How a class of errors is presented. `detail` replaces the error's message if that message is meant for the operator."""
 
     status: int
     name: str
@@ -52,35 +52,38 @@ class Kind:
 _UNAVAILABLE = Kind(
     status=503,
     name="unavailable",
-    title="The store cannot answer now",
-    detail="The call was not acknowledged. Send the same again later; with the same Idempotency-Key that is harmless.",
+    title="The store is unavailable at the moment",
+    detail="The call was not acknowledged. Repeat it later; with the same Idempotency-Key, repeating is harmless.",
     retry_after=5,
 )
 _BROKEN = Kind(
     status=503,
     name="deployment-broken",
     title="The deployment is broken",
-    detail="The call was not acknowledged. The operator has to mend the deployment; the cause was logged.",
+    detail="The call was not acknowledged. The operator has to repair the deployment; the cause was logged.",
     retry_after=60,
 )
-#: The nearest class in an error's ancestry decides.
+#: The first class in an error's method resolution order that is a key here decides.
 _KINDS: Mapping[type[Exception], Kind] = {
     InvalidOperations: Kind(
         status=422, name="invalid-operations", title="Some operations are invalid; nothing was stored"
     ),
-    PayloadTooLarge: Kind(status=413, name="too-large", title="More than one request may hold"),
+    PayloadTooLarge: Kind(status=413, name="too-large", title="The request is too large"),
     InvalidRequest: Kind(status=422, name="invalid-request", title="The call is invalid"),
     FieldError: Kind(status=422, name="invalid-request", title="The call is invalid"),
     RequestValidationError: Kind(status=422, name="invalid-request", title="The call is invalid"),
-    RequestConflict: Kind(status=409, name="request-conflict", title="The idempotency key is taken"),
+    RequestConflict: Kind(status=409, name="request-conflict", title="The idempotency key cannot be used again"),
     NotFound: Kind(status=404, name="not-found", title="Not found"),
     Unavailable: _UNAVAILABLE,
     DeploymentBroken: _BROKEN,
-    MdstoreError: Kind(status=500, name="internal", title="Internal error", detail=_PRIVATE),
+    MdstoreError: Kind(status=500, name="internal", title="Internal error", detail=_INTERNAL),
     ClientDisconnect: Kind(
-        status=400, name="incomplete", title="The body ended before its end", detail="Send it again."
+        status=400,
+        name="incomplete",
+        title="The body is incomplete",
+        detail="The connection ended early. Send the call again.",
     ),
-    Exception: Kind(status=500, name="internal", title="Internal error", detail=_PRIVATE),
+    Exception: Kind(status=500, name="internal", title="Internal error", detail=_INTERNAL),
 }
 
 
@@ -101,7 +104,7 @@ def answer(
     headers: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Response:
-    """A problem document; `more` are its extension members."""
+    """Return a response with a problem document; `more` are its extension members."""
     document = {
         "type": f"urn:mdstore:problem:{name}" if name else "about:blank",
         "title": title,
@@ -114,7 +117,7 @@ def answer(
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI description of problem answers."""
+    """Return the OpenAPI description of problem documents with these statuses."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
@@ -124,40 +127,40 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if kind.status >= 500:
         logger.error("%s %r: %s", request.method, request.scope["path"], kind.name, exc_info=error)
     headers = {"Retry-After": str(kind.retry_after)} if kind.retry_after else {}
-    more = _flaws(error) if kind.status == 422 else {}
-    detail = kind.detail or _words(error)
+    more = _field_errors(error) if kind.status == 422 else {}
+    detail = kind.detail or _detail(error)
     return answer(request, status=kind.status, title=kind.title, detail=detail, name=kind.name, headers=headers, **more)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101  it is what this is registered for
+    assert isinstance(error, HTTPException)  # noqa: S101  the handler is registered for this class
     phrase = HTTPStatus(error.status_code).phrase
     return answer(request, status=error.status_code, title=phrase, detail=error.detail, headers=error.headers)
 
 
-def _words(error: Exception) -> str:
+def _detail(error: Exception) -> str:
     if isinstance(error, NotFound) and error.kind not in ("request", "record"):
-        return "What this refers to is not there (any more)."
+        return "Data that this call needs does not exist, or no longer exists."
     if isinstance(error, RequestValidationError):
-        return "; ".join(f"{flaw['field']}: {flaw['reason']}" for flaw in _flaws(error)["errors"])
+        return "; ".join(f"{found['field']}: {found['reason']}" for found in _field_errors(error)["errors"])
     return str(error)
 
 
-def _flaws(error: Exception) -> dict[str, Any]:
+def _field_errors(error: Exception) -> dict[str, Any]:
     match error:
         case InvalidOperations():
-            found = [_flaw(problem.field, problem.reason, problem.index) for problem in error.problems]
+            found = [_field_error(problem.field, problem.reason, problem.index) for problem in error.problems]
             return {"errors": found, "count": error.count}
         case InvalidRequest():
-            found = [_flaw(error.field, f"expected {error.expected}")]
+            found = [_field_error(error.field, f"expected {error.expected}")]
         case FieldError():
-            found = [_flaw(error.field, error.why)]
+            found = [_field_error(error.field, error.why)]
         case RequestValidationError():
-            found = [_flaw(".".join(map(str, one["loc"][1:])), one["msg"]) for one in error.errors()]
+            found = [_field_error(".".join(map(str, one["loc"][1:])), one["msg"]) for one in error.errors()]
         case _:
             found = []
     return {"errors": found, "count": len(found)}
 
 
-def _flaw(field: str, reason: str, index: int | None = None) -> dict[str, Any]:
+def _field_error(field: str, reason: str, index: int | None = None) -> dict[str, Any]:
     return {"index": index, "field": field, "reason": reason}

@@ -1,4 +1,4 @@
-"""Records: read strongly consistent, one by one or by page."""
+"""Routes that read records with strong consistency, one by one or page by page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mdstore.store.records import Record
 from mdstore.store.validation import FieldError, check_entity, check_key
 
 router = APIRouter(tags=["records"])
-_ETAG = {"ETag": {"description": "The version, in quotes.", "schema": {"type": "string"}}}
+_ETAG = {"ETag": {"description": "The record's version, in quotes.", "schema": {"type": "string"}}}
 
 
 class _Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,7 +25,7 @@ class _Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A record's primary key in DynamoDB JSON. It may be another entity's: a listing is a scan of the whole table."""
+    """A record's primary key in DynamoDB JSON. It may belong to another entity, because a listing scans the whole table."""
 
     pk: _Text
 
@@ -37,21 +37,21 @@ _position_decoder = msgspec.json.Decoder(_Position)
     "/v1/records/{entity}/{key:path}",
     responses={
         200: {"model": models.RecordModel, "headers": _ETAG},
-        304: {"description": "The version that If-None-Match names is the current one", "headers": _ETAG},
+        304: {"description": "The record still has the version given in If-None-Match", "headers": _ETAG},
         **problems.documented(401, 403, 404, 422, 503),
     },
 )
 def record(
     client: TheClient, _: Reader, entity: str, key: str, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
-    """One record."""
+    """Read one record."""
     check_entity(entity)
     check_key(key)
     found = client.get(entity, key)
     headers = {"ETag": f'"{found.version}"'}
-    if _names(if_none_match, headers["ETag"]):
+    if _matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return answers.json(_shown(found), headers=headers)
+    return answers.json(_record_json(found), headers=headers)
 
 
 @router.get(
@@ -65,13 +65,13 @@ def records(
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     cursor: str | None = None,
 ) -> Response:
-    """The records of an entity, a page at a time, in no order."""
+    """List an entity's records page by page, in no particular order."""
     check_entity(entity)
-    page, following = client.store.records.page(entity, limit=limit, cursor=_position(cursor) if cursor else None)
-    return answers.json({"records": [_shown(found) for found in page], "cursor": _cursor(following)})
+    page, next_position = client.store.records.page(entity, limit=limit, cursor=_position(cursor) if cursor else None)
+    return answers.json({"records": [_record_json(found) for found in page], "cursor": _cursor(next_position)})
 
 
-def _shown(found: Record) -> dict[str, Any]:
+def _record_json(found: Record) -> dict[str, Any]:
     sequence = {} if found.sequence is None else {"sequence": found.sequence}
     return {
         "entity": found.entity,
@@ -84,8 +84,8 @@ def _shown(found: Record) -> dict[str, Any]:
     }
 
 
-def _names(if_none_match: str | None, etag: str) -> bool:
-    """Whether the header names `etag`, by the weak comparison that RFC 9110 (13.1.2) asks for."""
+def _matches(if_none_match: str | None, etag: str) -> bool:
+    """Whether the header contains `etag`, by the weak comparison that RFC 9110 (13.1.2) requires."""
     names = {name.strip().removeprefix("W/") for name in (if_none_match or "").split(",")}
     return etag in names or names == {"*"}
 
@@ -102,5 +102,5 @@ def _position(cursor: str) -> dict[str, Any]:
         check_entity(entity)
         check_key(key)
     except (binascii.Error, ValueError, RecursionError, FieldError) as error:
-        raise InvalidRequest(field="cursor", value=cursor, expected="a cursor of a former page") from error
+        raise InvalidRequest(field="cursor", value=cursor, expected="the cursor of a previous page") from error
     return {"pk": {"S": position.pk.S}}

@@ -1,6 +1,6 @@
-"""Requests: submitted, waited for, looked up.
+"""Routes that submit requests, wait for them, and read their states and outcomes.
 
-A request's id is `{source}:{idempotency key}`, so no source can take or guess its way into another's.
+A request's id is `{source}:{idempotency key}`, so no source can use or guess the request id of another source.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mdstore.store.api_keys import ApiKey, Scope
 from mdstore.store.outcomes import Only
 
 router = APIRouter(tags=["requests"])
-#: Requests that are encoded at a time: each takes memory for its largest operation, or its JSON body.
+#: The most requests encoded at once. Each takes memory for its largest operation, or for its whole JSON body.
 SUBMIT_THREADS = 8
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds between looks at a request that is waited for
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds between two reads of the state, while a call waits
 
 _EXAMPLE = {"op": "upsert", "entity": "airport", "key": "KJFK", "data": {"name": "John F. Kennedy"}}
 _BODY = {
     "required": True,
-    "description": "The operations: an object, or one operation a line. Empty lines are not counted.",
+    "description": "The operations: as one JSON object, or as NDJSON with one operation per line. Empty lines are ignored.",
     "content": {
         body.Form.JSON: {
             "schema": {"$ref": "#/components/schemas/Operations"},
@@ -40,14 +40,14 @@ _BODY = {
         body.Form.NDJSON: {"schema": {"type": "string"}},
     },
 }
-_LOCATION = {"Location": {"description": "The status_url.", "schema": {"type": "string"}}}
+_LOCATION = {"Location": {"description": "The same path as status_url.", "schema": {"type": "string"}}}
 
-RequestId = Annotated[str, Path(description="May hold `/`, plain or as `%2F`.")]
+RequestId = Annotated[str, Path(description="It may contain `/`, also encoded as `%2F`.")]
 IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="Makes repeating the call harmless: the same key and operations get the same answer.",
+        description="Makes the call safe to repeat: the same key with the same operations is the same request.",
     ),
 ]
 Wait = Annotated[float, Query(ge=0, allow_inf_nan=False, description="Seconds to wait for the final state.")]
@@ -57,8 +57,8 @@ Wait = Annotated[float, Query(ge=0, allow_inf_nan=False, description="Seconds to
     "/v1/requests",
     status_code=202,
     responses={
-        200: {"model": models.Finished, "description": "Waited for, and in its final state", "headers": _LOCATION},
-        202: {"model": models.Acknowledgement, "description": "Durable", "headers": _LOCATION},
+        200: {"model": models.Finished, "description": "The request has reached its final state", "headers": _LOCATION},
+        202: {"model": models.Acknowledgement, "description": "The request is durable", "headers": _LOCATION},
         **problems.documented(401, 403, 409, 413, 415, 422, 503),
     },
     openapi_extra={"requestBody": _BODY},
@@ -66,21 +66,21 @@ Wait = Annotated[float, Query(ge=0, allow_inf_nan=False, description="Seconds to
 async def submit(
     request: Request, client: TheClient, key: Writer, wait: Wait = 0, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Submit operations. They are durable when this answers, and nothing was stored when it answers with a problem."""
+    """Submit operations as one request. It is durable when this call succeeds, and not acknowledged when the call fails."""
     settings = client.settings
     request_id = _request_id(key.source, idempotency_key)
     form = body.form_of(request)
     if wait > settings.api_max_wait:
         raise InvalidRequest(field="wait", value=wait, expected=f"at most {settings.api_max_wait} seconds")
-    async with body.received(request, limit=body.limit_of(form, settings.api_max_body_bytes)) as spool:
-        submit_one = partial(_submit, client, spool, form, request_id, key.source)
+    async with body.received(request, limit=body.limit_of(form, settings.api_max_body_bytes)) as file:
+        submit_one = partial(_submit, client, file, form, request_id, key.source)
         await anyio.to_thread.run_sync(submit_one, limiter=request.app.state.submit_threads)
-    place = request.scope.get("root_path", "") + status_path(request_id)
-    headers = {"Location": place}
-    final = await _final(request, client, request_id, wait) if wait else None
+    status_url = request.scope.get("root_path", "") + status_path(request_id)
+    headers = {"Location": status_url}
+    final = await _wait_until_final(request, client, request_id, wait) if wait else None
     if final is None:
-        return answers.json({"request_id": request_id, "status_url": place}, 202, headers)
-    return answers.json({**final.summary(), "status_url": place}, 200, headers)
+        return answers.json({"request_id": request_id, "status_url": status_url}, 202, headers)
+    return answers.json({**final.summary(), "status_url": status_url}, 200, headers)
 
 
 @router.get(
@@ -97,15 +97,15 @@ def outcomes(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
     cursor: str | None = None,
 ) -> Response:
-    """What became of each operation, as long as `cursor` is not null: a page may be short, or empty.
+    """List what became of each operation, page by page.
 
-    An operation that has no outcome as yet is left out.
+    Read on until `cursor` is null: any page may be short, or empty. Operations without an outcome yet are left out.
     """
-    if not request.scope["raw_path"].endswith(b"/outcomes"):  # `%2Foutcomes` is the end of an id
+    if not request.scope["raw_path"].endswith(b"/outcomes"):  # then the path ends with `%2Foutcomes`, a part of the id
         return state(client, key, f"{request_id}/outcomes")
-    found = _visible(client, key, request_id)
-    page, following = client.store.outcomes.page(found, only=only, limit=limit, cursor=cursor)
-    return answers.json({"outcomes": page, "cursor": following})
+    found = _visible_request(client, key, request_id)
+    page, next_cursor = client.store.outcomes.page(found, only=only, limit=limit, cursor=cursor)
+    return answers.json({"outcomes": page, "cursor": next_cursor})
 
 
 @router.get(
@@ -113,8 +113,8 @@ def outcomes(
     responses={200: {"model": models.RequestState}, **problems.documented(401, 403, 404, 422, 503)},
 )
 def state(client: TheClient, key: Reader, request_id: RequestId) -> Response:
-    """A request's state, with the counts so far. Requests of other sources are seen with the scope `operate` only."""
-    found = _visible(client, key, request_id)
+    """Read a request's state with its counts so far. Requests of other sources are visible only with the scope `operate`."""
+    found = _visible_request(client, key, request_id)
     return answers.json(
         {
             **found.summary(),
@@ -129,7 +129,7 @@ def state(client: TheClient, key: Reader, request_id: RequestId) -> Response:
 
 
 def status_path(request_id: str) -> str:
-    """The path of a request's state. `/` is encoded, so an id's own end is never taken for a part of the path."""
+    """Return the path of a request's state. `/` is encoded, so an id that ends with `/outcomes` is not mistaken for a route."""
     return f"/v1/requests/{quote(request_id, safe=':@+=')}"
 
 
@@ -146,12 +146,14 @@ def _request_id(source: str, idempotency_key: str | None) -> str:
     raise InvalidRequest(field="Idempotency-Key", value=idempotency_key, expected=expected)
 
 
-def _submit(client: Client, spool: IO[bytes], form: body.Form, request_id: str, source: str) -> None:
-    client.ingest.accept(body.operations(spool, form), request_id=request_id, source=source)
+def _submit(client: Client, file: IO[bytes], form: body.Form, request_id: str, source: str) -> None:
+    client.ingest.accept(body.operations(file, form), request_id=request_id, source=source)
 
 
-async def _final(request: Request, client: Client, request_id: str, wait: float) -> ledger.RequestStatus | None:
-    """The request in its final state, or None after `wait` seconds, or when nobody listens any more."""
+async def _wait_until_final(
+    request: Request, client: Client, request_id: str, wait: float
+) -> ledger.RequestStatus | None:
+    """Return the request's status when it is final, or None after `wait` seconds or when the client has disconnected."""
     pause = _FIRST_PAUSE
     with anyio.move_on_after(wait):
         while not await request.is_disconnected():
@@ -164,7 +166,7 @@ async def _final(request: Request, client: Client, request_id: str, wait: float)
 
 
 def _if_final(client: Client, request_id: str) -> ledger.RequestStatus | None:
-    # The request is durable: failing to see it now is no reason to say otherwise.
+    # The request is durable. Failing to read its state must not turn the response into an error.
     try:
         found = client.store.ledger.get(request_id)
     except (NotFound, Unavailable, DeploymentBroken):
@@ -172,7 +174,7 @@ def _if_final(client: Client, request_id: str) -> ledger.RequestStatus | None:
     return found if found.state in FINAL_STATES else None
 
 
-def _visible(client: Client, key: ApiKey, request_id: str) -> ledger.RequestStatus:
+def _visible_request(client: Client, key: ApiKey, request_id: str) -> ledger.RequestStatus:
     found = client.status(request_id)
     if found.source != key.source and Scope.OPERATE not in key.scopes:
         raise NotFound("request", request_id)

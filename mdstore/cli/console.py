@@ -1,4 +1,4 @@
-"""What the commands share: output, progress, errors and exit codes."""
+"""Output, progress bars, error handling and exit codes for all commands."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mdstore.aws.http import NO_CONNECTION
 from mdstore.errors import MdstoreError, NotFound, Unavailable
 
 P = ParamSpec("P")
-REFUSED, ABSENT, UNVERIFIED, INTERRUPTED = 3, 4, 5, 130
+REFUSED, NOT_FOUND, UNVERIFIED, INTERRUPTED = 3, 4, 5, 130
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 results = Console(highlight=False, soft_wrap=True)
 
 
 def emit(value: Any) -> None:
-    """Print one JSON value."""
+    """Print `value` as one line of JSON."""
     click.echo(exactjson.dumps(value).decode())
 
 
 def json_option(command: Callable[P, None]) -> Callable[P, None]:
-    """Add `--json`, and turn the package's errors into a message and exit code 1 (4 for what does not exist)."""
+    """Add `--json` to a command, and turn this package's errors into a message and exit code 1, or 4 for `NotFound`."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -41,8 +41,8 @@ def json_option(command: Callable[P, None]) -> Callable[P, None]:
             else:
                 messages.print(f"[bold red]error:[/] {escaped(error)}")
                 if isinstance(error, Unavailable) and error.code in ("EndpointConnectionError", NO_CONNECTION):
-                    messages.print("Nothing answers there. In the profile local: is `mdstore up` (make up) running?")
-            sys.exit(ABSENT if isinstance(error, NotFound) else 1)
+                    messages.print("Nothing answers there. With the profile local: is `mdstore up` (make up) running?")
+            sys.exit(NOT_FOUND if isinstance(error, NotFound) else 1)
         except KeyboardInterrupt:
             messages.print("interrupted")
             sys.exit(INTERRUPTED)
@@ -51,10 +51,12 @@ def json_option(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def escaped(value: object) -> str:
+    """Return `value` as text in which rich finds no markup."""
     return str(value).replace("[", r"\[")
 
 
 def progress_bar(*, hidden: bool) -> Progress:
+    """Create a progress bar on standard error."""
     columns = (
         TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), TimeRemainingColumn()
     )  # fmt: skip

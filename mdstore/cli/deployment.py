@@ -1,4 +1,4 @@
-"""Commands about the deployment: provision, config, key."""
+"""Commands for the deployment: provision, config, key."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mdstore.store.api_keys import Scope
 
 
 @click.command()
-@click.option("--store/--no-store", default=True, show_default=True, help="Also the data store's own tables.")
+@click.option("--store/--no-store", default=True, show_default=True, help="Also create the data store's tables.")
 @json_option
 def provision(store: bool, as_json: bool) -> None:
-    """Create bucket, queues, topics and tables; safe to repeat."""
-    from mdstore.provision import provision as steps  # noqa: PLC0415  the command has its name
+    """Create missing buckets, queues, topics and tables. Existing ones are kept."""
+    from mdstore.provision import provision as create_missing  # noqa: PLC0415  the command has the same name
 
     rows = []
-    for kind, name, created in steps(load_settings().settings, with_store=store):
+    for kind, name, created in create_missing(load_settings().settings, with_store=store):
         rows.append({"kind": kind, "name": name, "created": created})
         if not as_json:
-            results.print(f"{kind:<7}{name:<28}{'created' if created else 'is there'}")
+            results.print(f"{kind:<7}{name:<28}{'created' if created else 'exists'}")
     if as_json:
         emit(rows)
 
@@ -33,7 +33,7 @@ def provision(store: bool, as_json: bool) -> None:
 @click.command()
 @json_option
 def config(as_json: bool) -> None:
-    """Every setting, its value and where it came from; secrets masked."""
+    """Show all settings and their origins. Secrets are masked."""
     rows = load_settings().rows()
     if as_json:
         emit([{"name": name, "value": value, "origin": origin} for name, value, origin in rows])
@@ -46,11 +46,11 @@ def config(as_json: bool) -> None:
 
 @click.group()
 def key() -> None:
-    """Bearer keys of the front door."""
+    """Create and revoke keys of the HTTP API."""
 
 
 @key.command("create")
-@click.option("--source", required=True, help="Whom requests made with the key come from.")
+@click.option("--source", required=True, help="Source (tenant) of the requests made with the key.")
 @click.option(
     "--scope",
     "scopes",
@@ -58,23 +58,27 @@ def key() -> None:
     type=click.Choice([str(scope) for scope in Scope]),
     default=("write", "read"),
     show_default=True,
+    help="What the key allows; repeat the option for several scopes.",
 )
 @json_option
 def create_key(source: str, scopes: tuple[str, ...], as_json: bool) -> None:
-    """Make a key and print it; only its digest is kept, so it cannot be printed again."""
-    made = Client().store.api_keys.create(source=source, scopes=scopes)
+    """Create a key and print it. Only its digest is stored, so it cannot be shown again."""
+    created = Client().store.api_keys.create(source=source, scopes=scopes)
     if as_json:
-        emit({"key": made, "source": source, "scopes": scopes})
+        emit({"key": created, "source": source, "scopes": scopes})
     else:
-        click.echo(made)
+        click.echo(created)
 
 
 @key.command("revoke")
 @json_option
 def revoke_key(as_json: bool) -> None:
-    """End the key that standard input holds; it never stands in a command line. Front doors notice within a minute."""
+    """Revoke the key given on standard input.
+
+    The key is not an argument, because other users of the machine can read command lines. Servers reject it within a minute.
+    """
     if not Client().store.api_keys.revoke(sys.stdin.readline().strip()):
-        raise NotFound("key", "of standard input")
+        raise NotFound("key", "<standard input>")
     if as_json:
         emit({"revoked": True})
     else:

@@ -1,4 +1,4 @@
-"""Commands that run processes: up, worker, api, flower."""
+"""Commands that run a process until it is stopped: up, worker, api, flower."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from mdstore.settings import LOCAL_PORT, load_settings
 
 @click.command()
 @click.option("--port", default=LOCAL_PORT, show_default=True, help="Port of the embedded AWS.")
-@click.option("--api-port", type=int, help="Port of the front door.")
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep the state here between runs.")
+@click.option("--api-port", type=int, help="Port of the HTTP API.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory for the embedded AWS's state, which is saved on a clean stop.",
+)
 @json_option
 def up(port: int, api_port: int | None, data_dir: Path | None, as_json: bool) -> None:
-    """Embedded AWS, worker and front door, in the foreground; Ctrl-C stops all."""
-    from mdstore.local.stack import Stack  # noqa: PLC0415  the emulator and the front door are extras
+    """Run embedded AWS, worker and HTTP API in the foreground. Ctrl-C stops all of them."""
+    from mdstore.local.stack import Stack  # noqa: PLC0415  the emulator and the HTTP API are extras
 
     settings = load_settings().settings
-    # SIGINT too: a shell that starts a command in the background has it ignored, and that is inherited.
+    # SIGINT needs a handler too: a shell makes its background commands ignore SIGINT, and child processes inherit that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     stack = Stack(
@@ -39,9 +43,9 @@ def up(port: int, api_port: int | None, data_dir: Path | None, as_json: bool) ->
                 emit({"aws": stack.aws.url, "api": stack.api_url, "key": stack.api_key})
                 sys.stdout.flush()
             else:
-                messages.print("ready; Ctrl-C stops")
-            ended = stack.wait()
-            raise MdstoreError(f"the {ended} ended by itself; all is stopped")
+                messages.print("ready; press Ctrl-C to stop")
+            exited = stack.wait()
+            raise MdstoreError(f"the process {exited} exited unexpectedly; all others were stopped")
     except KeyboardInterrupt:
         messages.print("stopped")
 
@@ -51,12 +55,12 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 @click.command()
-@click.option("--concurrency", "-c", type=click.IntRange(1), help="Worker processes.")
-@click.option("--log-level", "-l", default="INFO", show_default=True)
-@click.option("--quiet", is_flag=True, help="No banner.")
+@click.option("--concurrency", "-c", type=click.IntRange(1), help="Number of pool processes.")
+@click.option("--log-level", "-l", default="INFO", show_default=True, help="Celery's log level.")
+@click.option("--quiet", is_flag=True, help="Do not print Celery's banner.")
 @json_option
 def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) -> None:
-    """A Celery worker; the same as `celery -A workers.celery_app worker`."""
+    """Run a Celery worker. `celery -A workers.celery_app worker` runs the same."""
     from mdstore.tasks import create_store_app  # noqa: PLC0415
 
     _ = as_json  # a worker has no result
@@ -70,7 +74,7 @@ def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) 
 @click.option("--port", type=int, help="Port to listen on.")
 @json_option
 def api(host: str | None, port: int | None, as_json: bool) -> None:
-    """The front door."""
+    """Serve the HTTP API."""
     import uvicorn  # noqa: PLC0415  an extra
 
     from mdstore.api import create_api  # noqa: PLC0415
@@ -82,16 +86,24 @@ def api(host: str | None, port: int | None, as_json: bool) -> None:
         host=host or settings.api_host,
         port=port or settings.api_port,
         log_level="warning",
-        timeout_keep_alive=75,  # longer than a load balancer's 60 s, which would else meet closed connections
+        timeout_keep_alive=75,  # seconds; a load balancer keeps connections for 60 s, and must not reuse one closed here
     )
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--name", default="flower", show_default=True, help="Of its event queue; a second Flower needs another.")
+@click.option(
+    "--name",
+    default="flower",
+    show_default=True,
+    help="Suffix of the event queue's name; each Flower needs its own.",
+)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @json_option
 def flower(name: str, options: tuple[str, ...], as_json: bool) -> None:
-    """Flower, the web page of Celery's workers and tasks, on 127.0.0.1:5555; takes Flower's own options."""
+    """Serve Flower on 127.0.0.1:5555.
+
+    Flower is a web page that shows Celery's workers and tasks. It also takes its own options here.
+    """
     from mdstore.queue.control.flower import run  # noqa: PLC0415  an extra
 
     _ = as_json  # a server has no result

@@ -1,4 +1,4 @@
-"""Commands about records: get, export."""
+"""Commands that read records: get, export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mdstore.client import Client
 @click.argument("key")
 @json_option
 def get(entity: str, key: str, as_json: bool) -> None:
-    """One record; exit 4 when it is absent."""
+    """Print one record. The exit code is 4 if it does not exist."""
     record = Client().get(entity, key)
     if as_json:
         emit(record)
@@ -30,15 +30,15 @@ def get(entity: str, key: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--entity", help="Only this kind of records.")
+@click.option("--entity", help="Export only the records of this entity.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="Write here; - or none is standard output.",
+    help="File to write; without it, or with -, standard output.",
 )
 @json_option
 def export(entity: str | None, out: Path | None, as_json: bool) -> None:
-    """All records as JSON Lines: entity, key, version, data."""
+    """Write all records as JSON Lines. Each line has entity, key, version and data."""
     count = 0
     out = None if out == Path("-") else out
     with ExitStack() as stack:
@@ -51,4 +51,4 @@ def export(entity: str | None, out: Path | None, as_json: bool) -> None:
     if as_json and out:
         emit({"records": count, "out": str(out)})
     elif out:
-        messages.print(f"{count:,} records in {out}")
+        messages.print(f"wrote {count:,} records to {out}")

@@ -1,4 +1,4 @@
-"""Commands about requests: load, status, verify."""
+"""Commands for requests: load, status, verify."""
 
 from __future__ import annotations
 
@@ -34,14 +34,20 @@ from mdstore.store.operations import OPERATIONS, WRITING_OPS
 @click.command()
 @click.argument("files", nargs=-1, required=True)
 @click.option(
-    "--request-id", help="The idempotency key; the same id and content is the same request. Of one file only."
+    "--request-id", help="Idempotency key: repeating it with the same content changes nothing. Allowed with one file."
 )
-@click.option("--source", default="default", show_default=True, help="Who sends it.")
+@click.option("--source", default="default", show_default=True, help="Source (tenant) that sends the request.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the final state.")
-@click.option("--timeout", default=3600.0, show_default=True, help="Seconds to wait.")
-@click.option("--entity", help="Of a table's rows.")
-@click.option("--key", "key_column", help="The column of a table's keys.")
-@click.option("--op", type=click.Choice(WRITING_OPS), default="upsert", show_default=True)
+@click.option("--timeout", default=3600.0, show_default=True, help="Seconds to wait at most.")
+@click.option("--entity", help="Entity of the rows of a CSV or Parquet file.")
+@click.option("--key", "key_column", help="Column with the keys of a CSV or Parquet file.")
+@click.option(
+    "--op",
+    type=click.Choice(WRITING_OPS),
+    default="upsert",
+    show_default=True,
+    help="Operation for each row of a CSV or Parquet file.",
+)
 @json_option
 def load(
     files: tuple[str, ...],
@@ -54,14 +60,14 @@ def load(
     op: Any,
     as_json: bool,
 ) -> None:
-    """Load files of operations, one request a file. An invalid line is refused and the others go on."""
+    """Load operations from files; each file becomes one request. Invalid lines are refused, and the others are applied."""
     if request_id is not None and (len(files) > 1 or not request_id):
-        raise InvalidRequest(field="--request-id", value=request_id, expected="an id, with one file")
+        raise InvalidRequest(field="--request-id", value=request_id, expected="one id for one file")
     client = Client()
     summaries: list[dict[str, Any]] = []
-    # All files are looked at before anything of the first is sent.
-    sources = [read_operations(file, entity=entity, key=key_column, op=op) for file in files]
-    for file, operations in zip(files, sources, strict=True):
+    # Check that all files exist and have a known format before the first request is sent.
+    inputs = [read_operations(file, entity=entity, key=key_column, op=op) for file in files]
+    for file, operations in zip(files, inputs, strict=True):
         name = request_id or f"load-{uuid.uuid4()}"
         with progress_bar(hidden=as_json) as bar:
             summaries.append(_load_one(client, bar, operations, name, source, timeout if wait else None))
@@ -81,7 +87,7 @@ def _load_one(
         _counted(operations, bar, task), request_id=request_id, source=source, on_invalid="refuse"
     )
     bar.update(task, description="applying", total=submission.operations, completed=0)
-    bar.console.print(f"request {request_id} is accepted")
+    bar.console.print(f"request {request_id} accepted")
 
     def show(request: RequestStatus) -> None:
         bar.update(task, completed=request.counts.total)
@@ -90,7 +96,7 @@ def _load_one(
         request = submission.status() if timeout is None else client.wait(request_id, timeout=timeout, progress=show)
     except KeyboardInterrupt:
         bar.stop()
-        messages.print(f"the request goes on without this command: mdstore status {request_id}")
+        messages.print(f"the request continues; to see its progress: mdstore status {request_id}")
         sys.exit(INTERRUPTED)
     return {**request.summary(), "new": submission.new, "sent": submission.sent}
 
@@ -104,13 +110,13 @@ def _counted(operations: Iterable[Any], bar: Progress, task: Any) -> Iterator[An
 
 def _print_load(client: Client, file: str, summary: dict[str, Any]) -> None:
     if not summary["new"]:
-        what = "sent again, what is done is not done again" if summary["sent"] else "nothing was sent, nothing changed"
-        results.print(f"request {summary['request_id']} was accepted before with the same content: {what}")
+        again = "it was sent again; operations already applied are skipped" if summary["sent"] else "nothing was sent"
+        results.print(f"request {summary['request_id']} was accepted before with the same content: {again}")
     results.print(f"{file}: {_line(summary)}")
     if summary["refused"]:
         for outcome in _first(client.outcomes(summary["request_id"], only="refused"), 5):
             results.print(escaped(f"  {_outcome_line(outcome)}"))
-        results.print(f"  all of them: mdstore status {summary['request_id']} --outcomes refused")
+        results.print(f"  to list all: mdstore status {summary['request_id']} --outcomes refused")
 
 
 def _first(outcomes: Iterator[Outcome], count: int) -> Iterator[Outcome]:
@@ -119,7 +125,7 @@ def _first(outcomes: Iterator[Outcome], count: int) -> Iterator[Outcome]:
 
 
 def _line(summary: dict[str, Any]) -> str:
-    by_op = ", ".join(f"{count:,} {_past(op)}" for op, count in summary["applied_by_op"].items())
+    by_op = ", ".join(f"{count:,} {_past_tense(op)}" for op, count in summary["applied_by_op"].items())
     by_reason = ", ".join(f"{count:,} {reason}" for reason, count in summary["refused_by_reason"].items())
     return (
         f"request {summary['request_id']} {summary['state']}: {summary['operations']:,} operations,"
@@ -128,8 +134,8 @@ def _line(summary: dict[str, Any]) -> str:
     )
 
 
-def _past(op: str) -> str:
-    """`inserted` for `insert`; a later release's op, which this one does not know, as it is."""
+def _past_tense(op: str) -> str:
+    """Return `inserted` for `insert`. An op that this release does not know is returned unchanged."""
     return next((spec.past for name, spec in OPERATIONS.items() if name == op), op)
 
 
@@ -149,18 +155,18 @@ def _outcome_line(outcome: Outcome) -> str:
 
 @click.command()
 @click.argument("request_id", metavar="REQUEST")
-@click.option("--watch", is_flag=True, help="Repeat until the state is final.")
+@click.option("--watch", is_flag=True, help="Show progress until the state is final.")
 @click.option(
     "--outcomes",
     "only",
     is_flag=False,
     flag_value="all",
     type=click.Choice(["all", "applied", "refused", "failed"]),
-    help="List outcomes, all or some.",
+    help="Also list outcomes: all of them, or those of one kind.",
 )
 @json_option
 def status(request_id: str, watch: bool, only: Any, as_json: bool) -> None:
-    """State, counts, rate and ETA of a request."""
+    """Show a request's state, counts, rate and time left."""
     client = Client()
     request = client.status(request_id)
     if watch:
@@ -179,7 +185,7 @@ def status(request_id: str, watch: bool, only: Any, as_json: bool) -> None:
     if request.error:
         results.print(escaped(f"error: {request.error}"))
     rate, eta = _rate(request)
-    results.print(f"{rate:,.0f} operations/s" + (f", {eta:,.0f} s to go" if eta is not None else ""))
+    results.print(f"{rate:,.0f} operations/s" + (f", about {eta:,.0f} s left" if eta is not None else ""))
     for outcome in found:
         results.print(escaped(_outcome_line(outcome)))
 
@@ -200,7 +206,7 @@ def _status(request: RequestStatus) -> dict[str, Any]:
 
 
 def _rate(request: RequestStatus) -> tuple[float, float | None]:
-    """Operations a second since the start, and the seconds that the rest takes at that rate."""
+    """Return the operations a second since the start, and the estimated seconds left, or None if there is no estimate."""
     if request.started_at is None:
         return 0.0, None
     done = request.counts.total
@@ -212,7 +218,7 @@ def _rate(request: RequestStatus) -> tuple[float, float | None]:
 @click.argument("request_id", metavar="REQUEST")
 @json_option
 def verify(request_id: str, as_json: bool) -> None:
-    """Compare payload, receipts and records; exit 5 when an operation lacks its outcome or its effect."""
+    """Compare a request's payload, receipts and records. The exit code is 5 if an operation lacks its outcome or effect."""
     found = Client().verify(request_id)
     if as_json:
         emit({
@@ -220,10 +226,10 @@ def verify(request_id: str, as_json: bool) -> None:
             "refused": found.refused, "superseded": found.superseded, "fault_count": found.fault_count, "faults": found.faults,
         })  # fmt: skip
     else:
-        verdict = "verified" if found.ok else f"{found.fault_count:,} faults"
+        finding = "verified" if found.ok else f"verification found {found.fault_count:,} faults"
         results.print(
-            f"request {request_id}: {verdict}: {found.operations:,} outcomes, {found.applied:,} applied,"
-            f" {found.refused:,} refused, {found.superseded:,} replaced by a later request"
+            f"request {request_id}: {finding}: {found.operations:,} outcomes, {found.applied:,} applied,"
+            f" {found.refused:,} refused, {found.superseded:,} since replaced by later requests"
         )
         for fault in found.faults:
             results.print(escaped(f"  {fault}"))

@@ -1,4 +1,4 @@
-"""Formats that are loaded: JSON Lines as they are, rows of CSV and Parquet files as one operation each."""
+"""File formats that can be loaded: JSON Lines of operations, and CSV and Parquet tables, whose rows become operations."""
 
 from mdstore.files.reader import read_operations
 

@@ -1,4 +1,4 @@
-"""JSON Lines."""
+"""Reads JSON Lines files, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
 def lines(path: str) -> Iterator[bytes]:
-    """The lines of a file, without blank ones; `-` is standard input."""
+    """Yield the lines of a file that are not blank. The path `-` means standard input."""
     with ExitStack() as stack:
         stream: Iterable[bytes]
         if path == "-":

@@ -1,4 +1,4 @@
-"""The operations of a file, whatever its format."""
+"""Reads operations from a file; the file name decides the format."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from mdstore.store.payload_builder import OperationInput
 def read_operations(
     path: str, *, entity: str | None = None, key: str | None = None, op: OpName = "upsert"
 ) -> Iterator[OperationInput]:
-    """The operations of a file, one by one. `-` is JSON Lines from standard input.
+    """Yield the operations of a file. The path `-` means JSON Lines from standard input.
 
-    A table's rows become `op` of `entity`, their key in column `key`; the rest of the row is the data (of a CSV file, as
-    text). Raises `InvalidRequest` where the file is missing, of no known kind, or no CSV.
+    Each row of a CSV or Parquet file becomes an operation `op` on `entity`. The column `key` holds the key; the other columns
+    are the data. CSV values are strings. Raises `InvalidRequest` if the file is missing, of unknown format, or not valid CSV.
     """
     name = path.lower()
     if path != "-" and not Path(path).is_file():
-        raise InvalidRequest(field="file", value=path, expected="a file")
+        raise InvalidRequest(field="file", value=path, expected="an existing file")
     if path == "-" or name.endswith(jsonl.SUFFIXES):
         return jsonl.lines(path)
     if name.endswith((".csv", ".parquet")):
         if not entity or not key:
-            raise InvalidRequest(field="file", value=path, expected="--entity and --key with a table")
+            raise InvalidRequest(field="file", value=path, expected="--entity and --key for a CSV or Parquet file")
         rows = tables.csv_rows(path, key) if name.endswith(".csv") else tables.parquet_rows(path)
         return _row_operations(rows, entity=entity, key=key, op=op)
     raise InvalidRequest(
-        field="file", value=path, expected="a name that ends in .jsonl, .jsonl.gz, .csv or .parquet, or -"
+        field="file",
+        value=path,
+        expected="- or a name that ends in .jsonl, .ndjson, .jsonl.gz, .ndjson.gz, .csv or .parquet",
     )
 
 

@@ -1,1 +1,1 @@
-"""The whole system on one machine, on an embedded AWS."""
+"""Runs the whole system on one machine, with an embedded AWS."""

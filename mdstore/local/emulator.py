@@ -1,7 +1,7 @@
-"""The embedded AWS: ministack as a child process, started, health-checked and stopped.
+"""The embedded AWS: runs the emulator ministack as a child process.
 
-It listens on the loopback address only. Its state lives in memory, and in a directory only when one is given; it is written
-there on a clean stop and not before, so nothing local is promised to be durable.
+The emulator listens only on the loopback address. It keeps its state in memory. If it has a data directory, it saves the state
+there, but only on a clean stop, so local data is not durable.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Self
 
 from mdstore.errors import ConfigurationError, MdstoreError
 
-_STARTS_WITHIN = 30.0
-_STOPS_WITHIN = 10.0
+_START_TIMEOUT = 30.0  # seconds
+_STOP_TIMEOUT = 10.0  # seconds
 
 
 class EmbeddedAws:
-    """One ministack process. Use as a context manager; stopping twice is safe."""
+    """One ministack process. Use it as a context manager; stopping twice is safe."""
 
     def __init__(
         self,
@@ -47,18 +47,22 @@ class EmbeddedAws:
 
     @property
     def url(self) -> str:
-        """The endpoint of every service."""
+        """The endpoint URL of all services."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The process id. Raises `MdstoreError` when it is not running."""
+        """The emulator's process id. Raises `MdstoreError` if it is not running."""
         if self._process is None:
             raise MdstoreError("the embedded AWS is not running")
         return self._process.pid
 
     def start(self) -> Self:
-        """Start, and return when it answers. Raises `ConfigurationError` or `MdstoreError` with what to do."""
+        """Start the emulator, and return when it is healthy.
+
+        Raises `ConfigurationError` if ministack is not installed or the port is taken, and `MdstoreError` if the emulator exits
+        or does not become healthy within 30 seconds.
+        """
         if importlib.util.find_spec("ministack") is None:
             raise ConfigurationError(
                 key="profile", value="local", expected='the extra "local": pip install "mdstore[local]"'
@@ -83,7 +87,7 @@ class EmbeddedAws:
             }
         output = self._log.open("ab") if self._log else subprocess.DEVNULL
         try:
-            # Its own session: Ctrl-C reaches the one who started it, who stops the parts in order.
+            # In a session of its own, the emulator gets no Ctrl-C. The parent gets it, and stops its children in order.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self._module], env=environ, stdout=output, stderr=output, start_new_session=True
             )
@@ -94,12 +98,12 @@ class EmbeddedAws:
         return self
 
     def stop(self) -> None:
-        """Stop it; with a data directory this is when its state is written."""
+        """Stop the emulator. If it has a data directory, it saves its state now."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(_STOPS_WITHIN)
+            self._process.wait(_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -114,11 +118,11 @@ class EmbeddedAws:
         self.stop()
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + _STARTS_WITHIN
+        deadline = time.monotonic() + _START_TIMEOUT
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise MdstoreError(
-                    f"the embedded AWS ended at once with exit code {process.returncode}; its log: {self._log}"
+                    f"the embedded AWS exited during its start with code {process.returncode}; its log: {self._log}"
                 )
             try:
                 with urllib.request.urlopen(f"{self.url}/_ministack/health", timeout=2):  # noqa: S310  our own child
@@ -126,11 +130,13 @@ class EmbeddedAws:
             except (urllib.error.URLError, OSError):
                 self._sleep(0.05)
         self.stop()
-        raise MdstoreError(f"the embedded AWS did not answer within {_STARTS_WITHIN:.0f} s; its log: {self._log}")
+        raise MdstoreError(
+            f"the embedded AWS did not become healthy within {_START_TIMEOUT:.0f} s; its log: {self._log}"
+        )
 
 
 def check_port(port: int, *, option: str) -> None:
-    """Raise `ConfigurationError` where `port` of 127.0.0.1 is taken; `option` is what chooses another."""
+    """Raise `ConfigurationError` if `port` on 127.0.0.1 is taken. The message names `option`, which chooses another port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -139,13 +145,13 @@ def check_port(port: int, *, option: str) -> None:
             raise ConfigurationError(
                 key="port",
                 value=port,
-                expected=f"a free port on 127.0.0.1 ({error.strerror}): stop what listens there, perhaps another"
-                f" `mdstore up`, or choose another with {option}",
+                expected=f"a free port on 127.0.0.1 ({error.strerror}): stop the process that listens there (another"
+                f" `mdstore up`?), or choose another port with {option}",
             ) from error
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that is free now."""
+    """Return a port on 127.0.0.1 that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The whole system on one machine: embedded AWS, provisioning, worker, front door. Started in order, stopped in reverse."""
+"""The whole system on one machine: embedded AWS, provisioned resources, worker and HTTP API."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from mdstore.provision import provision
 from mdstore.settings import Settings, load_settings
 from mdstore.store import Store
 
-_STOPS_WITHIN = 20.0
-_STARTS_WITHIN = 30.0
+_STOP_TIMEOUT = 20.0  # seconds
+_START_TIMEOUT = 30.0  # seconds
 
 
 class Stack:
-    """Embedded AWS, worker and front door as child processes of this one. Use as a context manager.
+    """Runs embedded AWS, worker and HTTP API as child processes. Use it as a context manager.
 
-    `environ` adds to the environment of the children and of `settings`. Logs go to `log_dir`, else to standard error.
+    The processes start in this order and stop in reverse. `environ` is added to the environment of the child processes, and
+    `settings` are read from it too. Logs are written to `log_dir`, or to standard error without one.
     """
 
     def __init__(
@@ -60,11 +61,11 @@ class Stack:
 
     @property
     def api_url(self) -> str:
-        """Where the front door listens."""
+        """The URL at which the HTTP API listens."""
         return f"http://{self.settings.api_host}:{self.settings.api_port}"
 
     def start(self) -> Self:
-        """Start everything; returns when the front door is ready."""
+        """Start all processes, and return when the HTTP API is ready."""
         if self._with_api:
             check_port(self.settings.api_port, option="--api-port")
         try:
@@ -82,8 +83,8 @@ class Stack:
         return self
 
     def start_worker(self, name: str = "worker") -> subprocess.Popen[bytes]:
-        """Start one more worker."""
-        # With a log of its own it may talk; on a shared terminal, warnings are enough.
+        """Start another worker; its log is `{name}.log`."""
+        # A worker with a log file logs at the level INFO. On a terminal that it shares with others, it logs only warnings.
         process = self._spawn(name, ["worker"] if self._log_dir else ["worker", "--quiet", "--log-level", "WARNING"])
         self._report(f"worker         pid {process.pid}, {self.settings.concurrency} processes")
         return process
@@ -91,16 +92,16 @@ class Stack:
     def _start_api(self) -> None:
         self.api_key = Store(self.settings).api_keys.create(source="local", scopes=["write", "read", "operate"])
         process = self._spawn("api", ["api"])
-        deadline = time.monotonic() + _STARTS_WITHIN
-        while not _answers(f"{self.api_url}/readyz"):
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not _responds(f"{self.api_url}/readyz"):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise MdstoreError(f"the front door did not become ready at {self.api_url}: see its log")
+                raise MdstoreError(f"the HTTP API did not become ready at {self.api_url}: see its log")
             time.sleep(0.05)
-        self._report(f"front door     {self.api_url}  (API: {self.api_url}/docs)")
-        self._report(f"bearer key     {self.api_key}")
+        self._report(f"HTTP API       {self.api_url}  (documentation: {self.api_url}/docs)")
+        self._report(f"API key        {self.api_key}")
 
     def wait(self) -> str:
-        """Block until a part ends by itself; returns its name."""
+        """Wait until a child process exits, and return its name."""
         while True:
             for name, process in self.processes.items():
                 if process.poll() is not None:
@@ -108,7 +109,7 @@ class Stack:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """Stop all parts, the last started first. Stopping twice is safe."""
+        """Stop all processes in the reverse order of their start. Stopping twice is safe."""
         for name in reversed(list(self.processes)):
             stop_process(self.processes.pop(name))
         self.aws.stop()
@@ -124,7 +125,7 @@ class Stack:
     def _spawn(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         log = (self._log_dir / f"{name}.log").open("ab") if self._log_dir else None
         try:
-            # A session of its own: a Ctrl-C goes to the parent alone, and the whole group can be ended at once.
+            # In a session of its own, a child gets no Ctrl-C (only the parent does), and its whole group can be killed at once.
             process = subprocess.Popen(
                 [sys.executable, "-m", "mdstore", *arguments],
                 env=self.environ,
@@ -140,23 +141,23 @@ class Stack:
 
 
 def stop_process(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end (SIGTERM), and end its group when it does not within 20 s."""
+    """Stop a process with SIGTERM. If it does not exit within 20 seconds, kill its process group."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(_STOPS_WITHIN)
+            process.wait(_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             kill_group(process)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL a process that this one started, and its children."""
+    """Kill (SIGKILL) a child process that leads its own process group, and all processes of that group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2):  # noqa: S310  our own child
             return True

@@ -1,4 +1,4 @@
-"""The data store's Celery tasks, and the app that has them."""
+"""The data store's Celery tasks, and the app that registers them."""
 
 from mdstore.tasks.app import StoreApp, create_store_app
 

@@ -1,4 +1,4 @@
-"""The data store's Celery app: an app of `mdstore.queue` with a store and the three tasks."""
+"""The data store's Celery app: an `mdstore.queue` app with a store and three tasks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mdstore.tasks.tasks import register
 
 
 class StoreApp(SqsApp):
-    """An app whose tasks share the process's `Store`."""
+    """An app whose tasks share one `Store` per process."""
 
     _store: Store | None = None
 
     @property
     def store(self) -> Store:
-        """The store of this process, over its clients."""
+        """This process's store, built on this process's AWS clients."""
         aws = self.aws
         store = self._store
         if store is None or store.aws is not aws:
@@ -28,7 +28,7 @@ class StoreApp(SqsApp):
         return store
 
     def warm_up(self) -> None:
-        """Build the store too."""
+        """Build the clients and the store before the first message."""
         super().warm_up()
         _ = self.store
 
@@ -36,7 +36,7 @@ class StoreApp(SqsApp):
 def create_store_app(
     settings: Settings | None = None, *, name: str = "mdstore", event_queue: str | None = None, **conf: Any
 ) -> StoreApp:
-    """Make the data store's app: what `mdstore.queue.create_app` makes, with the tasks `mdstore.ingest` and its helpers."""
+    """Create the data store's app: an app like that of `mdstore.queue.create_app`, with the data store's tasks."""
     app = configure(StoreApp(name, set_as_current=False), settings, event_queue=event_queue, **conf)
     register(app)
     return app

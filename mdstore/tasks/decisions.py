@@ -1,4 +1,4 @@
-"""The policy: what becomes of a message whose task has ended, decided as a value. `StoreTask` carries it out."""
+"""The policy for a message whose task has ended. `decide` returns the decision as a value; `StoreTask` carries it out."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 from mdstore.errors import DeploymentBroken, IntegrityError, Unavailable
 
-#: Seconds that a postponed message waits at most; the wait is drawn at random, so that messages do not come back together.
+#: The longest wait of a postponed message, in seconds. Waits are random, so that postponed messages do not return all at once.
 POSTPONED = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deliveries:
-    """How often SQS has delivered a message, this time included, and how often a worker executes it at most."""
+    """How often SQS has delivered a message (including this time), and the most deliveries that workers execute."""
 
     count: int
     limit: int
 
     @property
     def is_last(self) -> bool:
-        """Whether no further delivery will be executed."""
+        """Whether workers will execute no further delivery of the message."""
         return self.count >= self.limit
 
 
@@ -30,28 +30,28 @@ class Done:
 
 @dataclass(frozen=True)
 class Postpone:
-    """Send the message again, to be visible within `seconds`. It spends no delivery."""
+    """Send the message again, with a random delay of at most `seconds`. This does not count as a delivery."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """Keep the message among the dead letters, with its `reason`: executing it again would end the same way."""
+    """Move the message to the dead-letter queue with its `reason`, because executing it again would fail the same way."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Redeliver:
-    """Give the message back to the queue. Where it `gives_up`, this was the last delivery: the message is dead-lettered."""
+    """Return the message to the queue. `gives_up` means that this was the last delivery, so the message is dead-lettered."""
 
     gives_up: bool
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Give the message back because the deployment is broken, which no other message would survive either."""
+    """Return the message to the queue because the deployment is broken: any other message would fail too."""
 
     gives_up: bool
 
@@ -60,13 +60,13 @@ Decision = Done | Postpone | DeadLetter | Redeliver | Pause
 
 
 def decide(error: Exception | None, deliveries: Deliveries) -> Decision:
-    """What becomes of a message whose task raised `error`, or None where it ended well."""
+    """Decide what becomes of a message whose task raised `error`; None means that the task succeeded."""
     match error:
         case None:
             return Done()
-        case Unavailable():  # throttled, or out of reach
+        case Unavailable():  # throttled or unreachable
             return Postpone(POSTPONED)
-        case IntegrityError():  # forged, or damaged
+        case IntegrityError():  # forged or damaged
             return DeadLetter(str(error))
         case DeploymentBroken():
             return Pause(gives_up=deliveries.is_last)

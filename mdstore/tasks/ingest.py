@@ -1,4 +1,4 @@
-"""The caller's side of `ingest`: operations go to S3, and only their reference to SQS."""
+"""The producer's side of `ingest`: store the operations in S3 and send only a reference to them through SQS."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mdstore.tasks.task import StoreTask
 
 
 class IngestTask(StoreTask):
-    """Does the claim check on the caller's side: operations to S3, their reference to SQS."""
+    """The task `mdstore.ingest`. Publishing it stores the operations as a payload and sends a reference to the payload."""
 
     abstract = True
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult:
-        """Store the operations and send their reference; returns the result of the request.
+        """Store the operations, send a reference to them, and return the request's result.
 
-        `args` is `(operations,)`; `kwargs` may have `request_id`, `source` and `on_invalid`. A request that is known
-        already is not sent again, unless a signature's task id waits for it.
+        `args` is `(operations,)`; `kwargs` may contain `request_id`, `source` and `on_invalid`. A request that was accepted
+        before is not sent again, unless the caller set a task id: then somebody waits for the result of that task.
         """
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         if options.get("expires") is not None:
             raise InvalidRequest(
-                field="expires", value=options["expires"], expected="none: what is accepted is applied"
+                field="expires", value=options["expires"], expected="no expiry: every accepted request is applied"
             )
         if args and _is_reference(args[0]):
             return super().apply_async(args, kwargs, **options)
@@ -53,7 +53,7 @@ class IngestTask(StoreTask):
         task_id: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Accepted:
-        """Accept a request and publish it; without a task id of the caller's the request id is the task's."""
+        """Accept a request and publish it. The task's id is `task_id`, or else the request id."""
         if isinstance(operations, Mapping | str | bytes):
             raise InvalidRequest(field="operations", value=operations, expected="a list of operations")
         send = super().apply_async
@@ -80,7 +80,7 @@ class IngestTask(StoreTask):
 
 
 def fairness_options(reference: Reference) -> dict[str, str]:
-    """The option that lets SQS deliver the sources' messages in turn, so that a noisy one does not hold up the others.
+    """Return the option that makes SQS deliver the messages of all sources in turn, so that a busy source delays no other.
 
     Source: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues.html
     """
@@ -93,7 +93,7 @@ def _is_reference(value: Any) -> bool:
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """Turn the broker's errors into the package's own."""
+    """Translate the broker's errors into this package's errors."""
     try:
         yield
     except Unsent as unsent:

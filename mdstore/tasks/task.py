@@ -1,4 +1,4 @@
-"""The class of the data store's tasks: carries out what is decided about a message, and keeps the ledger informed."""
+"""The base class of the data store's tasks. It carries out the decision about a message and records failures in the ledger."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ _SHORTEST_POSTPONEMENT = 0.5  # seconds
 
 
 class StoreRequest(SqsRequest):
-    """A delivery of one of these tasks: an accepted request does not expire, and whatever fails it is delivered again.
+    """A delivery of one of these tasks. It never expires, and if it fails, it is delivered again, except for the last one.
 
-    Celery drops an expired message and, from then on, every other message of its task id: a forged message would take the
-    genuine one with it.
+    Celery drops an expired message and then every other message with the same task id, so a forged message with an expiry would
+    cause the genuine message to be dropped.
     """
 
     def maybe_expire(self) -> bool:
-        """Never expire."""
+        """Return False: accepted requests do not expire."""
         return False
 
     def reject(self, requeue: bool = False) -> None:  # noqa: ARG002
-        """Give the message back, whatever the reason, until its last delivery."""
+        """Return the message to the queue, whatever the caller asks for; the last delivery is dead-lettered."""
         super().reject(requeue=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Delivery:
-    """One delivery of a message, as it came; `lane` is the one that it names, if any."""
+    """One delivery: the message as received, its reference if that could be read, and the lane that it names, if any."""
 
     message: Any
     reference: Reference | None
@@ -64,22 +64,22 @@ class StoreTask(SqsTask):
     app: StoreApp
     acks_on_failure_or_timeout = False
     Request: Any = StoreRequest
-    #: Postponing spends no attempt; where attempts are counted, the limit is given with the retry.
+    #: Postponing does not count as an attempt. Retries that do count pass their own limit.
     max_retries = None
 
     @property
     def store(self) -> Store:
-        """The process's store."""
+        """This process's store."""
         return self.app.store
 
     @property
     def deliveries(self) -> Deliveries:
-        """How often SQS has delivered this task's message."""
+        """How often SQS has delivered this task's message, and how often workers execute it."""
         count = (self.request.headers or {}).get("receives") or self.request.get("receives") or 1
         return Deliveries(count=int(count), limit=self.store.settings.max_receives)
 
     def process(self, message: Any, work: Callable[[Reference], T], *, lane: int | None = None) -> T:
-        """Return what `work` makes of the request that a message names; where it fails, carry out what is decided."""
+        """Call `work` with the message's reference and return its result. If that fails, decide what becomes of the message."""
         try:
             reference = read_reference(message, lane=lane)
         except IntegrityError as error:
@@ -88,7 +88,7 @@ class StoreTask(SqsTask):
         delivery = _Delivery(message=message, reference=reference, lane=lane)
         deliveries = self.deliveries
         if deliveries.is_last:
-            # Should this delivery end the process, nobody else would say so; a success replaces what is said here.
+            # Record the failure first: if this delivery kills the process, no other delivery would. A success replaces it.
             self._record_failure(reference, lane, f"delivered {deliveries.count} times without finishing")
         try:
             result = work(reference)
@@ -100,7 +100,7 @@ class StoreTask(SqsTask):
         return result
 
     def _carry_out(self, decision: Decision, delivery: _Delivery, error: Exception) -> None:
-        """Tell Celery what becomes of a failed message: raises `Retry`, `Ignore` or `Reject`."""
+        """Carry out the decision about a message whose task failed. Raises `Retry`, `Ignore` or `Reject` to tell Celery."""
         match decision:
             case Done():
                 return
@@ -110,7 +110,7 @@ class StoreTask(SqsTask):
                 raise self.retry(exc=error, countdown=countdown, max_retries=None) from error
             case DeadLetter(reason):
                 self._dead_letter(delivery, reason, error)
-                # The dead letter is safe, so the message may go: a rejected one would come again.
+                # The dead letter is stored, so the message may be deleted. Rejecting it would have it delivered again.
                 raise Ignore from error
             case Pause(gives_up):
                 self._event("message.kept", error, logging.CRITICAL)
@@ -122,7 +122,7 @@ class StoreTask(SqsTask):
         raise Reject(str(error), requeue=True) from error
 
     def _dead_letter(self, delivery: _Delivery, reason: str, error: Exception) -> None:
-        """Keep a message that must not be executed, with its reason; where it is genuine, its request has failed."""
+        """Dead-letter a message with the reason. If its reference is genuine, record that its request and task have failed."""
         body = exactjson.dumps({"task": self.name, "message": delivery.message}).decode()
         self.app.dead_letter(body=body, reason=reason, task=self.name, receives=self.deliveries.count)
         if delivery.reference is not None and self._is_genuine(delivery.reference):
@@ -134,52 +134,53 @@ class StoreTask(SqsTask):
         event(name, level=level, task=self.name, task_id=str(self.request.id), receives=count, error=str(error))
 
     def _is_genuine(self, reference: Reference) -> bool:
-        """Whether the ledger has accepted this very reference; a forged one must not touch the request that it names."""
+        """Whether the ledger holds exactly this reference. A forged one must not change the request that it names."""
         try:
             return self.store.ledger.get(reference.request_id).reference == reference
         except NotFound:
             return False
 
     def _record_failure(self, reference: Reference, lane: int | None, error: str) -> None:
-        """Record in the ledger that a lane failed, or all that are not done. A later delivery that succeeds replaces it."""
+        """Record in the ledger that `lane` failed, or with None every unfinished lane. A later success replaces the record."""
         try:
             try:
                 status = self.store.ledger.progress(reference.request_id)
-            except NotFound:  # the producer's note was late or lost; a small request has none before it is done
+            except NotFound:
+                # The producer's record is late or lost, and workers write none before a one-lane request is done.
                 status, _ = start(self.store, reference)
-            if status.state is State.COMPLETED or status.reference != reference:  # or a forged message names it
+            if status.state is State.COMPLETED or status.reference != reference:  # a different one: a forged message
                 return
             for number in missing_lanes(self.store, status) if lane is None else [lane]:
-                with suppress(IntegrityError):  # what cannot be read cannot be counted either
+                with suppress(IntegrityError):  # the operations of an unreadable lane cannot be counted
                     self.store.writer.give_up(reference, number, error)
             self.store.ledger.fail(reference.request_id, error)
         except MdstoreError:
-            logger.exception("%s: the failure could not be recorded; the message is kept", self.name)
+            logger.exception("%s: could not record the failure in the ledger; the message is kept", self.name)
 
 
 def read_reference(message: Any, *, lane: Any = None) -> Reference:
-    """The reference in a message. Raises `IntegrityError`, also where `lane` is none of the request's.
+    """Decode a message's reference. Raises `IntegrityError` if it is malformed, or if the request has no such `lane`.
 
-    The payload's place is checked when it is read.
+    The payload's S3 key is checked later, when the payload is read.
     """
     try:
         reference = msgspec.convert(message, Reference)
     except msgspec.ValidationError as error:
         raise IntegrityError(f"not a message of this schema: {error}") from error
     if lane is not None and not (type(lane) is int and 0 <= lane < reference.lanes):
-        raise IntegrityError(f"lane {lane!r} is none of the request's")
+        raise IntegrityError(f"lane {lane!r} does not exist: the request's lanes are 0 to {reference.lanes - 1}")
     return reference
 
 
 def start(store: Store, reference: Reference) -> tuple[RequestStatus, list[int]]:
-    """Record that a request runs; returns its status and the lanes that are not completed."""
+    """Record that a request is running. Returns its status and the lanes that are not completed."""
     header = store.payloads.header(reference)
     status = store.ledger.start(reference, operations=header.operations, refused=header.refused_counts)
     return status, missing_lanes(store, status)
 
 
 def missing_lanes(store: Store, status: RequestStatus) -> list[int]:
-    """The lanes of a request that are not completed."""
+    """Return the lanes of a request that are not completed."""
     done: set[int] = set()
     if status.lanes > 1 and status.state is not State.COMPLETED:
         summaries = store.ledger.lanes(status.request_id)

@@ -1,8 +1,8 @@
-"""The three tasks: each translates a message into calls of the store.
+"""The data store's three Celery tasks. Each translates a message into calls to the store.
 
-ingest       one lane: apply it and finish here; many: chord(group(apply_lane * N), finish)
-apply_lane   one lane; the one with the highest number also finishes, if it is the last to end
-finish       the request's final state, from the lane summaries in the ledger
+ingest       applies and finishes a request of one lane; for more lanes, starts chord(group(apply_lane * N), finish)
+apply_lane   applies one lane; the task of the last lane also finishes the request if all other lanes are done
+finish       sets the request's final state from the lane summaries in the ledger
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _FINISH_TRIES = 360
 
 
 def register(app: StoreApp) -> None:
-    """Give an app the three tasks. One that hangs is killed, and its lane goes on from its receipts."""
+    """Register the three tasks with an app.
+
+    A task that exceeds its time limit is killed; after redelivery, its lane resumes from its receipts.
+    """
     options: dict[str, Any] = {"bind": True, "shared": False, "time_limit": app.settings.task_time_limit}
     app.task(ingest, name="mdstore.ingest", base=IngestTask, typing=False, **options)
     app.task(apply_lane, name="mdstore.apply_lane", base=StoreTask, ignore_result=True, **options)
@@ -34,9 +37,11 @@ def register(app: StoreApp) -> None:
 
 
 def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
-    """Apply a request, or spread its lanes over the workers. Its result is the request's summary."""
+    """Apply a request of one lane, or start a chord that applies many. The task's result is the request's summary."""
     if self.request.called_directly or self.request.is_eager:
-        raise InvalidRequest(field="ingest", value="called in place", expected="ingest.delay(operations), or a worker")
+        raise InvalidRequest(
+            field="ingest", value="a direct call", expected="ingest.delay(operations), run by a worker"
+        )
 
     def apply_or_start(reference: Reference) -> tuple[RequestStatus, list[int]]:
         if reference.lanes <= 1:
@@ -55,24 +60,25 @@ def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
-    """Apply one lane."""
+    """Apply one lane of a request."""
     self.process(message, lambda reference: self.store.writer.apply_lane(reference, lane), lane=lane)
     reference = read_reference(message)
-    if lane == reference.lanes - 1:  # often the last to end: whoever waits for the request is spared a message
-        with suppress(MdstoreError):  # `finish` follows all the same
+    if lane == reference.lanes - 1:
+        # This lane is often the last to end. Finishing here spares the waiting client the delay of one more message.
+        with suppress(MdstoreError):  # `finish` runs in any case
             self.store.ledger.finish(reference.request_id)
 
 
 def finish(self: StoreTask, message: dict[str, Any]) -> dict[str, Any]:
-    """Set the request's final state. Lanes that another delivery still works on are waited for."""
+    """Set the request's final state. If another delivery is still applying a lane, retry until the lane is done."""
 
-    def finished(reference: Reference) -> RequestStatus:
+    def set_final_state(reference: Reference) -> RequestStatus:
         try:
             return self.store.ledger.finish(reference.request_id)
         except NotFound as error:
-            raise IntegrityError(f"{error}: nothing was begun that could be finished") from error
+            raise IntegrityError(f"{error}: a request that was never started cannot be finished") from error
 
-    status = self.process(message, finished)
+    status = self.process(message, set_final_state)
     if status.state in FINAL_STATES:
         return status.summary()
     raise self.retry(countdown=_FINISH_EVERY, max_retries=_FINISH_TRIES)

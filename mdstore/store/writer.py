@@ -9,7 +9,7 @@ Each line names a step, the function that does it, and what it does:
       apply      _apply_transaction    for each transaction, in parallel with the others of its wave:
         prepare    _prepare              read the records that patches apply to, and merge the patches (_merge_patches)
         send       _send                 call TransactWriteItems(operations + receipt): same bytes and token until AWS answers
-        read       _send                 learn whether it applied, now or in an earlier delivery, or what was refused (see below)
+        read       _send                 learn whether it applied, now or before, or what was refused (see below)
       count      count                 count the outcomes from the receipts
       close      Ledger.close_lane     write the lane's summary to the ledger
 

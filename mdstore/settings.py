@@ -124,7 +124,7 @@ class Settings(BaseModel):
     worker_host: str = "127.0.0.1"
     worker_port: int = Field(default=0, ge=0, le=65_535)  # where a worker serves /livez; 0 disables it
 
-    # -- Front door: the HTTP API
+    # -- HTTP API
 
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65_535)

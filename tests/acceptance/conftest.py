@@ -51,7 +51,7 @@ def cli_of(stack: Stack) -> Cli:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A running stack without front door."""
+    """A running stack without the HTTP API."""
     log_dir = tmp_path_factory.mktemp("stack")
     with Stack(log_dir=log_dir, with_api=False, environ={"MDSTORE_WAIT_TIME": "1"}) as running:
         yield running

@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @dataclass(frozen=True)
 class Up:
-    """A running `mdstore up`: its process, the environment of its users, its front door and bearer key."""
+    """A running `mdstore up`: its process, the environment of its users, its HTTP API and API key."""
 
     process: subprocess.Popen[str]
     environ: dict[str, str]
@@ -140,7 +140,7 @@ def test_the_readmes_curl_lines_run(up: Up) -> None:
 
 
 def test_keys_are_made_and_ended_from_the_command_line(up: Up) -> None:
-    """A key that `mdstore key create` prints opens the front door with its scope only, until it is revoked."""
+    """A key that `mdstore key create` prints opens the HTTP API with its scope only, until it is revoked."""
     made = up.sh("mdstore key create --source erp --scope read").stdout.strip()
     other = Up(up.process, {**up.environ, "KEY": made}, up.api, made)
 
@@ -156,7 +156,7 @@ def test_ctrl_c_stops_every_part(tmp_path: Path) -> None:
     with started(port, api_port, tmp_path / "up.log") as running:
         # The worker is not waited for by the command; it may not have its children yet.
         children = until(
-            lambda: _descendants(running.process.pid, least=4), what="emulator, worker, its child, front door"
+            lambda: _descendants(running.process.pid, least=4), what="emulator, worker, its child, HTTP API"
         )
 
         running.process.send_signal(signal.SIGINT)

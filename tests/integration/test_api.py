@@ -1,4 +1,4 @@
-"""The front door as its callers see it: real processes of uvicorn and the worker, over the embedded AWS."""
+"""The HTTP API as its callers see it: real processes of uvicorn and the worker, over the embedded AWS."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def process(*command: str, environ: Mapping[str, str], log: Path) -> Iterator[su
 
 @contextmanager
 def served(deployment: Deployment, log: Path) -> Iterator[httpx.Client]:
-    """A client of a front door that serves, without a key."""
+    """A client of an HTTP API that serves, without a key."""
     port = free_port()
     # Longer than the client's 5 s, as behind a load balancer: the side that sends must be the first to let go.
     command = ("uvicorn", "--factory", "mdstore.api:create_api", "--port", str(port), "--timeout-keep-alive", "75")
@@ -118,7 +118,7 @@ def deployment(aws: EmbeddedAws, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def door(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """The front door, called without a key."""
+    """The HTTP API, called without a key."""
     with served(deployment, tmp_path_factory.mktemp("api") / "log") as http:
         yield http
 
@@ -657,7 +657,7 @@ def test_a_wait_that_is_too_short_gets_the_acknowledgement(broken: Deployment, t
 
 
 def test_keys_are_not_logged(broken: Deployment, tmp_path: Path) -> None:
-    """Neither a known nor an unknown key is in the log of a front door that failed."""
+    """Neither a known nor an unknown key is in the log of an HTTP API that failed."""
     key = broken.key("write")
     with served(broken, tmp_path / "log") as door:
         broken.client.store.aws.dynamodb.delete_table(TableName=broken.settings.ledger_table)

@@ -16,6 +16,7 @@ LONGEST = (
     "chaos/test_kills.py",
     "integration/test_remote_control.py",
     "integration/test_queue.py",
+    "acceptance/test_wheel.py",
     "acceptance/test_main_job.py",
     "acceptance/test_inputs.py",
     "acceptance/test_memory.py",
@@ -26,6 +27,7 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of processes for `-n auto`: two a core, because most of the time tests wait for a queue."""
     return 2 * (os.cpu_count() or 1)

@@ -112,9 +112,9 @@ def test_a_worker_that_is_told_to_stop_loses_nothing_and_doubles_nothing(
 def test_a_task_that_outlives_the_grace_is_killed_and_its_message_given_back(
     app: SqsApp, environ: Environ, notes: Path, tmp_path: Path
 ) -> None:
-    patient = {**environ, "MDSTORE_VISIBILITY_TIMEOUT": "600", "MDSTORE_SHUTDOWN_GRACE": "3"}
+    patient = {**environ, "MDSTORE_VISIBILITY_TIMEOUT": "600", "MDSTORE_SHUTDOWN_GRACE": "1"}
     with worker(patient, tmp_path / "1.log", APP) as process:
-        result = app.tasks["nap"].delay(8)
+        result = app.tasks["nap"].delay(6)
         until(lambda: lines(notes) == ["begins"])
         process.terminate()
         assert process.wait(10) == 71
@@ -138,8 +138,10 @@ def test_a_countdown_is_waited_for_in_sqs(app: SqsApp, environ: Environ, notes: 
         began = time.time()
         app.tasks["touch"].apply_async((7,), countdown=3)
         time.sleep(1.5)
-        assert "7" not in lines(notes)
-        assert "touch" not in (tmp_path / "worker.log").read_text().partition("ready.")[2]  # no worker holds it
+        done, log = lines(notes), (tmp_path / "worker.log").read_text()
+        if time.time() - began < 3:  # a busy machine may have slept for longer
+            assert "7" not in done
+            assert "touch" not in log.partition("ready.")[2]  # no worker holds it
         until(lambda: lines(notes) == ["7"])
         assert time.time() - began >= 3
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +23,7 @@ from mdstore.errors import (
     TransactionCancelled,
     Unavailable,
 )
+from mdstore.local.emulator import free_port
 from tests.unit.endpoint import Answer, Endpoint, FakeTime, Keys
 
 
@@ -305,11 +305,8 @@ def test_a_connection_that_is_cut_is_unavailable(client: DynamoClient, endpoint:
 
 def test_an_endpoint_that_is_not_there_is_unavailable(time: FakeTime) -> None:
     """A refused connection is tried again like a throttle, and reported as the same error."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
     http = SignedHttp(service="dynamodb", region="x", credentials=Keys())
-    client = DynamoClient(http=http, endpoint=f"http://127.0.0.1:{port}", retry=time.retry(base=1))
+    client = DynamoClient(http=http, endpoint=f"http://127.0.0.1:{free_port()}", retry=time.retry(base=1))
     with pytest.raises(Unavailable):
         client.call("GetItem", {})
     assert time.slept

@@ -14,6 +14,7 @@ from botocore.awsrequest import AWSRequest
 
 from mdstore.aws.http import Answer, SignedHttp
 from mdstore.errors import ConfigurationError, Unavailable
+from mdstore.local.emulator import free_port
 from tests.unit.endpoint import Endpoint, Keys
 
 
@@ -130,9 +131,7 @@ def test_calls_at_the_same_time_come_back_with_their_tags(endpoint: Endpoint, ht
 
 def test_a_call_without_answer_is_an_error_of_its_tag(endpoint: Endpoint, http: SignedHttp) -> None:
     """One that fails leaves the others alone."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    nobody = f"http://127.0.0.1:{free_port()}"
     endpoint.says((200, {}))
     with http.concurrent_calls() as concurrent_calls:
         concurrent_calls.start("bad", nobody, (), b"")

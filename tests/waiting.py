@@ -1,4 +1,4 @@
-"""Waiting for conditions."""
+"""Wait for conditions in tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def until(reached: Callable[[], T], *, within: float = 60.0, what: str = "") -> T:
-    """Poll until `reached` returns something true, and return it; fails after `within` seconds."""
+    """Poll `reached` until it returns a true value, and return that value. Fail after `within` seconds."""
     deadline = time.monotonic() + within
     while not (found := reached()):
         assert time.monotonic() < deadline, f"not within {within} s: {what}"

@@ -34,7 +34,9 @@ def parts_of(canvas: Canvas, count: int) -> list[Any]:
 
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.integers(1, 5), st.integers(0, 2))
-def test_two_deliveries_of_each_part_in_any_order_with_crashes_complete_the_chord(data: st.DataObject, size: int, kills: int) -> None:
+def test_two_deliveries_of_each_part_in_any_order_with_crashes_complete_the_chord(
+    data: st.DataObject, size: int, kills: int
+) -> None:
     """The callback gets every part's result, under one task id. The chord fails only if some part never succeeded.
 
     The outcomes of a part's two deliveries may differ, and workers may be killed before any of their calls.
@@ -115,7 +117,9 @@ def test_a_failed_chord_runs_once_its_failed_part_succeeds() -> None:
     ],
 )
 @pytest.mark.parametrize("set_on", ["body", "chord", "chain"])
-def test_the_join_policy_decides_when_the_body_runs(policy: str, outcomes: str, expected_arguments: Any, set_on: str) -> None:
+def test_the_join_policy_decides_when_the_body_runs(
+    policy: str, outcomes: str, expected_arguments: Any, set_on: str
+) -> None:
     """The policy may be set on the body, on the chord or on the body of a chord in a chain; it is not sent with the body."""
     canvas = Canvas()
     body = canvas.s("body")

@@ -54,7 +54,7 @@ class Endpoint:
                 status, content, headers = endpoint.answers[0]
                 if len(endpoint.answers) > 1:
                     endpoint.answers.pop(0)
-                if status == 0:  # close the connection without an answer
+                if status == 0:  # close the connection without a response
                     self.close_connection = True
                     return
                 self.send_response(status)
@@ -72,7 +72,7 @@ class Endpoint:
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def says(self, *answers: tuple[int, Any] | Answer) -> None:
+    def respond_with(self, *answers: tuple[int, Any] | Answer) -> None:
         self.answers = []
         for status, content, *rest in answers:
             text = content if isinstance(content, bytes) else json.dumps(content).encode()

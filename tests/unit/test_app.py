@@ -98,7 +98,7 @@ def test_only_the_data_stores_app_has_the_data_stores_tasks() -> None:
         assert [name for name in app.tasks if name.startswith("mdstore.")] == []
 
 
-def test_workers_of_other_apps_are_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_garbage_collector_of_other_apps_is_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of another app may import this package only to submit requests; its garbage collector is left alone."""
     monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("frozen"))
     other = Celery("other", broker="memory://", set_as_current=False)
@@ -134,7 +134,7 @@ def test_periodic_work_starts_after_the_fork() -> None:
 
 
 def test_an_app_creates_each_of_its_parts_once() -> None:
-    """The delayed table remembers which state it has written; a new table would write it again for each message."""
+    """The delayed table remembers that it has written its state; a new one for each message would write it each time."""
     app = create_app(load_settings({}).settings)
     assert app.delayed_table is app.delayed_table
     assert app.claim_checks is app.claim_checks

@@ -193,7 +193,7 @@ def test_a_generated_header_is_published_part_by_part() -> None:
             yield canvas.s("part", number)
 
     chord(header(), canvas.s("body"), app=canvas.app).apply_async()
-    assert seen == [0, 0, 0, 1, 1]  # Celery looks ahead by two, and further the first time
+    assert seen == [0, 0, 0, 1, 1]  # Celery generates two parts ahead, and more the first time
     for number, message in enumerate(canvas.take("part")):
         canvas.succeed(message, number)
     assert canvas.take("body")[0].args == [[0, 1, 2, 3, 4]]
@@ -250,7 +250,7 @@ def test_a_group_in_a_header_is_flattened_in_celerys_order() -> None:
     assert canvas.take("body")[0].args == [order]
 
 
-@pytest.mark.parametrize("is_redelivered", [False, True], ids=["once", "after a death"])
+@pytest.mark.parametrize("is_redelivered", [False, True], ids=["once", "after a crash"])
 def test_a_chain_that_fails_is_a_failed_part(is_redelivered: bool) -> None:
     """This holds even if the worker died after it stored the chain's result and before it recorded the part."""
     canvas = Canvas()

@@ -33,7 +33,7 @@ def part(index: int, number: int | None = None) -> Part:
 
 
 def opened(table: ResultsTable, size: int, *, shard: int = 200) -> ChordStates:
-    """Begin the chord "c", all of whose parts are published."""
+    """Return chord states that hold the chord "c", all of whose parts are published."""
     chord_states = chord_states_over(table, shard=shard)
     chord_states.open("c", callback="{}")
     chord_states.resize("c", size)
@@ -140,7 +140,7 @@ def test_parts_that_share_an_index_complete_their_chord_in_any_order(order: tupl
 @pytest.mark.parametrize("steps", list(product((0, 1), repeat=7)), ids=str)
 @pytest.mark.parametrize("is_sized", [True, False], ids=["sized", "not yet sized"])
 def test_the_worker_that_finds_a_chord_irregular_misses_no_part(steps: tuple[int, ...], is_sized: bool) -> None:
-    """Whatever the order of its first calls, the publisher's and the last part's, exactly one part completes the chord."""
+    """Its first calls run in any order with those of the publisher and the last part; exactly one part completes the chord."""
     table = ResultsTable()
     chord_states = chord_states_over(table, shard=2)
     chord_states.open("c")
@@ -187,7 +187,7 @@ def test_a_chord_with_gaps_in_its_indexes_completes_once(
 
 @pytest.mark.parametrize("at", range(1, 9))
 def test_marking_a_chord_irregular_is_repeated_after_a_crash(at: int) -> None:
-    """Whichever call the first part's worker is killed before, the second part completes the chord."""
+    """The first part's worker is killed before one of its calls; the second part still completes the chord."""
     table = ResultsTable()
     chord_states = opened(table, 2, shard=2)
     calls = count(1)
@@ -295,9 +295,8 @@ def test_only_one_process_checks_a_chord() -> None:
     """If two processes find a chord due for a check at the same moment, one of them checks it."""
     table = ResultsTable()
     chord_states = opened(table, 2)
-    workers = Workers(
-        lambda _: 0, lambda: False
-    )  # resumes the job that waited longest, so the jobs alternate call by call
+    # The job that waited longest is resumed, so the jobs alternate call by call.
+    workers = Workers(lambda _: 0, lambda: False)
     table.before_call = workers.checkpoint
     checked: list[bool] = []
     for _ in range(2):

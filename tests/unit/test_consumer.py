@@ -67,7 +67,7 @@ def rejected() -> Iterator[list[Any]]:
 
 
 def message(channel: RecordingChannel, headers: Any = None, **changes: Any) -> Message:
-    """Return a task's message; `changes` replace what it is made of."""
+    """Return a task's message; `changes` replace its fields."""
     made = {
         "body": "[[],{},{}]",
         "content_type": "application/json",
@@ -216,7 +216,7 @@ def test_a_broken_connection_does_not_dead_letter_the_message(consumer: Consumer
         ({"body": b"\x80\x04K\x07.", "content_type": "application/x-python-serialize"}, "ContentDisallowed: "),
         ({"body": b"\xff", "content_type": "application/json"}, "DecodeError: "),
     ],
-    ids=["no JSON", "YAML", "pickle", "no UTF-8"],
+    ids=["not JSON", "YAML", "pickle", "not UTF-8"],
 )
 def test_a_message_that_cannot_be_decoded_is_dead_lettered(
     consumer: Consumer, channel: RecordingChannel, changes: dict[str, Any], reason: str

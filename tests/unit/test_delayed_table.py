@@ -158,7 +158,7 @@ def test_putting_the_same_message_again_changes_nothing(environment: Environment
 
 
 @pytest.mark.parametrize(
-    ("changes", "field", "words"),
+    ("changes", "field", "text"),
     [
         ({"due_at": math.nan}, "due_at", "Unix seconds"),
         ({"due_at": math.inf}, "due_at", "ten years"),
@@ -175,12 +175,10 @@ def test_putting_the_same_message_again_changes_nothing(environment: Environment
         ({"body": "\ud800"}, "body", "Unicode"),
     ],
 )
-def test_invalid_messages_are_refused(
-    environment: Environment, changes: dict[str, Any], field: str, words: str
-) -> None:
+def test_invalid_messages_are_refused(environment: Environment, changes: dict[str, Any], field: str, text: str) -> None:
     """The error names the field, its value and what was expected; nothing is written."""
     values = {"queue": "q", "body": "{}", "due_at": START + HOUR, "deduplication_id": "t1:0", **changes}
-    with pytest.raises(InvalidRequest, match=words) as caught:
+    with pytest.raises(InvalidRequest, match=text) as caught:
         environment.table.put(values.pop("queue"), values.pop("body"), values.pop("due_at"), **values)
     assert caught.value.field == field
     assert not environment.dynamo.items

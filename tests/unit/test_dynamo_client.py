@@ -119,7 +119,7 @@ def error_body(code: str, **more: Any) -> dict[str, Any]:
 
 
 def failure(client: DynamoClient, endpoint: Endpoint, *answers: tuple[int, Any] | Answer) -> MdstoreError:
-    endpoint.says(*answers)
+    endpoint.respond_with(*answers)
     with pytest.raises(MdstoreError) as caught:
         client.call("GetItem", {})
     return caught.value
@@ -127,7 +127,7 @@ def failure(client: DynamoClient, endpoint: Endpoint, *answers: tuple[int, Any] 
 
 def test_a_call_is_signed_json(client: DynamoClient, endpoint: Endpoint) -> None:
     """The request has DynamoDB's headers and a SigV4 signature with the session token, and the response is decoded."""
-    endpoint.says((200, {"Item": {"pk": {"S": "ü"}}}))
+    endpoint.respond_with((200, {"Item": {"pk": {"S": "ü"}}}))
     assert client.call("GetItem", {"TableName": "t"}) == {"Item": {"pk": {"S": "ü"}}}
     ((headers, body),) = endpoint.requests
     assert json.loads(body) == {"TableName": "t"}
@@ -157,7 +157,7 @@ def test_retryable_errors_raise_unavailable(client: DynamoClient, endpoint: Endp
     assert isinstance(error, Unavailable)
     assert error.code == code
     assert str(error) == f"{code}: GetItem: text"
-    assert len(endpoint.requests) == 3  # after 0, 1 and 3 of 5 seconds
+    assert len(endpoint.requests) == 3  # tries after 0, 1 and 3 s; the patience is 5 s
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_transaction_cancelled_for_its_operations_has_their_reasons(
 
 def test_every_try_sends_the_same_bytes_and_token(client: DynamoClient, endpoint: Endpoint, time: FakeTime) -> None:
     """A transaction is retried unchanged, so that DynamoDB recognises it."""
-    endpoint.says(
+    endpoint.respond_with(
         (500, error_body("InternalServerError")),
         (0, b""),
         (400, error_body("TransactionInProgressException")),
@@ -277,7 +277,7 @@ def test_every_try_sends_the_same_bytes_and_token(client: DynamoClient, endpoint
 
 def test_other_actions_have_another_token(client: DynamoClient, endpoint: Endpoint) -> None:
     """The token is derived from the actions: the same actions have the same token, and others have another."""
-    endpoint.says((200, {}))
+    endpoint.respond_with((200, {}))
     for name in ("a", "b", "a"):
         client.call(*transact(exactjson.dumps([{"Delete": {"TableName": name}}])))
     first, second, third = (json.loads(body)["ClientRequestToken"] for _, body in endpoint.requests)
@@ -291,7 +291,7 @@ def test_a_damaged_response_is_unavailable(client: DynamoClient, endpoint: Endpo
         error = failure(client, endpoint, (status, content, {"x-amz-crc32": str(zlib.crc32(content) ^ 1)}))
         assert isinstance(error, Unavailable)
         assert error.code == "ChecksumMismatch"
-    endpoint.says((200, b"{}", {"x-amz-crc32": "1"}), (200, good, {"x-amz-crc32": str(zlib.crc32(good))}))
+    endpoint.respond_with((200, b"{}", {"x-amz-crc32": "1"}), (200, good, {"x-amz-crc32": str(zlib.crc32(good))}))
     assert client.call("GetItem", {}) == {"Item": {}}
 
 

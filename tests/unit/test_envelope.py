@@ -99,7 +99,7 @@ def test_every_header_that_celery_sends_is_known(celery: Celery, sent: Callable[
     assert {name for text in sent() for name in json.loads(text)["headers"]} <= checked | only_displayed
 
 
-# -- messages that are reason_of
+# -- messages that are refused
 
 
 def message(**headers: Any) -> Message:
@@ -114,7 +114,7 @@ def message(**headers: Any) -> Message:
 
 
 def reason_of(text: str | Message) -> str:
-    """Return the reason for which a message is reason_of."""
+    """Return the reason for which a message is refused."""
     with pytest.raises(Malformed) as caught:
         check(text if isinstance(text, str) else json.dumps(text), received=True)
     reason = str(caught.value)
@@ -123,7 +123,7 @@ def reason_of(text: str | Message) -> str:
 
 
 def test_the_unchanged_message_is_valid() -> None:
-    """So each of the changed messages below is reason_of for its change."""
+    """So each of the changed messages below is refused for its change."""
     check(json.dumps(message()))
     check(json.dumps({**message(), "properties": {}, "body": "[[],{},null]"}))
 
@@ -219,7 +219,7 @@ def test_values_at_the_bounds_are_accepted() -> None:
 @pytest.mark.parametrize("header", ["eta", "expires"])
 @pytest.mark.parametrize("value", ["tomorrow", "", "2026-13-01T00:00:00", "2026-11-23T00:00:00+99:00", "1"])
 def test_times_must_be_in_iso_8601(header: str, value: str) -> None:
-    """A time that Celery could not parse is reason_of, with its name, before Celery tries."""
+    """A time that Celery could not parse is refused, with its name, before Celery tries."""
     assert reason_of(message(**{header: value})).startswith(f"not a task's message: {header}: ")
 
 
@@ -314,5 +314,5 @@ def test_any_value_in_any_field_is_accepted_or_refused(name: str, value: Any) ->
     ],
 )
 def test_task_of_returns_the_name_in_the_headers(text: str, task: str) -> None:
-    """It returns the name even if the message is reason_of for another reason, and an empty text if there is no name."""
+    """It returns the name even if the message is refused for another reason, and an empty text if there is no name."""
     assert task_of(text) == task

@@ -71,7 +71,7 @@ def expected_signature(signer: Any, url: str, line: str, headers: dict[str, str]
 
 def test_a_call_is_signed_as_botocore_signs_it(endpoint: Endpoint, http: SignedHttp) -> None:
     """The signature covers method, headers, session token and body, as AWS computes it."""
-    endpoint.says((200, {}))
+    endpoint.respond_with((200, {}))
     body = b'{"a":"\xc3\xbc"}' * 1_000
     http.send(endpoint.url + "/", ("Content-Type: application/x-amz-json-1.0", "X-Amz-Target: DynamoDB.X"), body)
     ((headers, received),) = endpoint.requests
@@ -85,7 +85,7 @@ def test_a_call_is_signed_as_botocore_signs_it(endpoint: Endpoint, http: SignedH
 @pytest.mark.parametrize("key", ["payloads/r1", "payloads/2026-11-23/air%3Aports%40x%2By%3D", "payloads/a..b/~x_y-z"])
 def test_a_read_from_s3_is_signed_as_botocore_signs_it(endpoint: Endpoint, key: str) -> None:
     """S3 has its own rules for paths and for the digest of the body; the range header is part of the call."""
-    endpoint.says((206, b"x"))
+    endpoint.respond_with((206, b"x"))
     http = SignedHttp(service="s3", region="eu-central-1", credentials=Keys())
     assert http.send(f"{endpoint.url}/bucket/{key}", ("Range: bytes=0-9",)).body == b"x"
     http.close()
@@ -99,7 +99,7 @@ def test_a_read_from_s3_is_signed_as_botocore_signs_it(endpoint: Endpoint, key: 
 
 def test_a_response_has_status_headers_and_body(endpoint: Endpoint, http: SignedHttp) -> None:
     """Headers are found in any case, and an error has its body too."""
-    endpoint.says((418, b"teapot", {"X-Amz-Crc32": " 17 "}))
+    endpoint.respond_with((418, b"teapot", {"X-Amz-Crc32": " 17 "}))
     answer = http.send(endpoint.url, body=b"")
     assert (answer.status, answer.body) == (418, b"teapot")
     assert answer.header(b"x-amz-crc32:") == b"17"
@@ -108,14 +108,14 @@ def test_a_response_has_status_headers_and_body(endpoint: Endpoint, http: Signed
 
 def test_the_secret_key_is_not_sent(endpoint: Endpoint, http: SignedHttp) -> None:
     """Only a signature derived from the secret key leaves the process."""
-    endpoint.says((200, {}))
+    endpoint.respond_with((200, {}))
     http.send(endpoint.url, body=b"x")
     assert "secret" not in repr(endpoint.requests)
 
 
 def test_concurrent_calls_complete_with_their_tags(endpoint: Endpoint, http: SignedHttp) -> None:
     """Each response belongs to its own call, and the next round reuses the connections."""
-    endpoint.says((200, {}))
+    endpoint.respond_with((200, {}))
     for _ in range(2):
         with http.concurrent_calls() as concurrent_calls:
             for tag in range(8):
@@ -133,7 +133,7 @@ def test_a_concurrent_call_without_a_response_completes_with_an_error(endpoint: 
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    endpoint.says((200, {}))
+    endpoint.respond_with((200, {}))
     with http.concurrent_calls() as concurrent_calls:
         concurrent_calls.start("bad", closed, (), b"")
         concurrent_calls.start("good", endpoint.url, (), b"")

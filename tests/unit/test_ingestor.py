@@ -72,7 +72,7 @@ def bench() -> Bench:
 
 
 def test_a_repeated_request_is_not_sent_while_it_is_in_progress_or_completed(bench: Bench) -> None:
-    """Its message is in SQS until the visibility timeout has passed, so the same request again sends nothing."""
+    """Until the visibility timeout has passed, its message must be on its way, so the same request again sends nothing."""
     assert bench.submit()
     bench.ledger.now += SETTINGS.visibility_timeout - 1
     assert not bench.submit()

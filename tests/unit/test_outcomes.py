@@ -57,7 +57,7 @@ HISTORIES: dict[str, tuple[list[Operation], Any]] = {
 def test_verify_compares_the_combined_effect_of_all_operations_on_a_key(
     bench: Bench, operations: list[Operation], data: Any
 ) -> None:
-    """The record passes, and fails with any additional, missing or changed field, whichever operation wrote it."""
+    """The unchanged record passes, and any additional, missing or changed field fails, whichever operation wrote it."""
     request = applied(bench, operations)
     assert bench.data("k") == data
     assert verified(bench, request).ok

@@ -70,7 +70,7 @@ narrow_lanes = st.lists(
 
 @st.composite
 def wide_lanes(draw: st.DrawFn) -> list[Indexed]:
-    """Hundreds of operations; groups of up to 99, some of whose members lie far apart."""
+    """Draw a lane of hundreds of operations, with groups of up to 99, some of whose members are far apart."""
     chance = random.Random(draw(st.integers(0, 2**32)))
     keys = draw(st.integers(1, 500))
     groups = draw(st.integers(1, 12))

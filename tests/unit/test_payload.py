@@ -331,7 +331,7 @@ LIES = {
     "not compressed": (LINE, {"stored": LINE}),
     "begins elsewhere": (LINE, {"offset": 1}),
     "without newline": (LINE[:-1], {"count": 1}),
-    "no JSON": (b'{"index":0,"op":"dele\n', {}),
+    "not JSON": (b'{"index":0,"op":"dele\n', {}),
     "no index": (LINE.replace(b'"index":0,', b""), {}),
     "unknown op": (LINE.replace(b"delete", b"drop"), {}),
     "unknown field": (LINE.replace(b"}", b',"x":1}'), {}),
@@ -364,7 +364,7 @@ def test_a_lane_that_claims_too_many_bytes_is_not_read() -> None:
 
 @pytest.mark.parametrize("says_its_size", [True, False])
 def test_a_zip_bomb_is_detected_in_little_memory(says_its_size: bool) -> None:
-    """A lane of a few bytes that expands to 64 MiB is refused before it does, whatever size its frame claims."""
+    """A lane of a few bytes that expands to 64 MiB is refused before it is expanded, whatever size its frame claims."""
     payloads, objects = store()
     bomb = zstandard.ZstdCompressor(write_content_size=says_its_size).compress(b"\n" * 2**26)
     reference = forge(objects, LINE, stored=bomb)
@@ -381,9 +381,8 @@ def test_a_zip_bomb_is_detected_in_little_memory(says_its_size: bool) -> None:
 def test_a_frame_that_claims_more_than_the_memory_is_detected() -> None:
     """A frame that claims a tebibyte is refused like any other, without running out of memory."""
     payloads, objects = store()
-    frame = zstandard.ZstdCompressor().compress(
-        b"x" * 2**20
-    )  # its size takes the four bytes after magic and descriptor
+    frame = zstandard.ZstdCompressor().compress(b"x" * 2**20)
+    # The four bytes after magic number and descriptor hold the size of the content.
     size_at = frame.index((2**20).to_bytes(4, "little"))
     lying_frame = (
         frame[:4] + bytes([frame[4] | 0xC0]) + frame[5:size_at] + (2**40).to_bytes(8, "little") + frame[size_at + 4 :]
@@ -576,7 +575,7 @@ def test_two_operations_of_a_group_on_one_key_are_invalid() -> None:
 
 
 def test_a_request_with_too_many_refusals_is_refused() -> None:
-    """Every refusal must be readable later, so a request with more than that is refused before it is stored."""
+    """All refusals must be readable later; a request with more refusals than that allows is refused before it is stored."""
     payloads, _ = store()
     with pytest.raises(PayloadTooLarge, match="is this a file of operations"):
         put(payloads, [b"{broken"] * 12_000)
@@ -631,7 +630,7 @@ def test_temporary_files_are_always_closed(spill_files: list[IO[bytes]]) -> None
 
 @pytest.mark.usefixtures("spill_files")
 def keys_that_share_a_lane(count: int, sharing: int) -> list[str]:
-    """Return `count` keys for as many lanes, of which at least `sharing` fall into one lane."""
+    """Return `count` keys of which at least `sharing` fall into one lane, although there are `count` lanes."""
     for attempt in range(10_000):
         keys = [f"k{attempt}-{number}" for number in range(count)]
         partition = Partition()

@@ -150,7 +150,7 @@ def test_dots_within_a_segment_are_kept(recording: tuple[Objects, RecordingHttp]
 def test_a_read_requests_the_given_range(endpoint: Endpoint, objects: Objects) -> None:
     """`end` is exclusive. A response with the whole object and one with a part of it are both accepted."""
     for status in (206, 200):
-        endpoint.says((status, b"0123456789"))
+        endpoint.respond_with((status, b"0123456789"))
         assert objects.get("payloads/r1", 100, 110) == b"0123456789"
     assert {headers["range"] for headers, _ in endpoint.requests} == {"bytes=100-109"}
     assert set(endpoint.lines) == {"GET /payloads/payloads/r1 HTTP/1.1"}
@@ -158,7 +158,7 @@ def test_a_read_requests_the_given_range(endpoint: Endpoint, objects: Objects) -
 
 def test_a_range_beyond_the_end_is_empty(endpoint: Endpoint, objects: Objects) -> None:
     """A range that the object does not have returns no bytes, and is not an error."""
-    endpoint.says((416, error_body("InvalidRange")))
+    endpoint.respond_with((416, error_body("InvalidRange")))
     assert objects.get("payloads/r1", 100, 110) == b""
     assert len(endpoint.requests) == 1
 
@@ -166,7 +166,7 @@ def test_a_range_beyond_the_end_is_empty(endpoint: Endpoint, objects: Objects) -
 @pytest.mark.parametrize("body", [error_body("NoSuchKey"), b""], ids=["NoSuchKey", "no body"])
 def test_a_missing_object_is_not_found(endpoint: Endpoint, objects: Objects, body: bytes) -> None:
     """The error names the key, and the call is not retried."""
-    endpoint.says((404, body))
+    endpoint.respond_with((404, body))
     error = failure(lambda: objects.get("payloads/r1", 0, 1))
     assert isinstance(error, NotFound)
     assert (error.kind, error.name) == ("object", "payloads/r1")
@@ -192,7 +192,7 @@ def test_retryable_errors_are_retried_until_the_patience_ends(
     endpoint: Endpoint, objects: Objects, time: FakeTime, status: int, code: str
 ) -> None:
     """SlowDown and any 5xx may be temporary; the last error names its code and the key."""
-    endpoint.says((status, response_body(code)))
+    endpoint.respond_with((status, response_body(code)))
     error = failure(lambda: objects.get("payloads/r1", 0, 1))
     assert isinstance(error, Unavailable)
     assert error.code == code
@@ -203,7 +203,7 @@ def test_retryable_errors_are_retried_until_the_patience_ends(
 
 def test_a_read_succeeds_after_temporary_failures(endpoint: Endpoint, objects: Objects, time: FakeTime) -> None:
     """The caller does not notice a throttle or a broken connection that was temporary."""
-    endpoint.says((503, error_body("SlowDown")), (0, b""), (206, b"x"))
+    endpoint.respond_with((503, error_body("SlowDown")), (0, b""), (206, b"x"))
     assert objects.get("payloads/r1", 0, 1) == b"x"
     assert time.slept == [1]  # libcurl itself replaces a reused connection that was closed
 
@@ -222,7 +222,7 @@ def test_permanent_errors_raise_deployment_broken(
     endpoint: Endpoint, objects: Objects, time: FakeTime, status: int, code: str
 ) -> None:
     """A missing permission, or a missing or misplaced bucket, is not the message's fault; it is not retried."""
-    endpoint.says((status, response_body(code)))
+    endpoint.respond_with((status, response_body(code)))
     error = failure(lambda: objects.get("payloads/r1", 0, 1))
     assert type(error) is DeploymentBroken
     assert error.code == code
@@ -238,7 +238,7 @@ def test_an_object_is_stored_only_if_the_key_is_free(
     endpoint: Endpoint, objects: Objects, make: Callable[[bytes], bytes | io.BytesIO]
 ) -> None:
     """S3 itself checks the condition, so that only one of two writers can win; for the other one it is not an error."""
-    endpoint.says((200, b""), (412, error_body("PreconditionFailed")))
+    endpoint.respond_with((200, b""), (412, error_body("PreconditionFailed")))
     assert objects.put_new("payloads/r1", make(b"whole")) is True
     assert objects.put_new("payloads/r1", make(b"whole")) is False
     assert set(endpoint.lines) == {"PUT /payloads/payloads/r1 HTTP/1.1"}
@@ -247,7 +247,7 @@ def test_an_object_is_stored_only_if_the_key_is_free(
 
 def test_every_try_of_a_write_sends_the_whole_body(endpoint: Endpoint, objects: Objects, time: FakeTime) -> None:
     """A file that the first try read to its end is read from its beginning by the next try."""
-    endpoint.says((503, error_body("SlowDown")), (200, b""))
+    endpoint.respond_with((503, error_body("SlowDown")), (200, b""))
     file = io.BytesIO(b"whole")
     file.seek(5)
     assert objects.put_new("payloads/r1", file) is True
@@ -268,7 +268,7 @@ def test_a_failed_write_names_the_code(
     endpoint: Endpoint, objects: Objects, status: int, code: str, kind: type[MdstoreError], tries: int
 ) -> None:
     """Only this package's retry policy applies; boto3's own would multiply the tries."""
-    endpoint.says((status, error_body(code)))
+    endpoint.respond_with((status, error_body(code)))
     error = failure(lambda: objects.put_new("payloads/r1", b"x"))
     assert type(error) is kind
     assert getattr(error, "code", None) == code

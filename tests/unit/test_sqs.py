@@ -129,7 +129,7 @@ def test_no_entries_make_no_batch() -> None:
 
 def test_a_batch_is_sent_with_the_field_names_of_the_api(endpoint: Endpoint, sqs: Sqs) -> None:
     """Fields that are not set are left out. SQS refuses a delay on a FIFO queue, for example, even if it is null."""
-    endpoint.says((200, accepted("ü", "b")))
+    endpoint.respond_with((200, accepted("ü", "b")))
     full = entry(
         "b",
         delay_seconds=5,
@@ -164,7 +164,7 @@ def test_entries_that_sqs_did_not_accept_are_retried_alone(endpoint: Endpoint, s
     answer["Successful"] = [answer["Successful"][2], answer["Successful"][0]]
     wrong = {"Id": "3", "Code": "InvalidMessageContents", "Message": "no", "SenderFault": True}
     answer["Failed"] = [wrong, {"Id": "1", "Code": "InternalError", "SenderFault": False}]
-    endpoint.says((200, answer), (200, {"Successful": [{"Id": "1", "MessageId": "m"}]}))
+    endpoint.respond_with((200, answer), (200, {"Successful": [{"Id": "1", "MessageId": "m"}]}))
     assert sqs.send(QUEUE, [entry(body) for body in "abcd"]) == [
         None,
         None,
@@ -180,7 +180,7 @@ def test_entries_that_sqs_did_not_accept_are_retried_alone(endpoint: Endpoint, s
 def test_an_entry_that_keeps_failing_is_returned_as_failed(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
     """It is retried until the patience ends, and the other entries are sent once."""
     busy = {"Id": "1", "Code": "InternalError", "Message": "busy", "SenderFault": False}
-    endpoint.says((200, {**accepted("a"), "Failed": [busy]}), (200, {"Failed": [busy]}))
+    endpoint.respond_with((200, {**accepted("a"), "Failed": [busy]}), (200, {"Failed": [busy]}))
     assert sqs.send(QUEUE, [entry("a"), entry("b")]) == [None, Failed(id="1", code="InternalError", message="busy")]
     assert time.slept == [1, 2]
     assert len(endpoint.requests) == 4
@@ -189,7 +189,7 @@ def test_an_entry_that_keeps_failing_is_returned_as_failed(endpoint: Endpoint, s
 def test_a_batch_that_failed_completely_is_retried_whole(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
     """SQS is busy, and ten calls instead of one would add to its load."""
     busy = [{"Id": str(at), "Code": "InternalError", "SenderFault": False} for at in range(2)]
-    endpoint.says((200, {"Failed": busy}), (200, accepted("a", "b")))
+    endpoint.respond_with((200, {"Failed": busy}), (200, accepted("a", "b")))
     assert sqs.send(QUEUE, [entry("a"), entry("b")]) == [None, None]
     assert time.slept == [1]
 
@@ -198,14 +198,14 @@ def test_each_batch_is_a_call(endpoint: Endpoint, sqs: Sqs) -> None:
     """25 entries take three calls. Each entry gets its own result, whichever call completes first."""
     sent = [entry("same") for _ in range(25)]
     answer = {"Successful": [{"Id": str(at), "MessageId": "m"} for at in range(25)]}
-    endpoint.says((200, answer))
+    endpoint.respond_with((200, answer))
     assert sqs.send(QUEUE, sent) == [None] * 25
     assert sorted(len(json.loads(body)["Entries"]) for _, body in endpoint.requests) == [5, 10, 10]
 
 
 def test_deletes_and_visibility_changes_are_batched_too(endpoint: Endpoint, sqs: Sqs) -> None:
     """Each entry has its receipt handle, and a visibility change has its timeout."""
-    endpoint.says((200, {"Successful": [{"Id": "0"}, {"Id": "1"}]}))
+    endpoint.respond_with((200, {"Successful": [{"Id": "0"}, {"Id": "1"}]}))
     assert sqs.delete(QUEUE, ["a", "b"]) == [None, None]
     assert sqs.change_visibility(QUEUE, [("a", 0), ("b", 30)]) == [None, None]
     (first, deleted), (second, changed) = endpoint.requests
@@ -217,7 +217,7 @@ def test_deletes_and_visibility_changes_are_batched_too(endpoint: Endpoint, sqs:
 
 def test_a_message_damaged_in_transit_counts_as_not_sent(endpoint: Endpoint, sqs: Sqs) -> None:
     """SQS returns the MD5 of each body that it received; another MD5 means another message."""
-    endpoint.says((200, accepted("a", "other")))
+    endpoint.respond_with((200, accepted("a", "other")))
     fine, damaged = sqs.send(QUEUE, [entry("a"), entry("b")])
     assert fine is None
     assert damaged is not None
@@ -226,13 +226,13 @@ def test_a_message_damaged_in_transit_counts_as_not_sent(endpoint: Endpoint, sqs
 
 def test_an_entry_without_an_md5_counts_as_sent(endpoint: Endpoint, sqs: Sqs) -> None:
     """Not every service with this protocol returns the MD5."""
-    endpoint.says((200, {"Successful": [{"Id": "0", "MessageId": "m"}]}))
+    endpoint.respond_with((200, {"Successful": [{"Id": "0", "MessageId": "m"}]}))
     assert sqs.send(QUEUE, [entry("a")]) == [None]
 
 
 def test_an_entry_missing_from_the_response_counts_as_not_sent(endpoint: Endpoint, sqs: Sqs) -> None:
     """An entry is reported as sent only if the response says so."""
-    endpoint.says((200, accepted("a")))
+    endpoint.respond_with((200, accepted("a")))
     fine, unknown = sqs.send(QUEUE, [entry("a"), entry("b")])
     assert fine is None
     assert unknown is not None
@@ -241,7 +241,7 @@ def test_an_entry_missing_from_the_response_counts_as_not_sent(endpoint: Endpoin
 def test_messages_are_received_with_their_receive_counts(endpoint: Endpoint, sqs: Sqs) -> None:
     """A receive is one call, and may return no messages."""
     message = {"MessageId": "m", "ReceiptHandle": "r", "Body": "b", "Attributes": {"ApproximateReceiveCount": "3"}}
-    endpoint.says((200, {"Messages": [message, {**message, "Attributes": {}}]}), (200, {}))
+    endpoint.respond_with((200, {"Messages": [message, {**message, "Attributes": {}}]}), (200, {}))
     counted, uncounted = sqs.receive(QUEUE, 7, wait=20, visibility=60)
     assert (counted.message_id, counted.receipt_handle, counted.body, counted.receives) == ("m", "r", "b", 3)
     assert uncounted.receives == 1
@@ -257,14 +257,14 @@ def test_messages_are_received_with_their_receive_counts(endpoint: Endpoint, sqs
 
 def test_the_url_of_a_queue_is_looked_up_once(endpoint: Endpoint, sqs: Sqs) -> None:
     """It does not change while the queue exists."""
-    endpoint.says((200, {"QueueUrl": QUEUE}))
+    endpoint.respond_with((200, {"QueueUrl": QUEUE}))
     assert [sqs.url("mdstore"), sqs.url("mdstore")] == [QUEUE, QUEUE]
     assert len(endpoint.requests) == 1
 
 
 def test_the_error_of_a_missing_queue_names_it(endpoint: Endpoint, sqs: Sqs) -> None:
     """It also names the command that creates the queue, which the caller has probably not run."""
-    endpoint.says((400, {"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "no"}))
+    endpoint.respond_with((400, {"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "no"}))
     with pytest.raises(DeploymentBroken, match="there is no queue 'mdstore'; mdstore provision makes"):
         sqs.url("mdstore")
 
@@ -289,7 +289,7 @@ def test_retryable_errors_are_retried_until_the_patience_ends(
     endpoint: Endpoint, sqs: Sqs, time: FakeTime, status: int, code: str
 ) -> None:
     """Throttles and any 5xx are retried with the same bytes; the last error names its code."""
-    endpoint.says((status, error_body(code)))
+    endpoint.respond_with((status, error_body(code)))
     with pytest.raises(Unavailable) as caught:
         sqs.call("PurgeQueue", {"QueueUrl": QUEUE})
     assert caught.value.code == code
@@ -301,7 +301,9 @@ def test_retryable_errors_are_retried_until_the_patience_ends(
 
 def test_a_send_succeeds_after_temporary_failures(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
     """The caller does not notice a throttle or a broken connection that was temporary."""
-    endpoint.says((400, error_body("RequestThrottled")), (0, b""), (502, b"<html></html>"), (200, accepted("x")))
+    endpoint.respond_with(
+        (400, error_body("RequestThrottled")), (0, b""), (502, b"<html></html>"), (200, accepted("x"))
+    )
     assert sqs.send(QUEUE, [entry()]) == [None]
     assert time.slept == [1, 2]  # libcurl itself replaces a reused connection that was closed
 
@@ -321,7 +323,7 @@ def test_permanent_errors_raise_deployment_broken(
     endpoint: Endpoint, sqs: Sqs, time: FakeTime, status: int, code: str
 ) -> None:
     """A missing queue or permission, or a malformed call, is not retried, and the error names its code."""
-    endpoint.says((status, b"<html>go away</html>" if code == "HTTP403" else error_body(code)))
+    endpoint.respond_with((status, b"<html>go away</html>" if code == "HTTP403" else error_body(code)))
     with pytest.raises(MdstoreError) as caught:
         sqs.call("ReceiveMessage", {"QueueUrl": QUEUE})
     assert type(caught.value) is DeploymentBroken
@@ -337,7 +339,7 @@ def test_a_batch_whose_call_fails_is_not_sent(
     endpoint: Endpoint, sqs: Sqs, status: int, code: str, sender_fault: bool
 ) -> None:
     """Each of its entries has the reason, and whether the same entry would fail again."""
-    endpoint.says((status, error_body(code)))
+    endpoint.respond_with((status, error_body(code)))
     for failed in sqs.send(QUEUE, [entry()] * 12):
         assert failed is not None
         assert (failed.code, failed.sender_fault) == (code, sender_fault)
@@ -345,7 +347,7 @@ def test_a_batch_whose_call_fails_is_not_sent(
 
 def test_any_operation_can_be_called_by_name(endpoint: Endpoint, sqs: Sqs) -> None:
     """The response is decoded, and an empty body becomes an empty dict."""
-    endpoint.says((200, {"Messages": [{"Body": "ü"}]}), (200, b""))
+    endpoint.respond_with((200, {"Messages": [{"Body": "ü"}]}), (200, b""))
     assert sqs.call("ReceiveMessage", {"QueueUrl": QUEUE}) == {"Messages": [{"Body": "ü"}]}
     assert sqs.call("DeleteMessage", {"QueueUrl": QUEUE, "ReceiptHandle": "r"}) == {}
     assert [headers["x-amz-target"] for headers, _ in endpoint.requests] == [
@@ -356,7 +358,7 @@ def test_any_operation_can_be_called_by_name(endpoint: Endpoint, sqs: Sqs) -> No
 
 def test_a_success_that_is_not_json_is_unavailable(endpoint: Endpoint, sqs: Sqs) -> None:
     """It is unknown whether the call took effect, so the same call is made again later."""
-    endpoint.says((200, b"<html>login please</html>"))
+    endpoint.respond_with((200, b"<html>login please</html>"))
     with pytest.raises(Unavailable) as caught:
         sqs.call("ReceiveMessage", {})
     assert caught.value.code == "NoAnswer"

@@ -148,15 +148,15 @@ def test_a_rejected_message_is_dead_lettered(channel: Channel, sqs: FakeSqs, let
 
 def test_dead_lettering_does_not_block_the_caller(channel: Channel, sqs: FakeSqs, letters: DeadLetters) -> None:
     """The letter is written on a thread. The message is held until then, and the callback runs afterwards."""
-    told = threading.Event()
+    dead_lettered = threading.Event()
     letters.may_go.clear()
     sqs.arrive("url of work", text(), handle="h")
     message = first(channel, consume(channel))
-    channel.dead_letter(message.delivery_tag, "unknown", then=told.set)
-    assert not told.is_set()
+    channel.dead_letter(message.delivery_tag, "unknown", then=dead_lettered.set)
+    assert not dead_lettered.is_set()
     assert channel.liveness()["held"] == 1
     letters.may_go.set()
-    assert told.wait(5)
+    assert dead_lettered.wait(5)
     until(lambda: sqs.all_deleted == ["h"])
     assert [letter["reason"] for letter in letters] == ["unknown"]
 

@@ -146,7 +146,7 @@ MALFORMED = {
     "half a surrogate pair": (line_with(r'"\ud800", "any text at all"'), "JSON is malformed: "),
     "not UTF-8": (line_with('"\xff"').replace("\xff".encode(), b"\xff"), "'utf-8' codec can't decode byte 0xff"),
     "3,000 levels": (line_with('{"a":' * 3_000 + "1" + "}" * 3_000), "maximum recursion depth exceeded"),
-    "text that is no Unicode": ('{"op":"\udfff"}', "'utf-8' codec can't encode character"),
+    "text that is not Unicode": ('{"op":"\udfff"}', "'utf-8' codec can't encode character"),
 }
 
 

@@ -153,7 +153,7 @@ def test_the_refusals_of_an_earlier_delivery_are_kept(bench: Bench) -> None:
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_the_next_delivery_completes_the_lane_of_a_dead_worker(bench: Bench, moment: str, cut: int) -> None:
-    """Each operation is applied once, whether the worker died before or after a transaction took effect, and at which one."""
+    """Each operation is applied once, whichever transaction the worker died at, before or after it took effect."""
     operations = [op("upsert", f"k{number % 150}", n=number) for number in range(300)]
     seen = 0
 

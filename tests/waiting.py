@@ -1,4 +1,4 @@
-"""Waiting for conditions."""
+"""Wait for conditions in tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST_PAUSE = 0.1  # seconds
 
 
 def until(reached: Callable[[], T], *, within: float = 60.0, what: str = "") -> T:
-    """Poll until `reached` returns something true, and return it; fails after `within` seconds."""
+    """Poll `reached` until it returns a true value, and return that value. Fail after `within` seconds."""
     deadline = time.monotonic() + within
     pause = 0.01
     while not (found := reached()):

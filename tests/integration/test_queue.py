@@ -124,7 +124,7 @@ def test_hostile_messages_are_dead_lettered_with_their_reason(client: Client, en
         "is not the key of request": msgspec.structs.replace(good, payload="elsewhere/good"),
         "does not have the digest that the message says": msgspec.structs.replace(good, digest="0" * 64),
         "schema version 99": msgspec.structs.replace(good, v=99),
-        "is of another request than the message": msgspec.structs.replace(good, lanes=7),
+        "belongs to another request than the message": msgspec.structs.replace(good, lanes=7),
         "does not exist": msgspec.structs.replace(good, request_id="nobody", payload="payloads/nobody"),
     }
     messages: dict[str, Any] = {reason: msgspec.to_builtins(one) for reason, one in wrong.items()}

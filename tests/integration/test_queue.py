@@ -373,10 +373,10 @@ def test_a_worker_resumes_after_an_outage_of_sqs(environ: Environ, tmp_path: Pat
         with worker(own_environ, log) as process:
             Client(settings).submit(operations(3), request_id="before").wait()
             own_aws.stop()
-            until(lambda: "failed, again in" in log.read_text())
+            until(lambda: "failed, retry in" in log.read_text())
             own_aws.start()  # its state is lost: receiving from a queue that does not exist is an error, too
-            count = log.read_text().count("failed, again in")
-            until(lambda: log.read_text().count("failed, again in") > count)
+            count = log.read_text().count("failed, retry in")
+            until(lambda: log.read_text().count("failed, retry in") > count)
             for _ in provision(settings):
                 pass
             request = Client(settings).submit(operations(3), request_id="after").wait().status()

@@ -122,7 +122,7 @@ def test_two_writers_with_the_same_lanes_apply_them_once(environ: Environ) -> No
             assert client.store.ledger.finish(request_id).counts.total == OPERATIONS
             expected.check(client, request_id)
             overlaps = [count for _, count in answers]
-            assert min(overlaps) > ROUNDS // 4, "the two hardly overlapped"
+    assert min(overlaps) > ROUNDS // 4, "the two hardly overlapped"
 
 
 def test_two_requests_that_patch_the_same_records_lose_no_patch(environ: Environ) -> None:

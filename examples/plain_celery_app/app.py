@@ -18,9 +18,7 @@ app.conf.update(
         "refresh-rates": {
             "task": "plain_celery_app.tasks.refresh_rates",
             "schedule": 2.0,  # seconds; a `crontab` works as well
-            "options": {
-                "expires": 30
-            },  # seconds; runs that no worker starts in time are dropped, so they do not pile up
+            "options": {"expires": 30},  # seconds; runs that no worker starts in time are dropped
         },
     },
 )

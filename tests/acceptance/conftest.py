@@ -1,4 +1,4 @@
-"""One real stack that tests share if they only use it: the embedded AWS and a worker process, on free ports."""
+"""One real stack for all tests that do not stop or change it: the embedded AWS and a worker process, on free ports."""
 
 from __future__ import annotations
 

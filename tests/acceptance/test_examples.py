@@ -126,7 +126,7 @@ def test_the_producer_prints_what_its_readme_shows(shop: Shop) -> None:
 
 
 def test_a_retried_task_backs_off(shop: Shop) -> None:
-    """The first two tries fail; the second comes after 1 s, the third after 2 s more, and the third succeeds."""
+    """The first two tries fail and are retried after 1 s and 2 s, and the third try succeeds."""
     log = until(lambda: _containing(shop.orders_log, r"tasks\.notify\[[^]]+\] succeeded"))
     assert re.findall(r"tasks\.notify\[[^]]+\] retry: Retry in (\d+)s", log) == ["1", "2"]
 

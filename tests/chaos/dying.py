@@ -61,7 +61,7 @@ def _around_task(owner: Any, name: str, step: str) -> None:
 
 
 def _around_calls() -> None:
-    """Wrap the sending of a transaction and the read_answer of its answer, both of success and of refusal."""
+    """Wrap the sending of a transaction and the reading of its answer, whether it applied or was refused."""
     begin, read = JsonProtocol.request, mdstore.aws.dynamodb.client._read
 
     def send_request(self: JsonProtocol, operation: str, body: bytes) -> Any:

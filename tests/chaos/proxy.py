@@ -110,7 +110,7 @@ class Proxy:
         self._thread.join()
 
     def count(self, *codes: str, name: str | None = None) -> int:
-        """Return how many calls, of all or of `name` only, ended with one of `codes`, or with any code if none is given."""
+        """Return how many calls of `name`, or of any name, ended with one of `codes`, or with any code."""
         return sum(
             number
             for (called, code), number in self.answers.items()

@@ -77,16 +77,16 @@ def test_a_message_with_a_false_reference_is_dead_lettered(target: Target) -> No
         f"../{target.client.settings.bucket}/payloads/evil", "payloads/evil?versionId=1", "payloads/%65vil", "",
     )  # fmt: skip
     misnamed = ("../evil", "a/../evil", "", "x" * 201, "a\nb", "ev\u0131l")
-    lies = [("is not the key of request", {"payload": payload}) for payload in elsewhere]
-    lies += [("is not the key of request", {"request_id": "other"})]
-    lies += [("expected 1-200 of A-Z", {"request_id": name, "payload": f"payloads/{name}"}) for name in misnamed]
-    lies += [
+    changes = [("is not the key of request", {"payload": payload}) for payload in elsewhere]
+    changes += [("is not the key of request", {"request_id": "other"})]
+    changes += [("expected 1-200 of A-Z", {"request_id": name, "payload": f"payloads/{name}"}) for name in misnamed]
+    changes += [
         ("belongs to another request than the message", {"request_id": "evil2", "payload": "payloads/evil2"}),
         ("belongs to another request than the message", {"source": "somebody"}),
         ("does not have the digest that the message says", {"digest": evil.digest.upper()}),
     ]
 
-    refuse(target, [(reason, msgspec.to_builtins(evil) | lie) for reason, lie in lies])
+    refuse(target, [(reason, msgspec.to_builtins(evil) | lie) for reason, lie in changes])
 
     assert target.client.status("evil").state is State.ACCEPTED
     assert target.client.store.ledger.receipts("evil", 0) == {}
@@ -155,14 +155,14 @@ def nested(size: int) -> bytes:
 
 
 def forged(
-    data: bytes, *, raw: int, count: int, head: dict[str, Any] | None = None, **lies: Any
+    data: bytes, *, raw: int, count: int, head: dict[str, Any] | None = None, **changes: Any
 ) -> tuple[bytes, bytes]:
-    """Return header and body of a payload with true digests whose only lane is `data`; `lies` replace its section's fields."""
+    """Return header and body of a payload with true digests whose only lane is `data`; `changes` are to its section."""
     nothing = zstandard.ZstdCompressor().compress(b"")
     fields: dict[str, Any] = {"offset": 0, "length": len(data), "raw": raw, "count": count, "digest": digest_of(data)}
     header = Header(
         v=1, codec="zstd", request_id="", source="default", content="", created_at=int(time.time()), operations=count,
-        lanes=(Section(**(fields | lies)),), refused_counts={},
+        lanes=(Section(**(fields | changes)),), refused_counts={},
         refused=Section(offset=len(data), length=len(nothing), raw=0, count=0, digest=digest_of(nothing)),
     )  # fmt: skip
     return exactjson.dumps(msgspec.structs.replace(header, **(head or {}))), data + nothing

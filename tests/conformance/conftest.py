@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "large: gets its own tables on moto, which copies a table for each action of a transaction"
     )
-    config.addinivalue_line("markers", "concurrent: skips the targets that lose concurrent writes")
+    config.addinivalue_line("markers", "concurrent: is not run on targets that lose concurrent writes")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -193,7 +193,7 @@ def test_parts_of_a_chord_are_counted_once_each(bench: Bench) -> None:
         for _ in range(2):
             answer = bench.dynamo.call("UpdateItem", {
                 "TableName": bench.table,
-                "Key": bench.key("join"),
+                "Key": bench.key("chord"),
                 "UpdateExpression": "ADD parts :part",
                 "ExpressionAttributeValues": {":part": {"NS": [str(part)]}},
                 "ReturnValues": "ALL_NEW",
@@ -206,6 +206,6 @@ def test_parts_of_a_chord_are_counted_once_each(bench: Bench) -> None:
     sizes = [size for found in together(WORKERS, work) for size in found]
     assert max(sizes) == 100
     assert set(range(1, 101)) <= set(sizes)
-    found = bench.values("join")
+    found = bench.values("chord")
     assert found is not None
     assert found["parts"] == set(range(100))

@@ -28,7 +28,7 @@ STATES: dict[str, dict[str, Any] | None] = {
     "tomb": {"version": 3, "deleted": True, "expires_at": 1_800_000_000},
     "tomb-100": {"version": 3, "deleted": True, "expires_at": 1_800_000_000, "sequence": 100},
 }
-#: Why each op is refused (None: it applies) on an absent record, a live one and a tombstone.
+#: The refusal of each op, or None if it applies, on an absent record, a live one and a tombstone.
 PLAIN: dict[OpName, tuple[Rejection, Rejection, Rejection]] = {
     "insert": (None, EXISTS, None),
     "update": (MISSING, None, MISSING),

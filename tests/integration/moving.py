@@ -1,4 +1,4 @@
-"""A process that moves delayed messages until none is due, writes the ids of those it sent to a file, and may be killed.
+"""A process that moves delayed messages until none is left to move, and writes the ids of those it sent to a file.
 
     python -m tests.integration.moving OUT [STEP]
 
@@ -81,7 +81,7 @@ def sender(aws: AwsClients) -> Send:
 
 
 def main(out: str, step: str = "") -> None:
-    """Move delayed messages until none is due."""
+    """Move delayed messages until none is left to move."""
     settings = load_settings().settings
     operation, fatal, when = KILL_POINTS.get(step, ("", 0, ""))
 

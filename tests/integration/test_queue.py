@@ -168,7 +168,7 @@ MALFORMED = {
 
 
 def test_malformed_messages_never_stop_a_worker(client: Client, environ: Environ, tmp_path: Path) -> None:
-    """Whatever a message contains, the worker executes the messages before, between and after such messages."""
+    """Malformed messages do not keep the worker from executing the messages before, between and after them."""
     for number, text in enumerate(MALFORMED.values()):
         _send_again(client, text)
         client.submit(operations(2), request_id=f"between-{number}")
@@ -330,7 +330,7 @@ def test_the_last_lane_completes_its_request_if_it_ends_last(settings: Settings,
 def test_a_lane_completes_even_if_it_cannot_complete_the_request(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`finish` follows anyway, so the lane ignores that AWS is unavailable when it tries to complete the request."""
+    """If completing the request fails with Unavailable, the lane is still completed, and leaves the request to `finish`."""
     app = create_store_app(settings)
     reference = app.store.ingestor.accept(operations(500), publish=lambda _: None).reference
     asked: list[str] = []

@@ -106,9 +106,7 @@ def test_a_worker_that_is_told_to_stop_loses_and_doubles_nothing(
     done = len(lines(journal))
     assert 200 <= done < 1_000
     with worker(environ, tmp_path / "2.log", APP):
-        until(
-            lambda: left(app) == 0
-        )  # no message waits, and none of a finished task is hidden and due to be redelivered
+        until(lambda: left(app) == 0)  # no message waits, and no finished task's message will be redelivered
     assert sorted(map(int, lines(journal))) == list(range(1_000))
 
 
@@ -259,9 +257,7 @@ def test_a_countdown_of_a_day_is_kept_and_moved_when_it_is_due(
 ) -> None:
     """A longer delay than SQS allows waits in the table of delayed messages until a worker moves it to its queue."""
     app.tasks["touch"].apply_async((1,), countdown=86_400)
-    app.tasks["touch"].apply_async(
-        (2,), countdown=902
-    )  # a worker may move it after two seconds: SQS delays by up to 900
+    app.tasks["touch"].apply_async((2,), countdown=902)  # may be moved after 2 s: SQS delays by up to 900 s
     items = app.aws.dynamodb.scan(TableName=app.settings.delayed_table)["Items"]
     assert len([item for item in items if "body" in item]) == 2
     with worker(environ, tmp_path / "worker.log", APP):

@@ -53,7 +53,7 @@ def no_answer() -> CallResult:
 
 
 def must_repeat(result: CallResult) -> bool:
-    """Return whether the writer must make the same call again, because the result does not say whether it took effect."""
+    """Return whether the writer must repeat the call unchanged, because it did not take effect or may not have."""
     if isinstance(result, Answer):
         return result.status >= 500 or b"Throttling" in result.body or b"TransactionConflict" in result.body
     return True

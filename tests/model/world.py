@@ -15,10 +15,8 @@ from tests.model.tasks import Kind, Message, Tasks
 
 _AT_WORK = 4  # concurrent deliveries
 _CALLS = 20_000  # a run with more acts does not terminate
-_FRESH, _WAITING = (
-    5,
-    8,
-)  # picks up to these choose a waiting message not under way, or a waiting one; above, any ever sent
+#: Picks up to these choose a waiting message that is not under way, or any waiting one; higher picks any message ever sent.
+_FRESH, _WAITING = 5, 8
 _EXTRA_MESSAGES: dict[Act, Kind] = {Act.GIVE_UP: "give_up", Act.FINISH_EARLY: "finish_early"}
 _LONG = 1_000.0  # seconds; longer than any budget
 

@@ -1,1 +1,1 @@
-"""A FastAPI service that hands operations to mdstore."""
+"""A FastAPI service that submits operations to mdstore."""

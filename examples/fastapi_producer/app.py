@@ -1,6 +1,6 @@
-"""A service that takes price lists over HTTP and hands them to mdstore: `uvicorn fastapi_producer.app:app`.
+"""A service that accepts price lists over HTTP and submits them to mdstore: `uvicorn fastapi_producer.app:app`.
 
-The routes are plain functions, and not coroutines: FastAPI runs such functions on threads, so the event loop stays free while
+The routes are plain functions, not coroutines: FastAPI runs plain functions on threads, so the event loop stays free while
 `submit` waits for S3 and SQS.
 """
 
@@ -24,7 +24,7 @@ client = Client()
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-    """Build the clients of AWS at the start, and not while the first caller waits; nothing connects yet."""
+    """Build the AWS clients at the start, not while the first caller waits; nothing connects yet."""
     _ = client.store
     yield
 
@@ -40,20 +40,20 @@ class Price(BaseModel):
 
 
 class PriceList(BaseModel):
-    """What a caller sends."""
+    """The body that a caller posts."""
 
     prices: list[Price]
 
 
 class Accepted(BaseModel):
-    """The price list is durable."""
+    """The answer for a durable price list."""
 
     request_id: str
     status_url: str
 
 
 class Status(BaseModel):
-    """How far a price list is."""
+    """The state of a price list, and its counts so far."""
 
     request_id: str
     state: State
@@ -67,7 +67,7 @@ class Status(BaseModel):
 def post_price_list(
     price_list: PriceList, idempotency_key: Annotated[str, Header()], request: Request, response: Response
 ) -> Accepted:
-    """Accept a price list. The same key and content again get the same answer and change nothing."""
+    """Accept a price list. A repeat with the same key and content gets the same answer and changes nothing."""
     operations = (
         Operation(op="upsert", entity="price", key=price.article, data={"cents": price.cents})
         for price in price_list.prices
@@ -90,7 +90,7 @@ def get_price_list(request_id: str) -> Status:
 
 @app.exception_handler(InvalidRequest)
 async def on_invalid(_: Request, error: InvalidRequest) -> JSONResponse:
-    """Name what is wrong; nothing was stored."""
+    """Answer 422 with what is wrong; nothing was stored."""
     if isinstance(error, InvalidOperations):
         errors = [{"index": one.index, "field": one.field, "reason": one.reason} for one in error.problems]
     else:
@@ -100,12 +100,12 @@ async def on_invalid(_: Request, error: InvalidRequest) -> JSONResponse:
 
 @app.exception_handler(RequestConflict)
 async def on_conflict(_: Request, error: RequestConflict) -> JSONResponse:
-    """Say that the key was used for another price list."""
+    """Answer 409: the key was used for another price list."""
     return JSONResponse({"detail": str(error)}, 409)
 
 
 @app.exception_handler(Unavailable)
 async def on_unavailable(_: Request, error: Unavailable) -> JSONResponse:
-    """Ask for the same call again, which is harmless with the same key. The cause is for the operator."""
+    """Answer 503 and ask for the same call again, which is harmless with the same key. Only the log has the cause."""
     logger.error("AWS did not answer", exc_info=error)
     return JSONResponse({"detail": "Not accepted. Send the same again."}, 503, {"Retry-After": "5"})

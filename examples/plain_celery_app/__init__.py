@@ -1,1 +1,1 @@
-"""A Celery app on SQS; it uses `mdstore.queue` and nothing of the data store."""
+"""A Celery app on SQS that uses `mdstore.queue` and nothing of the data store."""

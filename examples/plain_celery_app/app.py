@@ -8,7 +8,7 @@ from mdstore.queue import create_app
 
 app = create_app(name="shop", include=["plain_celery_app.tasks"])
 
-#: Reports take long. In a queue of their own they keep no order waiting.
+#: Reports take long, so they have their own queue, where no order waits behind them.
 REPORTS = f"{app.settings.queue}-reports"
 
 app.conf.update(
@@ -18,7 +18,7 @@ app.conf.update(
         "refresh-rates": {
             "task": "plain_celery_app.tasks.refresh_rates",
             "schedule": 2.0,  # seconds; a `crontab` works as well
-            "options": {"expires": 30},  # a run that no worker took in time is left out, so that none pile up
+            "options": {"expires": 30},  # seconds; runs that no worker starts in time are dropped
         },
     },
 )

@@ -1,4 +1,4 @@
-"""Create the second queue: `python -m plain_celery_app.create_queue`, once, after `mdstore provision`; safe to repeat."""
+"""Create the second queue: run `python -m plain_celery_app.create_queue` after `mdstore provision`. It is safe to repeat."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main() -> None:
     sqs, settings = app.aws.sqs, app.settings  # `app.aws.sqs` is boto3's client
     dead_letters = sqs.get_queue_url(QueueName=settings.dead_letter_queue)["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=dead_letters, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    # SQS moves a message away one delivery after the worker gives up, because the worker also says why.
+    # The worker dead-letters a message with its reason; SQS would move it without one, so its limit is one delivery higher.
     redrive = {"deadLetterTargetArn": arn, "maxReceiveCount": str(settings.max_receives + 1)}
     sqs.create_queue(
         QueueName=REPORTS,
@@ -24,7 +24,7 @@ def main() -> None:
             "RedrivePolicy": json.dumps(redrive),
         },
     )
-    print(f"queue {REPORTS} is there")
+    print(f"queue {REPORTS} exists")
 
 
 if __name__ == "__main__":

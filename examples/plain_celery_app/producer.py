@@ -10,7 +10,7 @@ TIMEOUT = 60  # seconds
 
 
 def main() -> None:
-    """Send everything first, then wait."""
+    """Send all tasks first, then wait for their results."""
     results = {
         "chain": chain(price.s("tea", 2), add_shipping.s(), invoice.s())(),
         "chord": chord([price.s("tea", 2), price.s("coffee", 1), price.s("cup", 4)], total.s())(),

@@ -33,13 +33,13 @@ def add_shipping(cents: int) -> int:
 
 @app.task
 def invoice(cents: int) -> str:
-    """Write the amount as the customer sees it."""
+    """Format the amount for the customer."""
     return f"{cents / 100:.2f} EUR"
 
 
 @app.task(bind=True, autoretry_for=(ConnectionError,), retry_backoff=1, retry_jitter=False, max_retries=5)
 def notify(self: Task, customer: str, failures: int) -> str:
-    """Send a message through a service that is down for the first `failures` tries; tries follow after 1, 2, 4 ... s."""
+    """Send a message through a service that fails the first `failures` tries; Celery retries after 1, 2, 4, ... s."""
     tries = self.request.retries + 1
     if tries <= failures:
         raise ConnectionError(f"the service did not answer try {tries}")
@@ -48,11 +48,11 @@ def notify(self: Task, customer: str, failures: int) -> str:
 
 @app.task(bind=True)
 def report(self: Task, orders: int) -> str:
-    """Report on `orders` orders; the result names the worker that did it."""
+    """Report on `orders` orders; the result names the worker that ran this task."""
     return f"{orders} orders, reported by {self.request.hostname}"
 
 
 @app.task(ignore_result=True)
 def refresh_rates() -> None:
-    """Fetch exchange rates, as beat asks for every two seconds."""
+    """Fetch exchange rates; beat sends this task every two seconds."""
     logger.info("exchange rates are fresh")

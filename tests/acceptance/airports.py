@@ -18,14 +18,14 @@ FINAL_SHA256 = "58aa7e6374e9eeb7515032e12fcb2a95eba60d42a18455f247521f698a309bce
 
 
 def inserts(entity: str = "airport") -> Iterator[dict[str, Any]]:
-    """One insert an airport; floats without a fraction as integers."""
+    """Yield one insert per airport; a float without a fraction becomes an integer."""
     for key, airport in airportsdata.load("ICAO").items():
         data = {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in airport.items()}
         yield {"op": "insert", "entity": entity, "key": key, "data": data}
 
 
 def changes(entity: str = "airport") -> Iterator[dict[str, Any]]:
-    """The changes, as they stand in the file."""
+    """Yield the changes of the file, in its order."""
     with CHANGES.open(encoding="utf-8") as file:
         for line in file:
             yield {**json.loads(line), "entity": entity}
@@ -40,11 +40,11 @@ def write(path: Path, operations: Iterable[dict[str, Any]]) -> str:
 
 
 def digest(data: dict[str, Any]) -> str:
-    """SHA-256 of `{"airport": {key: data}}`, as the data's own description gives it."""
+    """Return the SHA-256 of `{"airport": {key: data}}` in the form in which the data set publishes it."""
     text = json.dumps({"airport": data}, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=float)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest_of(records: Iterable[Record]) -> str:
-    """The same, of records as they are read back."""
+    """Return the same digest of records that were read back."""
     return digest({record.key: record.data for record in records})

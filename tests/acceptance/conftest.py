@@ -1,4 +1,4 @@
-"""One real stack for the tests that only use it: embedded AWS and a worker process, on ports of their own."""
+"""One real stack for all tests that do not stop or change it: the embedded AWS and a worker process, on free ports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mdstore.local.stack import Stack
 
 @dataclass(frozen=True)
 class Ran:
-    """A finished command: its exit code and output; `json` is its standard output decoded."""
+    """The exit code and output of a finished command; `json` is its standard output decoded."""
 
     code: int
     out: str
@@ -51,7 +51,7 @@ def cli_of(stack: Stack) -> Cli:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A running stack without the HTTP API."""
+    """Yield a running stack without the HTTP API."""
     log_dir = tmp_path_factory.mktemp("stack")
     with Stack(log_dir=log_dir, with_api=False, environ={"MDSTORE_WAIT_TIME": "1"}) as running:
         yield running
@@ -59,19 +59,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def cli(stack: Stack) -> Cli:
-    """Run `mdstore ...` against the shared stack."""
+    """Return a function that runs `mdstore ...` against the shared stack."""
     return cli_of(stack)
 
 
 @pytest.fixture(scope="session")
 def client(stack: Stack) -> Client:
-    """A client of the shared stack."""
+    """Return a client of the shared stack."""
     return Client(stack.settings)
 
 
 @pytest.fixture
 def operations_file(tmp_path: Path) -> Callable[..., str]:
-    """Write operations (mappings) or raw lines (bytes) to a file; returns its path."""
+    """Return a function that writes operations (mappings) or raw lines (bytes) to a file and returns the file's path."""
 
     def write(*lines: dict[str, Any] | bytes) -> str:
         path = tmp_path / "operations.jsonl"

@@ -9,5 +9,5 @@ from celery import shared_task
 
 @shared_task(name="tests.loaded_modules")
 def loaded_modules() -> list[str]:
-    """Name the package's modules that the worker's child process has imported."""
+    """Return the names of the package's modules that the pool process has imported."""
     return sorted(name for name in sys.modules if name.partition(".")[0] == "mdstore")

@@ -73,7 +73,7 @@ def running(command: str, environ: Environ, log: Path) -> Iterator[subprocess.Po
 
 @dataclass(frozen=True, kw_only=True)
 class Shop:
-    """The running example: what its producer printed, the logs of its processes, and an app that sends to its queues."""
+    """The running example: its producer's output, the logs of its workers, and an app that sends to its queues."""
 
     printed: str
     orders_log: Path
@@ -81,7 +81,7 @@ class Shop:
     sender: SqsApp
 
     def attributes(self, queue: str) -> dict[str, Any]:
-        """Return the attributes of a queue that a deployment decides."""
+        """Return those attributes of a queue that a deployment sets."""
         sqs = self.sender.aws.sqs
         url = sqs.get_queue_url(QueueName=queue)["QueueUrl"]
         found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
@@ -95,14 +95,14 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
     directory = tmp_path_factory.mktemp("shop")
     environ = user_environ(stack)
     lines = [line.partition("#")[0].strip() for line in blocks("plain_celery_app", "sh")[0].splitlines()]
-    place = [line for line in lines if line.startswith(("cd ", "export "))]
-    provision, create_queue, orders, reports, beat, producer = (line for line in lines if line and line not in place)
+    setup = [line for line in lines if line.startswith(("cd ", "export "))]
+    provision, create_queue, orders, reports, beat, producer = (line for line in lines if line and line not in setup)
 
-    def here(command: str) -> str:
-        return "\n".join([*place, command])
+    def after_setup(command: str) -> str:
+        return "\n".join([*setup, command])
 
     for command in (provision, create_queue, create_queue):  # the second step says that it is safe to repeat
-        run(here(command), environ)
+        run(after_setup(command), environ)
     processes = {
         "orders": f"PYTHONPATH={ROOT} exec {orders} -c 1 -I tests.acceptance.loaded_modules",
         "reports": f"exec {reports} -c 1",
@@ -110,9 +110,9 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
     }
     with ExitStack() as started:
         for name, command in processes.items():
-            started.enter_context(running(here(command), environ, directory / f"{name}.log"))
+            started.enter_context(running(after_setup(command), environ, directory / f"{name}.log"))
         yield Shop(
-            printed=run(here(producer), environ),
+            printed=run(after_setup(producer), environ),
             orders_log=directory / "orders.log",
             reports_log=directory / "reports.log",
             sender=create_app(load_settings({**environ, "MDSTORE_NAMESPACE": "shop"}).settings),
@@ -120,19 +120,19 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
 
 
 def test_the_producer_prints_what_its_readme_shows(shop: Shop) -> None:
-    """Chain, chord, retried task and the task of the second queue have the results that a reader is promised."""
+    """The chain, the chord, the retried task and the second queue's task have the results that the README shows."""
     (promised,) = blocks("plain_celery_app", "text")
     assert shop.printed == promised.replace("HOST", socket.gethostname())
 
 
 def test_a_retried_task_backs_off(shop: Shop) -> None:
-    """The failed tries are followed by one after 1 s and one after 2 s, and the third succeeds."""
+    """The first two tries fail and are retried after 1 s and 2 s, and the third try succeeds."""
     log = until(lambda: _containing(shop.orders_log, r"tasks\.notify\[[^]]+\] succeeded"))
     assert re.findall(r"tasks\.notify\[[^]]+\] retry: Retry in (\d+)s", log) == ["1", "2"]
 
 
-def test_the_worker_of_the_second_queue_does_its_tasks_and_no_others(shop: Shop) -> None:
-    """Reports run on the reports' worker; all else, what beat sends included, on the orders' worker."""
+def test_each_worker_executes_the_tasks_of_its_own_queue(shop: Shop) -> None:
+    """Reports run on the worker of the reports' queue; all other tasks, beat's included, run on the other worker."""
     tasks = {"price", "total", "add_shipping", "invoice", "notify", "refresh_rates"}
     # A worker logs a success after it has stored the result, so the producer may be done before that.
     until(lambda: _succeeded(shop.reports_log) and _succeeded(shop.orders_log) >= tasks)
@@ -140,13 +140,13 @@ def test_the_worker_of_the_second_queue_does_its_tasks_and_no_others(shop: Shop)
     assert _succeeded(shop.orders_log) - {"loaded_modules"} == tasks
 
 
-def test_beat_sends_its_task_again_and_again(shop: Shop) -> None:
-    """A worker has run the scheduled task, and runs it again."""
+def test_beat_sends_its_task_repeatedly(shop: Shop) -> None:
+    """A worker runs the scheduled task at least twice."""
     until(lambda: len(re.findall("exchange rates are fresh", shop.orders_log.read_text())) >= 2)
 
 
-def test_the_second_queue_is_like_the_first(shop: Shop) -> None:
-    """The example's own deployment step gives its queue the times and the redrive policy of the provisioned one."""
+def test_the_second_queue_has_the_attributes_of_the_first(shop: Shop) -> None:
+    """The example's deployment step gives its queue the same times and redrive policy that `mdstore provision` gives."""
     first = shop.attributes("shop")
     assert len(first) == 3
     assert first["RedrivePolicy"]["deadLetterTargetArn"].endswith(":shop-dead-letters")
@@ -166,13 +166,13 @@ def test_a_plain_app_has_nothing_of_the_data_store(shop: Shop) -> None:
 
 
 def _containing(log: Path, pattern: str) -> str:
-    """Return the log once `pattern` is in it, and an empty text before."""
+    """Return the log if it contains `pattern`, else an empty text."""
     text = log.read_text()
     return text if re.search(pattern, text) else ""
 
 
 def _succeeded(log: Path) -> set[str]:
-    """Return the short names of the tasks that succeeded, as the worker's log has them."""
+    """Return the short names of the tasks that succeeded, from a worker's log."""
     return set(re.findall(r"Task [\w.]*\.(\w+)\[[^]]+\] succeeded", log.read_text()))
 
 
@@ -181,7 +181,7 @@ def _succeeded(log: Path) -> set[str]:
 
 @dataclass(frozen=True)
 class Service:
-    """The running example: its address, and the environment of its users, which no failure may print."""
+    """The running example: its address, and the environment of its users, hidden from the output of failed tests."""
 
     url: str
     environ: dict[str, str] = field(repr=False)
@@ -203,7 +203,7 @@ class Service:
 
 @contextmanager
 def served(environ: dict[str, str], log: Path) -> Iterator[Service]:
-    """Serve the example by its README's command, on a free port; ready when this yields."""
+    """Serve the example by its README's command on a free port; yields once it answers."""
     port = free_port()
     command = blocks("fastapi_producer", "sh")[0].strip().replace("8000", str(port))
     service = Service(f"http://127.0.0.1:{port}", environ)
@@ -222,13 +222,13 @@ def _answers(service: Service) -> bool:
 
 @pytest.fixture(scope="module")
 def service(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The example over the shared stack, whose worker applies what is accepted."""
+    """Yield the example over the shared stack, whose worker applies what the example accepts."""
     with served(user_environ(stack), tmp_path_factory.mktemp("service") / "uvicorn.log") as running_service:
         yield running_service
 
 
 def test_the_readmes_curl_lines_post_a_price_list_and_see_it_applied(service: Service) -> None:
-    """A price list posted with curl is answered with 202 and a status URL, is completed, and its prices are stored."""
+    """A price list posted with curl is answered with 202, completes, and its prices are stored."""
     post, get, read = blocks("fastapi_producer", "sh")[1].replace("http://127.0.0.1:8000", service.url).splitlines()
 
     assert "HTTP/1.1 202 " in run(post, service.environ)
@@ -238,7 +238,7 @@ def test_the_readmes_curl_lines_post_a_price_list_and_see_it_applied(service: Se
     assert "420" in run(read, service.environ)
 
 
-def test_a_key_stands_for_one_content(service: Service) -> None:
+def test_a_key_is_bound_to_one_content(service: Service) -> None:
     """The same key and content get the same answer and change nothing; with other content the answer is 409."""
     first = service.post("key-1", {"article": "one", "cents": 100})
     assert first.status_code == 202
@@ -258,7 +258,7 @@ def test_a_key_stands_for_one_content(service: Service) -> None:
 
 
 def test_a_bad_operation_is_named_and_nothing_is_stored(service: Service) -> None:
-    """The answer is 422 with index, field and reason; the request does not exist."""
+    """The answer is 422 with index, field and reason, and the request does not exist."""
     answer = service.post("bad-1", {"article": "good", "cents": 1}, {"article": "", "cents": 1})
     assert answer.status_code == 422
     assert answer.json()["detail"] == [{"index": 1, "field": "key", "reason": "must have 1-1024 bytes as UTF-8, has 0"}]
@@ -268,15 +268,15 @@ def test_a_bad_operation_is_named_and_nothing_is_stored(service: Service) -> Non
     assert (answer.status_code, answer.json()["detail"][0]["field"]) == (422, "request_id")
 
 
-def test_while_aws_is_silent_the_service_answers_others_and_then_says_503(stack: Stack, tmp_path: Path) -> None:
-    """A submit that waits for AWS does not block the event loop; when AWS is gone, the answer asks for the same again."""
+def test_while_aws_is_silent_the_service_answers_others_and_then_answers_503(stack: Stack, tmp_path: Path) -> None:
+    """A submit that waits for AWS does not block the event loop; once AWS is gone, the answer asks to send the same again."""
     with socket.create_server(("127.0.0.1", 0)) as silent_aws, ExitStack() as started:
         silent_aws.settimeout(60)
         environ = user_environ(stack, AWS_ENDPOINT_URL=f"http://127.0.0.1:{silent_aws.getsockname()[1]}")
         service = started.enter_context(served(environ, tmp_path / "uvicorn.log"))
         pool = started.enter_context(ThreadPoolExecutor(1))
         posted = pool.submit(service.post, "silent-1", {"article": "one", "cents": 1})
-        connection, _ = silent_aws.accept()  # the call to S3 is under way, and nobody will answer it
+        connection, _ = silent_aws.accept()  # the call to S3 has arrived, and will not be answered
         with connection:
             assert _answers(service)
             assert not posted.done()

@@ -1,4 +1,4 @@
-"""Workers that are killed, and messages that are delivered twice, change nothing of the result."""
+"""Killing workers, or delivering messages twice, does not change the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KILLS = 20
 
 @pytest.mark.timeout(900)
 def test_twenty_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path) -> None:
-    """SIGKILL of the worker and its children, 20 times in the middle of loads, ends in the published state."""
+    """After SIGKILL of a worker and its children, 20 times in the middle of loads, the state is the published one."""
     environ = {
         "MDSTORE_VISIBILITY_TIMEOUT": "8",
         "MDSTORE_TASK_TIME_LIMIT": "7",
@@ -78,7 +78,7 @@ def _round(stack: Stack, client: Client, entity: str, dice: random.Random, most:
 
 @pytest.mark.timeout(600)
 def test_every_message_delivered_twice_changes_nothing(tmp_path: Path) -> None:
-    """With each message sent twice, by producer and workers, the state is the published one and counts are single."""
+    """With each message sent twice by producer and workers, the state is the published one and nothing is counted twice."""
     environ = {"MDSTORE_WAIT_TIME": "1", "PYTHONPATH": os.fspath(Path(__file__).parents[2])}
     with Stack(log_dir=tmp_path, with_api=False, with_worker=False, environ=environ) as stack:
         with (tmp_path / "worker.log").open("wb") as log:
@@ -87,7 +87,7 @@ def test_every_message_delivered_twice_changes_nothing(tmp_path: Path) -> None:
                 env=stack.environ, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         try:
-            from tests.acceptance.twice import twice_app  # noqa: PLC0415  it is made from the stack's settings
+            from tests.acceptance.twice import twice_app  # noqa: PLC0415  importing it makes an app with default settings
 
             client = Client(app=twice_app(stack.settings))
             load = client.submit(airports.inserts(), request_id="load").wait(timeout=400)

@@ -1,4 +1,4 @@
-"""Inputs that are odd, wrong or large: each has its exact outcome."""
+"""Odd, wrong and large inputs have exactly the outcome that is documented."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ File = Callable[..., str]
 
 
 def insert(key: str, data: Any, **more: Any) -> dict[str, Any]:
-    """One insert of entity `odd`."""
+    """Return an insert of the entity `odd`."""
     return {"op": "insert", "entity": "odd", "key": key, "data": data, **more}
 
 
 def refusals(client: Client, request_id: str) -> list[tuple[int, str, str]]:
-    """`(index, reason, detail)` of each refused operation."""
+    """Return `(index, reason, detail)` of each refused operation."""
     return [(one.index, one.reason, one.detail) for one in client.outcomes(request_id, only="refused")]
 
 
@@ -36,10 +36,10 @@ def refusals(client: Client, request_id: str) -> list[tuple[int, str, str]]:
         ("field", b'{"op":"delete","entity":"odd","key":"k","dat":{}}', "dat: Object contains unknown field `dat`"),
     ],
 )
-def test_an_invalid_line_is_refused_and_the_others_go_on(
+def test_an_invalid_line_is_refused_and_the_others_apply(
     cli: Cli, client: Client, operations_file: File, name: str, line: bytes, detail: str
 ) -> None:
-    """A line that cannot be an operation is refused as invalid with its reason; its neighbours apply; exit code 3."""
+    """A line that is not an operation is refused as `invalid` with the reason, its neighbours apply, and the exit code is 3."""
     path = operations_file(insert(f"{name}-before", {}), line, insert(f"{name}-after", {}))
 
     ran = cli("load", path, "--request-id", f"invalid/{name}", "--json")
@@ -51,7 +51,7 @@ def test_an_invalid_line_is_refused_and_the_others_go_on(
 
 
 def test_records_over_the_item_limit_come_back_whole(cli: Cli, client: Client, operations_file: File) -> None:
-    """Records of 500 KB and 5 MB are applied, read back whole, patched, and shrink back into the item."""
+    """Records of 500 KB and 5 MB are applied, read back whole and patched; one shrinks until its item holds its data again."""
     texts = {"half": "é" * 250_000, "five": "x\u0007y" * 1_750_000}
     path = operations_file(*(insert(key, {"text": text, "n": 1}) for key, text in texts.items()))
 
@@ -71,7 +71,7 @@ def test_records_over_the_item_limit_come_back_whole(cli: Cli, client: Client, o
 
 
 def test_a_record_over_the_settings_limit_is_refused(cli: Cli, client: Client, operations_file: File) -> None:
-    """A record over `max_record_bytes` (16 MB) is refused as too large, with its size, and its neighbour applies."""
+    """A record over `max_record_bytes` (16 MB) is refused as `too_large`, with its size, and its neighbour applies."""
     huge = insert("huge", {"text": "x" * 17_000_000})
     path = operations_file(huge, insert("beside-huge", {}))
 
@@ -82,8 +82,8 @@ def test_a_record_over_the_settings_limit_is_refused(cli: Cli, client: Client, o
     assert client.get("odd", "beside-huge").version == 1
 
 
-def test_one_key_three_hundred_times_applies_in_order(cli: Cli, client: Client, operations_file: File) -> None:
-    """300 operations in a row on one key all apply, in the order given: the version is 300, the data the last one's."""
+def test_three_hundred_operations_on_one_key_apply_in_order(cli: Cli, client: Client, operations_file: File) -> None:
+    """300 operations on one key all apply in the order given: the version is 300 and the data is that of the last one."""
     upserts = ({"op": "upsert", "entity": "odd", "key": "hot", "data": {"n": n}} for n in range(300))
 
     ran = cli("load", operations_file(*upserts), "--request-id", "hot/1", "--json")
@@ -95,7 +95,7 @@ def test_one_key_three_hundred_times_applies_in_order(cli: Cli, client: Client, 
 
 
 def test_a_group_of_99_applies_and_a_group_of_100_is_refused(cli: Cli, client: Client, operations_file: File) -> None:
-    """99 operations of a group apply in one transaction; of a group of 100 each is refused with the limit as reason."""
+    """A group of 99 applies in one transaction; each operation of a group of 100 is refused, and the detail names the limit."""
     fits = [insert(f"fits-{n}", {}, group="fits") for n in range(99)]
     over = [insert(f"over-{n}", {}, group="over") for n in range(100)]
 
@@ -110,7 +110,7 @@ def test_a_group_of_99_applies_and_a_group_of_100_is_refused(cli: Cli, client: C
 
 
 def test_a_group_applies_as_a_whole_or_not_at_all(cli: Cli, client: Client, operations_file: File) -> None:
-    """One refusal in a group refuses all of it, with the reason on the one and `group_refused` on the others."""
+    """One refusal in a group refuses the whole group: the others have the reason `group_refused`."""
     path = operations_file(
         insert("whole-1", {"n": 1}),
         insert("whole-2", {"n": 2}, group="g"),
@@ -133,8 +133,8 @@ def test_a_group_applies_as_a_whole_or_not_at_all(cli: Cli, client: Client, oper
     assert cli("verify", "groups/2").code == 0
 
 
-def test_an_empty_file_is_a_request_of_nothing(cli: Cli, operations_file: File) -> None:
-    """An empty file completes with no operations and exit code 0, and verifies."""
+def test_an_empty_file_is_a_request_without_operations(cli: Cli, operations_file: File) -> None:
+    """The request of an empty file completes with no operations and exit code 0, and verifies."""
     ran = cli("load", operations_file(), "--request-id", "empty/1", "--json")
 
     assert (ran.code, ran.json["state"], ran.json["operations"]) == (0, "completed", 0)
@@ -155,7 +155,7 @@ EXACT: dict[str, Any] = {
 
 
 def test_data_comes_back_exactly(cli: Cli, client: Client, operations_file: File) -> None:
-    """19-digit ints, 38-digit decimals, emoji, control characters, empty strings, non-NFC text come back as given."""
+    """19-digit integers, 38-digit decimals, emoji, control characters, empty strings and non-NFC text come back unchanged."""
     numbers = {name: f'"{name}":{value}' for name, value in EXACT.items() if isinstance(value, int | Decimal)}
     others = json.dumps({name: value for name, value in EXACT.items() if name not in numbers}, ensure_ascii=False)
     data = "{" + ",".join(numbers.values()) + "," + others[1:]
@@ -171,7 +171,7 @@ def test_data_comes_back_exactly(cli: Cli, client: Client, operations_file: File
 
 
 def test_sequences_keep_late_operations_out(cli: Cli, client: Client, operations_file: File) -> None:
-    """An operation whose sequence is not newer is `stale`, also after a delete; versions go on counting."""
+    """An operation whose sequence is not newer than the record's is `stale`, also after a delete; versions keep counting."""
 
     def change(op: str, sequence: int, **more: Any) -> dict[str, Any]:
         return {"op": op, "entity": "odd", "key": "sequenced", "sequence": sequence, **more}
@@ -198,7 +198,7 @@ def test_sequences_keep_late_operations_out(cli: Cli, client: Client, operations
 
 
 def test_rows_of_a_table_become_operations(cli: Cli, client: Client, tmp_path: Any) -> None:
-    """A CSV file loads with `--entity` and `--key`; without them the error says what is missing."""
+    """A CSV file loads with `--entity` and `--key`; without them, or with a wrong column, the error says what is expected."""
     path = tmp_path / "rows.csv"
     path.write_text("code,name\nDE,Deutschland\nFR,\n", encoding="utf-8")
 
@@ -216,7 +216,7 @@ def test_rows_of_a_table_become_operations(cli: Cli, client: Client, tmp_path: A
 
 
 def test_standard_input_and_gzip_are_read(cli: Cli, client: Client, tmp_path: Any) -> None:
-    """`-` reads JSON Lines from standard input, and a `.jsonl.gz` file is decompressed."""
+    """`load -` reads JSON Lines from standard input, and `load` decompresses a `.jsonl.gz` file."""
     import gzip  # noqa: PLC0415
 
     line = json.dumps(insert("stdin", {})).encode()

@@ -1,4 +1,4 @@
-"""The main job, end to end, on real input and through the command line."""
+"""The main job end to end: real input through the command line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_real_airports_end_in_the_published_state(cli: Cli, tmp_path: Path) -> N
     assert "request 'main/load' was accepted before with other content" in other.err
 
     renamed = cli("load", file, "--request-id", "main/load-again", "--json")
-    # Of the 28,426 inserts, the 294 that were deleted since apply again; all others are there.
+    # Of the 28,426 inserts the 294 whose records were deleted apply again; the other records exist.
     assert renamed.code == 3
     assert renamed.json["refused_by_reason"] == {"exists": 28_132}
     assert renamed.json["applied_by_op"] == {"insert": 294}
@@ -56,8 +56,8 @@ def test_each_insert_of_a_loaded_file_is_refused_under_another_id(cli: Cli, tmp_
     assert cli("get", "again", "7", "--json").json["version"] == 1
 
 
-def test_absence_has_its_own_exit_code(cli: Cli) -> None:
-    """A record or request that does not exist is exit code 4, with a message that names it."""
+def test_a_missing_record_or_request_has_its_own_exit_code(cli: Cli) -> None:
+    """For a record or request that does not exist the exit code is 4, and the message names it."""
     record, request = cli("get", "again", "nothing"), cli("status", "nothing")
 
     assert (record.code, request.code) == (4, 4)
@@ -66,7 +66,7 @@ def test_absence_has_its_own_exit_code(cli: Cli) -> None:
 
 
 def test_status_lists_outcomes(cli: Cli, tmp_path: Path) -> None:
-    """`status --outcomes refused` names operation, reason and what stood in the way."""
+    """`status --outcomes refused` lists each refused operation with its reason and the version that it met."""
     operation = {"op": "insert", "entity": "twice", "key": "k", "data": {}}
     file = airports.write(tmp_path / "twice.jsonl", [operation, operation])
     cli("load", file, "--request-id", "outcomes/1")

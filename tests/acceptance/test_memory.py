@@ -1,4 +1,4 @@
-"""100,000 operations in one file stay within a bounded memory, at the loader and at each worker process."""
+"""The loader and each worker process handle a file of 100,000 operations in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT = 300 * 2**20  # bytes
 
 
 def peak(pid: int) -> int:
-    """Peak resident memory of a process so far, in bytes (VmHWM); 0 when it has ended."""
+    """Return the peak resident memory of a process so far (VmHWM), in bytes; 0 if the process has ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -29,7 +29,7 @@ def peak(pid: int) -> int:
 
 @pytest.mark.timeout(600)
 def test_a_hundred_thousand_operations_stay_under_300_mb(tmp_path: Path) -> None:
-    """Loader, and every process of the worker, peak under 300 MB on one file of 100,000 operations."""
+    """The loader and every process of the worker peak under 300 MB while they load one file of 100,000 operations."""
     file = tmp_path / "many.jsonl"
     with file.open("w") as out:
         for n in range(OPERATIONS):

@@ -1,4 +1,4 @@
-"""`mdstore up`, and every command and line of code of the README, as a new user would run them."""
+"""`mdstore up`, and every command and code line of the README, run as a new user would run them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @dataclass(frozen=True)
 class Up:
-    """A running `mdstore up`: its process, the environment of its users, its HTTP API and API key."""
+    """The process of a running `mdstore up`, the environment of its users, and the URL and key of its HTTP API."""
 
     process: subprocess.Popen[str]
     environ: dict[str, str]
@@ -43,7 +43,7 @@ class Up:
         )  # fmt: skip
 
     def call(self, method: str, path: str, body: str = "", *, key: bool = True, request: str = "") -> tuple[int, str]:
-        """Call the front door, with `request` as the idempotency key where one is given; returns status and body."""
+        """Call the HTTP API, with `request` as the idempotency key if given; returns the status and the body."""
         headers = {"Content-Type": "application/json"} if body else {}
         headers |= {"Authorization": f"Bearer {self.key}"} if key else {}
         headers |= {"Idempotency-Key": request} if request else {}
@@ -53,7 +53,7 @@ class Up:
 
 @contextmanager
 def started(port: int, api_port: int, log: Path) -> Iterator[Up]:
-    """`mdstore up` on the given ports, from when it says that it is ready; ended with Ctrl-C where it still runs."""
+    """Run `mdstore up` on the given ports; yields once it is ready, and ends it with SIGINT."""
     environ = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "MDSTORE_WAIT_TIME": "1"}
     environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
     with log.open("wb") as errors:
@@ -68,25 +68,25 @@ def started(port: int, api_port: int, log: Path) -> Iterator[Up]:
         ready = json.loads(line)
         yield Up(process, {**environ, "KEY": ready["key"]}, ready["api"], ready["key"])
     finally:
-        process.send_signal(signal.SIGINT)  # does nothing where it has ended
+        process.send_signal(signal.SIGINT)  # does nothing if the process has ended
         process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """A running `mdstore up`."""
+    """Yield a running `mdstore up`."""
     with started(free_port(), free_port(), tmp_path_factory.mktemp("up") / "up.log") as running:
         yield running
 
 
 def block(language: str, containing: str) -> str:
-    """The README's code block in `language` that contains a text."""
+    """Return the README's code block in `language` that contains a text."""
     blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
     return next(text for text in blocks if containing in text)
 
 
 def test_a_request_is_posted_and_read_back(up: Up) -> None:
-    """A request that is posted is applied and read back; repeats, conflicts and mistakes get their answers."""
+    """A posted request is applied and read back; repeats, conflicts and mistakes get their own answers."""
     body = '{"operations":[{"op":"insert","entity":"thing","key":"a/b","data":{"n":12345678901234567890123}}]}'
 
     def post(text: str, request: str = "posted-1", *, key: bool = True) -> tuple[int, str]:
@@ -107,8 +107,8 @@ def test_a_request_is_posted_and_read_back(up: Up) -> None:
 
 
 def test_the_readmes_python_lines_do_what_their_comments_say(up: Up) -> None:
-    """The README's Python block runs as it stands and prints what its comments say."""
-    up.sh('mdstore load - <<< \'{"op":"delete","entity":"airport","key":"KJFK"}\'')  # another test's
+    """The README's Python block runs unchanged and prints what its comments say."""
+    up.sh('mdstore load - <<< \'{"op":"delete","entity":"airport","key":"KJFK"}\'')  # another test may have inserted it
     ran = subprocess.run(
         [sys.executable, "-c", block("python", "ingest.delay")],
         env=up.environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
@@ -123,7 +123,7 @@ def test_the_readmes_python_lines_do_what_their_comments_say(up: Up) -> None:
 
 
 def test_the_readmes_commands_run(up: Up, tmp_path: Path) -> None:
-    """Every `mdstore` line of the README runs as it stands; `load` of the changes alone is refused in part."""
+    """Every `mdstore` line of the README runs unchanged; without the airports, some of the changes are refused."""
     inserted = up.sh('mdstore load - <<< \'{"op":"upsert","entity":"airport","key":"KJFK","data":{}}\'')
     assert inserted.returncode == 0, inserted.stderr
     for line in block("sh", "mdstore load").strip().split("\n"):
@@ -143,8 +143,8 @@ def test_the_readmes_curl_lines_run(up: Up) -> None:
     assert '"data":{"name":"Berlin"}' in ran.stdout
 
 
-def test_keys_are_made_and_ended_from_the_command_line(up: Up) -> None:
-    """A key that `mdstore key create` prints opens the HTTP API with its scope only, until it is revoked."""
+def test_keys_are_created_and_revoked_from_the_command_line(up: Up) -> None:
+    """A key printed by `mdstore key create` gives access to its own scope only; revoking it a second time exits with 4."""
     made = up.sh("mdstore key create --source erp --scope read").stdout.strip()
     other = Up(up.process, {**up.environ, "KEY": made}, up.api, made)
 
@@ -154,11 +154,11 @@ def test_keys_are_made_and_ended_from_the_command_line(up: Up) -> None:
     assert up.sh(f"mdstore key revoke <<< {made}").returncode == 4
 
 
-def test_ctrl_c_stops_every_part(tmp_path: Path) -> None:
-    """After Ctrl-C the command ends with 0, none of its processes is left, and its ports are free."""
+def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
+    """After Ctrl-C the command exits with 0, none of its processes is left, and its ports are free."""
     port, api_port = free_port(), free_port()
     with started(port, api_port, tmp_path / "up.log") as running:
-        # The worker is not waited for by the command; it may not have its children yet.
+        # `mdstore up` does not wait for the worker, so the worker may not have its children yet.
         children = until(
             lambda: _descendants(running.process.pid, least=4), what="emulator, worker, its child, HTTP API"
         )
@@ -173,17 +173,17 @@ def test_ctrl_c_stops_every_part(tmp_path: Path) -> None:
 
 
 def _descendants(pid: int, *, least: int) -> list[psutil.Process]:
-    """The processes below one; none while there are fewer than `least`."""
+    """Return the descendants of a process, or none while there are fewer than `least`."""
     found = psutil.Process(pid).children(recursive=True)
     return found if len(found) >= least else []
 
 
-def test_a_taken_port_is_named() -> None:
-    """`mdstore up` on a taken port ends with 1 and a message that names the port and what to do."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+def test_a_port_in_use_is_named() -> None:
+    """`mdstore up` on a port in use exits with 1; the message names the port and the option that changes it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         mdstore = shutil.which("mdstore", path=str(Path(sys.executable).parent))
         assert mdstore is not None
         ran = subprocess.run(

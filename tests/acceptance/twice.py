@@ -11,7 +11,7 @@ from mdstore.tasks import create_store_app
 
 
 class TwiceChannel(Channel):
-    """Puts each message into the queue two times."""
+    """A channel that puts each message into the queue twice."""
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         super()._put(queue, message, **kwargs)
@@ -19,13 +19,13 @@ class TwiceChannel(Channel):
 
 
 class TwiceTransport(Transport):
-    """The transport with such channels."""
+    """The transport that uses `TwiceChannel`."""
 
     Channel = TwiceChannel
 
 
 def twice_app(settings: Settings | None = None) -> SqsApp:
-    """An app that sends every message twice."""
+    """Return the data store's app with a transport that sends every message twice."""
     return create_store_app(settings, broker_transport="tests.acceptance.twice:TwiceTransport")
 
 

@@ -12,7 +12,7 @@ from tests.browser import chromium
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """An option of this directory's tests."""
+    """Add the option of this directory's tests."""
     parser.getgroup("browser").addoption("--pictures", type=Path, help="directory to put the tests' screenshots in")
 
 
@@ -31,6 +31,6 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def pictures(pytestconfig: pytest.Config) -> Path | None:
-    """Where screenshots go, None where none are wanted."""
+    """Return the directory for screenshots, or None if none are wanted."""
     directory: Path | None = pytestconfig.getoption("--pictures", default=None)
     return directory

@@ -1,4 +1,4 @@
-"""Flower in a browser, over SNS and SQS: two workers, 300 tasks, and each of them on the page."""
+"""Flower in a browser, over SNS and SQS, shows each of 300 tasks of two workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROWS = "#tasks-table tbody tr"
 
 @contextmanager
 def running(environ: Mapping[str, str], log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module as a process."""
+    """Run a Python module as a process."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments], cwd=ROOT, env=environ, stdout=output, stderr=output,
@@ -45,15 +45,15 @@ def running(environ: Mapping[str, str], log: Path, *arguments: str) -> Iterator[
 
 
 def api(url: str, *, password: str = PASSWORD) -> Any:
-    """Ask Flower's API."""
+    """Return an answer of Flower's API."""
     key = base64.b64encode(f"{USER}:{password}".encode()).decode()
     request = urllib.request.Request(url, headers={"Authorization": f"Basic {key}"})  # noqa: S310  our own child
     with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
         return json.load(answer)
 
 
-def sees_both(url: str) -> bool:
-    """Whether Flower listens and knows both workers."""
+def knows_both_workers(url: str) -> bool:
+    """Return whether Flower answers and knows both workers."""
     try:
         return set(api(f"{url}/api/workers?refresh=true")) == set(NODES)
     except (urllib.error.URLError, OSError):
@@ -61,10 +61,10 @@ def sees_both(url: str) -> bool:
 
 
 @pytest.mark.timeout(180)
-def test_flower_shows_exactly_each_task(browser: Browser, tmp_path: Path, pictures: Path | None) -> None:
-    """300 tasks over two workers: the page lists these and no others, all SUCCESS, and both workers as online.
+def test_flower_shows_every_task_and_no_other(browser: Browser, tmp_path: Path, pictures: Path | None) -> None:
+    """Flower lists exactly the 300 tasks of two workers, each as SUCCESS, and both workers as online.
 
-    After a restart Flower has the same queue; without the password there is neither page nor API.
+    After a restart Flower uses the same queue; a wrong password is refused.
     """
     log = tmp_path / "flower.log"
     with ExitStack() as stack:
@@ -85,11 +85,11 @@ def test_flower_shows_exactly_each_task(browser: Browser, tmp_path: Path, pictur
             stack.enter_context(running(environ, tmp_path / node, *worker, node))
         flower = ("mdstore", "flower", f"--port={url.rpartition(':')[2]}")
         with running(environ, log, *flower):
-            until(lambda: sees_both(url))
+            until(lambda: knows_both_workers(url))
         app = plain_app(settings)
         left = set(app.topics.listed())
         stack.enter_context(running(environ, log, *flower))
-        until(lambda: sees_both(url))
+        until(lambda: knows_both_workers(url))
         assert f"{settings.events_topic}-flower" in left
         assert {name for name in app.topics.listed() if name.startswith(settings.events_topic)} == {
             f"{settings.events_topic}-flower"

@@ -1,6 +1,6 @@
-"""A worker that waits, after the first wave of a lane, until the other worker has come as far with the same lane.
+"""A worker that waits after the first wave of a lane until another worker has come as far with the same lane.
 
-`celery -A tests.chaos.barrier worker`; `MEETING` is a directory that both know, `MEETING_WORKER` this one's name.
+Run `celery -A tests.chaos.barrier worker`; `BARRIER` names a directory that both workers use, `BARRIER_WORKER` this worker.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from mdstore.store.writer import Writer
 from mdstore.tasks import create_store_app
 from tests.waiting import until
 
-_place = Path(os.environ["MEETING"])
-_name = os.environ["MEETING_WORKER"]
+_directory = Path(os.environ["BARRIER"])
+_worker = os.environ["BARRIER_WORKER"]
 _apply = Writer._apply
-_at_work: list[int] = []  # the lane that this process of the pool is applying
+_current_lane: list[int] = []  # the lane that this pool process is applying
 
 
-def _applying(self: Writer, reference: Reference, lane: int) -> LaneSummary:
-    _at_work[:] = [lane]
+def _apply_current(self: Writer, reference: Reference, lane: int) -> LaneSummary:
+    _current_lane[:] = [lane]
     return _apply(self, reference, lane)
 
 
-def _packed(operations: Sequence[Indexed]) -> Iterator[list[Transaction]]:
+def _pack_with_barrier(operations: Sequence[Indexed]) -> Iterator[list[Transaction]]:
     for number, wave in enumerate(pack(operations)):
         if number == 1:
-            (lane,) = _at_work
-            (_place / f"{lane}.{_name}").touch()
-            until(partial(_have_met, lane), within=100, what=f"both are at lane {lane}")
+            (lane,) = _current_lane
+            (_directory / f"{lane}.{_worker}").touch()
+            until(partial(_both_arrived, lane), within=100, what=f"both are at lane {lane}")
         yield wave
 
 
-def _have_met(lane: int) -> bool:
-    return len(list(_place.glob(f"{lane}.*"))) == 2
+def _both_arrived(lane: int) -> bool:
+    return len(list(_directory.glob(f"{lane}.*"))) == 2
 
 
-Poller._expiring_leases = lambda _: []  # type: ignore[method-assign,assignment]  # else no message would become visible again
-Writer._apply = _applying  # type: ignore[method-assign]
-mdstore.store.writer.pack = _packed  # type: ignore[assignment,attr-defined]
+Poller._expiring_leases = lambda _: []  # type: ignore[method-assign,assignment]  # no lease is extended, so messages reappear
+Writer._apply = _apply_current  # type: ignore[method-assign]
+mdstore.store.writer.pack = _pack_with_barrier  # type: ignore[assignment,attr-defined]
 app = create_store_app()

@@ -1,6 +1,6 @@
-"""A worker that dies where it is told to: `celery -A tests.chaos.dying worker`, with kills as JSON in `DYING`.
+"""A worker that kills itself at given steps: `celery -A tests.chaos.dying worker`, with the kills as JSON in `KILLS`.
 
-The named steps of the way of the data are wrapped from outside. A kill happens once: its mark, a file, is made just before.
+This module wraps the named steps of the write path from outside. A kill happens once: just before it, its mark file is made.
 """
 
 from __future__ import annotations
@@ -28,63 +28,61 @@ from mdstore.tasks import create_store_app
 from tests.chaos.fault_schedule import FaultSchedule, Kill
 
 _TRANSACT = "TransactWriteItems"
-
-
-_fate = FaultSchedule(msgspec.json.decode(os.environ["DYING"], type=list[Kill]))
+_schedule = FaultSchedule(msgspec.json.decode(os.environ["KILLS"], type=list[Kill]))
 
 
 def _around(owner: Any, name: str, step: str, *, by_task: bool = False) -> None:
-    """Wrap the function that is a step; or a step of each task that may come to it, as `finish:apply_lane`."""
+    """Wrap a function as a step, or with `by_task` as a step of each task that calls it, such as `finish:apply_lane`."""
     original: Callable[..., Any] = getattr(owner, name)
 
     @wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        here = f"{step}:{_short(current_task.name)}" if by_task else step
-        _fate.at(here, "before")
+        named_step = f"{step}:{_short(current_task.name)}" if by_task else step
+        _schedule.at(named_step, "before")
         result = original(*args, **kwargs)
-        _fate.at(here, "after")
+        _schedule.at(named_step, "after")
         return result
 
     setattr(owner, name, wrapped)
 
 
 def _around_task(owner: Any, name: str, step: str) -> None:
-    """Wrap the generator that is a step."""
+    """Wrap a generator as a step."""
     original: Callable[..., Generator[Any, Any, Any]] = getattr(owner, name)
 
     @wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        _fate.at(step, "before")
+        _schedule.at(step, "before")
         result = yield from original(*args, **kwargs)
-        _fate.at(step, "after")
+        _schedule.at(step, "after")
         return result
 
     setattr(owner, name, wrapped)
 
 
 def _around_calls() -> None:
-    """Wrap the sending of a transaction, and the reading of its answer, whatever it says."""
+    """Wrap the sending of a transaction and the reading of its answer, whether it applied or was refused."""
     begin, read = JsonProtocol.request, mdstore.aws.dynamodb.client._read
 
-    def beginning(self: JsonProtocol, operation: str, body: bytes) -> Any:
+    def send_request(self: JsonProtocol, operation: str, body: bytes) -> Any:
         if operation == _TRANSACT:
-            _fate.at("send", "before")
+            _schedule.at("send", "before")
         return begin(self, operation, body)
 
-    def reading(operation: str, answer: Answer) -> Any:
+    def read_answer(operation: str, answer: Answer) -> Any:
         if operation != _TRANSACT:
             return read(operation, answer)
         if answer.status != 200:
-            _fate.at("read:refused", "before")
+            _schedule.at("read:refused", "before")
             return read(operation, answer)
-        _fate.at("send", "after")  # it took effect, and nobody has looked at the answer
-        _fate.at("read", "before")
+        _schedule.at("send", "after")  # the transaction took effect, and its answer is unread
+        _schedule.at("read", "before")
         result = read(operation, answer)
-        _fate.at("read", "after")
+        _schedule.at("read", "after")
         return result
 
-    JsonProtocol.request = beginning  # type: ignore[method-assign]
-    mdstore.aws.dynamodb.client._read = reading
+    JsonProtocol.request = send_request  # type: ignore[method-assign]
+    mdstore.aws.dynamodb.client._read = read_answer
 
 
 def _after_refusals() -> None:
@@ -92,7 +90,7 @@ def _after_refusals() -> None:
 
     def wrapped(*args: Any) -> Any:
         found = original(*args)
-        _fate.at("read:refused", "after")
+        _schedule.at("read:refused", "after")
         return found
 
     Writer._read_reasons = wrapped  # type: ignore[method-assign,assignment]
@@ -117,23 +115,23 @@ _around(DynamoBackend, "_store_result", "result")
 
 
 class DyingChannel(Channel):
-    """Publishing and acknowledging are steps too, of each task: `publish:apply_lane`, `ack:finish`."""
+    """A channel that makes publishing and acknowledging steps of each task: `publish:apply_lane`, `ack:finish`."""
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         step = f"publish:{_short(message['headers']['task'])}"
-        _fate.at(step, "before")
+        _schedule.at(step, "before")
         super()._put(queue, message, **kwargs)
-        _fate.at(step, "after")
+        _schedule.at(step, "after")
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         step = f"ack:{_short(self.qos.get(delivery_tag).headers['task'])}"
-        _fate.at(step, "before")
+        _schedule.at(step, "before")
         super().basic_ack(delivery_tag, multiple)
-        _fate.at(step, "after")
+        _schedule.at(step, "after")
 
 
 class DyingTransport(Transport):
-    """The transport with such channels."""
+    """The transport that uses `DyingChannel`."""
 
     Channel = DyingChannel
 

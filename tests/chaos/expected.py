@@ -1,4 +1,4 @@
-"""A request of operations of every kind, and its end as the model of the store foresees it."""
+"""A request of operations of every kind, and the result that the model of the store predicts for it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.model.history import check_prediction
 from tests.model.model import Known, Plan, Rules, States, apply
 
 RULES = Rules(group=99, size=16 * 2**20)
-_LARGE = 450_000  # bytes of a text that no item can hold
+_LARGE = 450_000  # bytes; an item cannot hold a text of this size
 
 
 class Expected:
-    """Operations in the order of a request; `check` compares what became of them with the model."""
+    """Operations in the order of a request; `check` compares their outcomes with the model's."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         self.operations = operations
@@ -26,7 +26,7 @@ class Expected:
         self._legal = apply(self._plan, self.states)
 
     def check(self, client: Client, request_id: str) -> None:
-        """Assert that each operation has its outcome, once, each record its state, and that all say the same."""
+        """Assert that outcomes, counts and records are those that the model predicts, and that `verify` finds no fault."""
         request = client.status(request_id)
         assert (request.state, request.error) == (State.COMPLETED, "")
         outcomes = list(client.outcomes(request_id))
@@ -46,7 +46,7 @@ class Expected:
 
 
 def families(entity: str, count: int, *, large: int = 0) -> list[Operation]:
-    """`count` x 14 operations: several on a key, patches, refusals, groups; the first `large` have data for S3."""
+    """Return `count` families of 14 operations: several per key, patches, refusals, groups. The first `large` need S3."""
     found: list[Operation] = []
     for number in range(count):
         found += _family(entity, f"{number}-", is_large=number < large)
@@ -77,7 +77,7 @@ def _family(entity: str, prefix: str, *, is_large: bool) -> list[Operation]:
 
 
 def random_operations(dice: random.Random, entity: str, count: int) -> list[Operation]:
-    """`count` operations on half as many keys: all kinds, versions and sequences that fit or not, small groups."""
+    """Return `count` operations on half as many keys: every op, right and wrong versions and sequences, and small groups."""
     keys = [f"k{number}" for number in range(max(1, count // 2))]
     groups: dict[str, set[str]] = {}
     return [_random(dice, entity, keys, groups) for _ in range(count)]

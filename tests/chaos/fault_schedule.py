@@ -1,4 +1,4 @@
-"""The deaths that a worker is to die, in their order: each once, whichever of its processes comes there first."""
+"""When a worker's processes must die: kills in a given order, each executed once, by the first process that reaches it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Moment = Literal["before", "after"]
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True):
-    """The death of a process at a step, right `before` or `after` it, when it comes there for the `nth` time.
+    """A kill of a process right `before` or `after` a step, when the process reaches the step for the `nth` time.
 
-    With `group` its whole process group dies, by SIGKILL; else the process alone, which is then a child of the pool.
+    With `group`, SIGKILL ends its whole process group; otherwise only the process exits, which is then a pool process.
+    `mark` is the file that says that the kill was executed.
     """
 
     step: str
@@ -26,14 +27,14 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FaultSchedule:
-    """The kills that are to come, one after the other."""
+    """Executes kills one after another."""
 
     def __init__(self, kills: list[Kill]) -> None:
         self._kills = kills
         self._passed = 0
 
     def at(self, step: str, moment: Moment) -> None:
-        """Die here, if it is the place."""
+        """End this process, or its group, if the next kill is due at this step and moment."""
         kill = next((kill for kill in self._kills if not Path(kill.mark).exists()), None)
         if kill is None or (kill.step, kill.moment) != (step, moment):
             return

@@ -1,8 +1,8 @@
-"""microburst as a process of its own: a proxy that answers with AWS's own faults, or spoils the answers of what is behind it.
+"""microburst as a process of its own: a proxy that answers with AWS's own errors, or damages the answers of its upstream.
 
-`python -m tests.chaos.faults PORT UPSTREAM` runs it. What must be known to use it: of several rules that match, only one fires;
-a rule's misspelt key is accepted and means nothing; `abort_bytes` does nothing where the answer has no body; `resource`
-does not see the tables of a transaction; and every answer is sent in chunks, so none is ever cut short against a length.
+`python -m tests.chaos.faults PORT UPSTREAM` runs it. Its pitfalls: if several rules match, only one applies; a misspelt key of
+a rule is accepted and ignored; `abort_bytes` has no effect on an answer without a body; `resource` does not match the tables
+of a transaction; and every answer is sent in chunks, so none can be shorter than its Content-Length.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mdstore.local.stack import kill_group
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-#: aiohttp refuses bodies over 1 MiB unless it is told; a transaction has up to 4 MB.
+#: Bytes. aiohttp refuses bodies over 1 MiB by default; a transaction has up to 4 MB.
 MAX_BODY = 2**27
 Rule = dict[str, Any]
 
 
 class Faults:
-    """One microburst before `upstream`. Use as a context manager."""
+    """A microburst in front of `upstream`. Use it as a context manager."""
 
     def __init__(self, upstream: str) -> None:
         self.port = free_port()
@@ -51,8 +51,8 @@ class Faults:
         """Replace all rules; returns the ids of the new ones."""
         return [rule["id"] for rule in self._control("rules", list(rules))]
 
-    def times_fired(self, rule: int) -> int:
-        """How often a rule has fired; also after it was replaced."""
+    def times_applied(self, rule: int) -> int:
+        """Return how often a rule was applied, even if it has been replaced since."""
         return next((one["fired"] for one in self._control("stats")["by_rule"] if one["id"] == rule), 0)
 
     def _is_up(self) -> bool:

@@ -21,7 +21,7 @@ _COUNTS: Sequence[QueueAttributeFilterType] = [
 
 
 class Messages:
-    """A queue and its dead letters, made anew."""
+    """A new queue and its new dead-letter queue."""
 
     def __init__(self, sqs: SQSClient, settings: Settings) -> None:
         self._sqs = sqs
@@ -32,7 +32,7 @@ class Messages:
         self._queue = sqs.create_queue(QueueName=settings.queue, Attributes=attributes)["QueueUrl"]
 
     def wait_until_acknowledged(self) -> None:
-        """Return when no message waits or is at work; none may have become a dead letter."""
+        """Wait until the queue has no visible or hidden message, and assert that none was dead-lettered."""
         until(lambda: not self._count(self._queue), within=60, what="every message is acknowledged")
         assert self._count(self._dead) == 0
 

@@ -1,6 +1,6 @@
-"""A proxy that counts what a worker asks and is told, and spoils calls and answers in ways that microburst cannot.
+"""A proxy that counts a worker's calls and answers, and changes them in ways that microburst cannot.
 
-It stands between the worker and microburst, so what it counts is what the worker saw.
+It runs between the worker and microburst, so it counts what the worker sent and received.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-#: What a call ended with where there was no whole answer.
+#: The code of a call that got no whole answer.
 NOTHING = "nothing"
-#: A transaction that was cancelled because its last action, the receipt's put, found the receipt there.
+#: The code of a transaction that was cancelled because the receipt that its last action puts already existed.
 RECEIPT = "receipt"
 _DROPPED = frozenset({"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"})
 _TOKEN = re.compile(rb'"ClientRequestToken":"([^"]+)"')
@@ -33,7 +33,7 @@ _XML_CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A call on its way to AWS. `name` is DynamoDB's operation, or S3's method; `place` the path and the range."""
+    """A call to AWS. `name` is DynamoDB's operation or S3's method; `place` is the path and the byte range."""
 
     name: str
     method: str
@@ -44,14 +44,14 @@ class Call:
 
     @property
     def token(self) -> str:
-        """The `ClientRequestToken` of a transaction, else nothing."""
+        """The `ClientRequestToken` of a transaction, or an empty text."""
         found = _TOKEN.search(self.body)
         return found[1].decode() if found else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An answer on its way back; of its body `sent` bytes are sent before the connection is dropped, all where None."""
+    """An answer of AWS. If `sent` is given, that many bytes of the body are sent before the connection is reset."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -60,7 +60,7 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """`ok`, AWS's error code, `receipt` or `nothing`."""
+        """The answer in one word: `ok`, AWS's error code, `receipt` or `nothing`."""
         if self.sent is not None:
             return NOTHING
         if self.status < 300:
@@ -78,10 +78,10 @@ class Answer:
 
 
 class Proxy:
-    """Passes calls on to `upstream`. Use as a context manager.
+    """A proxy that forwards calls to `upstream`. Use it as a context manager.
 
-    `on_call` may change a call before it is passed on, `on_answer` its answer. Counted are the calls' `answers` by name and
-    code, and the `tokens` of transactions as the worker sent them; `forged` are those that came with two bodies.
+    `on_call` may change a call before it is forwarded, and `on_answer` may change its answer. `answers` counts calls by name
+    and code, `tokens` the tokens of transactions as the worker sent them; `reused` lists tokens sent with two different bodies.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -90,7 +90,7 @@ class Proxy:
         self.answers: Counter[tuple[str, str]] = Counter()
         self.tokens: Counter[str] = Counter()
         self._bodies: dict[str, bytes] = {}
-        self.forged: list[str] = []
+        self.reused: list[str] = []
         self.under_way = 0
         self._upstream = urlsplit(upstream).netloc
         self._lock = threading.Lock()
@@ -110,7 +110,7 @@ class Proxy:
         self._thread.join()
 
     def count(self, *codes: str, name: str | None = None) -> int:
-        """Calls (named `name`) that ended with one of `codes`, or all."""
+        """Return how many calls of `name`, or of any name, ended with one of `codes`, or with any code."""
         return sum(
             number
             for (called, code), number in self.answers.items()
@@ -119,7 +119,7 @@ class Proxy:
 
     @property
     def repeats(self) -> int:
-        """How often a transaction's token came again."""
+        """How many transactions were sent with a token that was sent before."""
         return self.tokens.total() - len(self.tokens)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -133,7 +133,7 @@ class Proxy:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                with proxy._noted():
+                with proxy._counted_as_under_way():
                     answer = proxy._answer(self.command, self.path, dict(self.headers.items()), body)
                 if answer is None:
                     self._drop()
@@ -149,15 +149,15 @@ class Proxy:
                 if answer.sent is not None:
                     self._drop()
 
-            do_GET = do_PUT = do_HEAD = do_POST  # noqa: N815  the server calls them so
+            do_GET = do_PUT = do_HEAD = do_POST  # noqa: N815  the base class requires these names
 
             def handle_expect_100(self) -> bool:
                 goes_on = super().handle_expect_100()
-                self.wfile.flush()  # boto3 waits a second for it
+                self.wfile.flush()  # boto3 waits up to a second for this line
                 return goes_on
 
             def _drop(self) -> None:
-                """A reset, and not an orderly end."""
+                """Reset the connection instead of closing it in order."""
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = True
 
@@ -167,7 +167,7 @@ class Proxy:
         return Handler
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
+    def _counted_as_under_way(self) -> Iterator[None]:
         with self._lock:
             self.under_way += 1
         try:
@@ -186,25 +186,25 @@ class Proxy:
             headers={name: value for name, value in headers.items() if name.lower() not in (*_DROPPED, "expect")},
             body=body,
         )
-        self._note_token(call)
+        self._record_token(call)
         call = self.on_call(call)
-        answer = self._pass_on(call)
+        answer = self._forward(call)
         if answer is not None:
             answer = self.on_answer(call, answer)
         with self._lock:
             self.answers[call.name, answer.code if answer else NOTHING] += 1
         return answer
 
-    def _note_token(self, call: Call) -> None:
+    def _record_token(self, call: Call) -> None:
         if token := call.token:
             digest = hashlib.sha256(call.body).digest()
             with self._lock:
                 self.tokens[token] += 1
                 if self._bodies.setdefault(token, digest) != digest:
-                    self.forged.append(token)
+                    self.reused.append(token)
 
-    def _pass_on(self, call: Call) -> Answer | None:
-        """The answer from behind; None where the connection broke before its end."""
+    def _forward(self, call: Call) -> Answer | None:
+        """Return the upstream's answer, or None if the connection broke before its end."""
         connection = http.client.HTTPConnection(self._upstream, timeout=60)
         try:
             connection.request(call.method, call.path, call.body, {**call.headers, "Connection": "close"})
@@ -221,15 +221,15 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def shutdown_request(self, request: Any) -> None:
-        # The inherited one ends the connection in order first, and what is to be a reset would be none.
+        # The inherited method first shuts the connection down in order, so a reset would not be one.
         self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A worker that gave up is no error of the proxy's."""
+        """Ignore connections that a worker closed; the proxy did nothing wrong."""
 
 
 class FailAfterwards:
-    """For `on_answer`: each `every`th transaction that applied is answered with a 500."""
+    """An `on_answer` that answers every `every`th transaction that applied with a 500."""
 
     def __init__(self, every: int) -> None:
         self._every = every
@@ -251,7 +251,7 @@ class FailAfterwards:
 
 
 class ForgetTokens:
-    """For `on_call`: a token that was seen before becomes another, as if ten minutes had gone by since."""
+    """An `on_call` that replaces a token that was sent before, as if DynamoDB's ten minutes had passed since."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -268,7 +268,7 @@ class ForgetTokens:
 
 
 class SpoilReads:
-    """For `on_answer`: of each place in S3 the first answers are cut short, damaged, and shorter than they should be."""
+    """An `on_answer` that spoils the first three reads of each place in S3: cut off, with a damaged byte, and half as long."""
 
     WAYS = ("cut", "damaged", "short")
 
@@ -281,11 +281,11 @@ class SpoilReads:
         if call.name != "GET" or answer.status >= 300:
             return answer
         with self._lock:
-            turn = self._seen[call.place]
+            reads = self._seen[call.place]
             self._seen[call.place] += 1
-            if turn >= len(self.WAYS):
+            if reads >= len(self.WAYS):
                 return answer
-            way = self.WAYS[turn]
+            way = self.WAYS[reads]
             self.spoilt[way] += 1
         middle = len(answer.body) // 2
         if way == "cut":

@@ -1,4 +1,4 @@
-"""A worker under attack: a namespace with a queue to put anything into, and what must be true of the worker afterwards."""
+"""A worker to attack: a namespace, a queue that takes any message, and the checks that the worker must pass afterwards."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mdstore.settings import load_settings
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-EVIL = "evil"  # the entity of all that must never be executed
-LIMIT = 300 * 2**20  # bytes of memory of each process, as in tests/acceptance/test_memory.py
+EVIL = "evil"  # the entity of all operations that must never be executed
+LIMIT = 300 * 2**20  # bytes of memory per process, as in tests/acceptance/test_memory.py
 Letter = dict[str, str]
 
 
@@ -37,7 +37,7 @@ class Target:
     letters: list[Letter] = field(default_factory=list)
 
     def store(self, request_id: str, entity: str, count: int) -> Reference:
-        """Store and note a request of upserts whose message is not sent; returns its reference."""
+        """Store a request of upserts and record it as accepted without sending its message; returns its reference."""
         operations = upserts(count, entity)
         return self.client.store.ingestor.accept(operations, request_id=request_id, publish=lambda _: None).reference
 
@@ -46,7 +46,7 @@ class Target:
         self.client.app.send_task(task, args=args)
 
     def send_raw(self, text: str) -> None:
-        """Put a text into the queue as it stands."""
+        """Put a text into the queue unchanged."""
         sqs = self.client.store.aws.sqs
         sqs.send_message(QueueUrl=self._url(self.client.settings.queue), MessageBody=text)
 
@@ -55,7 +55,7 @@ class Target:
         self.client.store.aws.s3.put_object(Bucket=self.client.settings.bucket, Key=key, Body=body)
 
     def wait_for_letters(self, count: int) -> list[Letter]:
-        """Wait for `count` dead letters; returns body and attributes of each."""
+        """Wait for `count` dead letters; returns the body and attributes of each."""
         sqs = self.client.store.aws.sqs
         url = self._url(self.client.settings.dead_letter_queue)
 
@@ -74,7 +74,7 @@ class Target:
         return self.letters
 
     def wait_until_empty(self) -> None:
-        """Wait until nothing is in the queue, and nothing under way."""
+        """Wait until the queue has no visible and no hidden message."""
         sqs, url = self.client.store.aws.sqs, self._url(self.client.settings.queue)
 
         def empty() -> bool:
@@ -86,7 +86,7 @@ class Target:
         until(empty, what="the queue is empty")
 
     def check_alive(self, processes: list[psutil.Process]) -> None:
-        """Assert that the worker executes a good message, that no process of it has ended, and that none took much memory."""
+        """Assert that the worker executes a valid message, that none of its processes ended, and that none used much memory."""
         self.client.submit(upserts(3, "good"), request_id=f"after/{uuid4()}").wait(timeout=60)
         assert [record.key for record in self.client.export(EVIL)] == [], "something evil was executed"
         assert self.processes() == processes, "a process has ended"
@@ -95,7 +95,7 @@ class Target:
         assert all(0 < bytes_ < LIMIT for bytes_ in peaks), peaks
 
     def processes(self) -> list[psutil.Process]:
-        """The worker's processes, its children included."""
+        """Return the worker's main process and its children."""
         return [self.worker, *sorted(self.worker.children(recursive=True), key=lambda one: one.pid)]
 
     def _url(self, queue: str) -> str:
@@ -103,7 +103,7 @@ class Target:
 
 
 def peak(pid: int) -> int:
-    """Peak resident memory of a process so far, in bytes."""
+    """Return the peak resident memory of a process so far, in bytes."""
     text = Path(f"/proc/{pid}/status").read_text()
     line = next(line for line in text.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
@@ -111,7 +111,7 @@ def peak(pid: int) -> int:
 
 @contextmanager
 def attacked(url: str, log: Path) -> Iterator[Target]:
-    """A worker of two processes that has executed a message already; messages come back soon, and twice at the most."""
+    """Run a worker of two processes, which has executed a message. Messages are redelivered after 8 s, and only once."""
     environ = {
         **os.environ,
         "AWS_ENDPOINT_URL": url,
@@ -140,5 +140,5 @@ def attacked(url: str, log: Path) -> Iterator[Target]:
 
 
 def upserts(count: int, entity: str) -> list[dict[str, Any]]:
-    """Upserts of `count` keys."""
+    """Return upserts of `count` keys."""
     return [{"op": "upsert", "entity": entity, "key": f"k{n}", "data": {"n": n}} for n in range(count)]

@@ -1,7 +1,7 @@
-"""Hostile messages and payloads: refused, dead-lettered, never executed; the worker lives on, within its memory.
+"""Hostile messages and payloads are dead-lettered and never executed, and the worker survives within its memory.
 
-Through a real worker and a real queue. `tests/integration/test_queue.py` has the plainer ones, `tests/unit/test_payload.py` the
-same lies of payloads without a worker.
+These tests use a real worker and a real queue. `tests/integration/test_queue.py` has simpler cases, and
+`tests/unit/test_payload.py` has the same forged payloads without a worker.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def aws() -> Iterator[EmbeddedAws]:
 
 @pytest.fixture
 def target(aws: EmbeddedAws, tmp_path: Path) -> Iterator[Target]:
-    """A worker; whatever a test sends, its processes are the same afterwards, within their memory, and execute a message."""
+    """Yield a worker to attack; after the test its processes must be the same, within their memory, and executing messages."""
     with attacked(aws.url, tmp_path / "worker.log") as made:
         before = made.processes()
         yield made
@@ -52,7 +52,7 @@ def target(aws: EmbeddedAws, tmp_path: Path) -> Iterator[Target]:
 
 
 def refuse(target: Target, cases: list[tuple[str, Any]]) -> None:
-    """Send each message as an `ingest`; assert that each is dead-lettered with its reason, part of which is given."""
+    """Send each message as an `ingest`; assert that each is dead-lettered with a reason that contains the given text."""
     for _, message in cases:
         target.send("mdstore.ingest", message)
     letters = target.wait_for_letters(len(cases))
@@ -66,8 +66,8 @@ def _text(message: Any) -> str:
     return json.dumps(message, sort_keys=True)
 
 
-def test_a_message_that_lies_about_its_payload_is_dead_lettered(target: Target) -> None:
-    """The payload of another request, or another place, is never executed, even where the object there is a whole payload."""
+def test_a_message_with_a_false_reference_is_dead_lettered(target: Target) -> None:
+    """A payload of another request or outside its own key is never executed, even if the object is a valid payload."""
     evil = target.store("evil", EVIL, 3)
     body = target.client.store.objects.get(evil.payload, 0, 2**20)
     for key in ("blobs/evil", "other/evil", "payloads/evil2", "evil"):
@@ -77,23 +77,23 @@ def test_a_message_that_lies_about_its_payload_is_dead_lettered(target: Target) 
         f"../{target.client.settings.bucket}/payloads/evil", "payloads/evil?versionId=1", "payloads/%65vil", "",
     )  # fmt: skip
     misnamed = ("../evil", "a/../evil", "", "x" * 201, "a\nb", "ev\u0131l")
-    lies = [("is not the key of request", {"payload": payload}) for payload in elsewhere]
-    lies += [("is not the key of request", {"request_id": "other"})]
-    lies += [("expected 1-200 of A-Z", {"request_id": name, "payload": f"payloads/{name}"}) for name in misnamed]
-    lies += [
+    changes = [("is not the key of request", {"payload": payload}) for payload in elsewhere]
+    changes += [("is not the key of request", {"request_id": "other"})]
+    changes += [("expected 1-200 of A-Z", {"request_id": name, "payload": f"payloads/{name}"}) for name in misnamed]
+    changes += [
         ("belongs to another request than the message", {"request_id": "evil2", "payload": "payloads/evil2"}),
         ("belongs to another request than the message", {"source": "somebody"}),
         ("does not have the digest that the message says", {"digest": evil.digest.upper()}),
     ]
 
-    refuse(target, [(reason, msgspec.to_builtins(evil) | lie) for reason, lie in lies])
+    refuse(target, [(reason, msgspec.to_builtins(evil) | lie) for reason, lie in changes])
 
     assert target.client.status("evil").state is State.ACCEPTED
     assert target.client.store.ledger.receipts("evil", 0) == {}
 
 
 def test_a_message_of_another_schema_is_dead_lettered(target: Target) -> None:
-    """A version that is too new, too old, or none; fields too few, too many, or of other types; and what is no message."""
+    """A wrong schema version, missing or unknown fields, fields of other types, and values that are no message are refused."""
     evil: Message = msgspec.to_builtins(target.store("evil", EVIL, 3))
     cases: list[tuple[str, Any]] = [(f"schema version {v}", evil | {"v": v}) for v in (2, 99, 0, -1, 2**62)]
     cases += [("Expected `int`", evil | {"v": v}) for v in ("1", 1.5, None, [1])]
@@ -109,20 +109,20 @@ def test_a_message_of_another_schema_is_dead_lettered(target: Target) -> None:
     assert target.client.status("evil").state is State.ACCEPTED
 
 
-NO_LANES: dict[str, Any] = {
+INVALID_LANES: dict[str, Any] = {
     "too large": 99, "one too many": 3, "negative": -1, "huge": 2**62, "a number's text": "0", "text": "a", "half": 0.5,
     "nothing": None, "list": [0], "object": {"lane": 0},
 }  # fmt: skip
 
 
-def test_a_lane_that_is_none_is_dead_lettered(target: Target) -> None:
-    """`apply_lane` with a number out of range, or no number; the request that it names is not failed by it, and completes."""
+def test_an_invalid_lane_is_dead_lettered(target: Target) -> None:
+    """An `apply_lane` with a lane out of range, or not a number, does not fail the request that it names, which completes."""
     good = target.store("lanes", "good", 250)
     assert good.lanes == 3
-    for lane in NO_LANES.values():
+    for lane in INVALID_LANES.values():
         target.send("mdstore.apply_lane", msgspec.to_builtins(good), lane)
 
-    letters = target.wait_for_letters(len(NO_LANES))
+    letters = target.wait_for_letters(len(INVALID_LANES))
 
     assert [letter["body"][:200] for letter in letters if "lane" not in letter.get("reason", "")] == []
     assert target.client.status("lanes").state is State.ACCEPTED
@@ -138,44 +138,44 @@ LINE = b'{"index":0,"op":"upsert","entity":"evil","key":"k","attribute":{"M":{}}
 
 
 def digest_of(data: bytes) -> str:
-    """SHA-256, as the header says it."""
+    """Return the SHA-256 in the form in which a header has it."""
     return hashlib.sha256(data).hexdigest()
 
 
 def bomb(megabytes: int, filling: bytes) -> bytes:
-    """About so many megabytes of `filling`, compressed to a few kilobytes."""
+    """Return about `megabytes` megabytes of `filling`, compressed to a few kilobytes."""
     zstd = zstandard.ZstdCompressor().compressobj()
     piece = filling * (MEGABYTE // len(filling))
     return b"".join(zstd.compress(piece) for _ in range(megabytes)) + zstd.flush()
 
 
 def nested(size: int) -> bytes:
-    """JSON of `size` bytes that is nested as deep as can be."""
+    """Return `size` bytes of JSON, nested as deeply as possible."""
     return b"[" * (size // 2) + b"]" * (size // 2)
 
 
 def forged(
-    data: bytes, *, raw: int, count: int, head: dict[str, Any] | None = None, **lies: Any
+    data: bytes, *, raw: int, count: int, head: dict[str, Any] | None = None, **changes: Any
 ) -> tuple[bytes, bytes]:
-    """Header and body of a payload whose digests fit and whose only lane is `data`; `lies` are to its section."""
+    """Return header and body of a payload with true digests whose only lane is `data`; `changes` are to its section."""
     nothing = zstandard.ZstdCompressor().compress(b"")
     fields: dict[str, Any] = {"offset": 0, "length": len(data), "raw": raw, "count": count, "digest": digest_of(data)}
     header = Header(
         v=1, codec="zstd", request_id="", source="default", content="", created_at=int(time.time()), operations=count,
-        lanes=(Section(**(fields | lies)),), refused_counts={},
+        lanes=(Section(**(fields | changes)),), refused_counts={},
         refused=Section(offset=len(data), length=len(nothing), raw=0, count=0, digest=digest_of(nothing)),
     )  # fmt: skip
     return exactjson.dumps(msgspec.structs.replace(header, **(head or {}))), data + nothing
 
 
 def packed(*lines: bytes) -> tuple[bytes, int]:
-    """Lines, compressed, and their size."""
+    """Return the compressed lines, and their size before compression."""
     text = b"".join(lines)
     return zstandard.ZstdCompressor().compress(text), len(text)
 
 
 def bombs() -> dict[str, tuple[str, bytes, bytes]]:
-    """By name: the reason, header and body of payloads that are bombs, or whose lane is not what it should be."""
+    """Return the expected reason, header and body, by name, of payloads that are bombs or whose header is false."""
     honest, size = packed(LINE * 3)
     deep, deep_size = packed(LINE.replace(b'{"M":{}}', nested(10 * MEGABYTE)))
     deeper, deeper_size = packed(nested(10 * MEGABYTE) + b"\n")
@@ -201,8 +201,8 @@ def bombs() -> dict[str, tuple[str, bytes, bytes]]:
     }  # fmt: skip
 
 
-def test_a_payload_that_is_a_bomb_or_lies_is_dead_lettered(target: Target) -> None:
-    """Lanes of a gigabyte in a few kilobytes, whatever they claim, and 10 MB of nested JSON, take no memory and no process."""
+def test_a_bomb_or_a_payload_with_a_false_header_is_dead_lettered(target: Target) -> None:
+    """Neither lanes of 1 GB in a few kilobytes, whatever size they claim, nor 10 MB of nested JSON harm the worker."""
     cases: list[tuple[str, Any]] = []
     for name, (reason, nameless, body) in bombs().items():
         head = exactjson.dumps(json.loads(nameless) | {"request_id": name})
@@ -213,14 +213,14 @@ def test_a_payload_that_is_a_bomb_or_lies_is_dead_lettered(target: Target) -> No
 
 
 def reference(name: str, head: bytes) -> Reference:
-    """The reference that vouches for a header."""
+    """Return a reference with the digest of `head`."""
     return Reference(
         v=1, request_id=name, payload=f"payloads/{name}", digest=digest_of(head), lanes=1, source="default"
     )
 
 
-def test_an_object_that_is_no_payload_is_dead_lettered(target: Target) -> None:
-    """Objects in the place of a payload that begin like one, or not at all, whatever their header claims to be."""
+def test_an_object_that_is_not_a_payload_is_dead_lettered(target: Target) -> None:
+    """An object under a payload's key is refused if it does not begin like a payload, or does and has a bad header."""
     magic, most = MAGIC, (2**32 - 1).to_bytes(4, "big")
     deep, other = nested(10 * MEGABYTE), b'{"v":1}'
     objects = {
@@ -245,7 +245,7 @@ def test_an_object_that_is_no_payload_is_dead_lettered(target: Target) -> None:
 
 
 def envelope(content: Any, *, headers: Message | None = None, **changes: Any) -> str:
-    """A message as kombu sends it; `content` is bytes, or what becomes JSON. The change `content_type` is to `content-type`."""
+    """Return a message as kombu sends it, with `content` (bytes, or encoded as JSON); in `changes` a `_` stands for a `-`."""
     content = content if isinstance(content, bytes) else json.dumps(content).encode()
     message = {
         "body": base64.b64encode(content).decode(),
@@ -258,12 +258,12 @@ def envelope(content: Any, *, headers: Message | None = None, **changes: Any) ->
 
 
 def arguments(message: Message, **embedded: Any) -> list[Any]:
-    """The body of a task with one argument."""
+    """Return the body of a task with one argument."""
     return [[message], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None, **embedded}]
 
 
 def undecodable(evil: Message) -> dict[str, str]:
-    """Envelopes that must not be executed, although the reference in them is a good one."""
+    """Return envelopes that must not be executed although the reference in them is valid."""
     good, deep = arguments(evil), nested(600_000)
     properties = {"delivery_info": {}, "delivery_tag": "tag"}
     bombed = zlib.compress(b" " * 384 * MEGABYTE)
@@ -298,7 +298,7 @@ def undecodable(evil: Message) -> dict[str, str]:
     }
 
 
-#: Headers that mean nothing, or that nobody but an attacker sends.
+#: Headers without meaning, or that only an attacker sends.
 ODD_HEADERS: dict[str, Message] = {
     "compression without any": {"compression": "bzip2"},
     "id is a number": {"id": 7},
@@ -321,8 +321,8 @@ ODD_HEADERS: dict[str, Message] = {
 }
 
 
-def test_an_envelope_that_is_none_is_left_to_the_dead_letters(target: Target) -> None:
-    """What is not JSON of Celery's shape, is nested, compressed, huge, or of another content type, is never executed."""
+def test_an_invalid_envelope_is_dead_lettered(target: Target) -> None:
+    """Text that is not a Celery message, and messages that are nested, compressed, huge or not JSON, are never executed."""
     cases = undecodable(msgspec.to_builtins(target.store("evil", EVIL, 3)))
     for text in cases.values():
         target.send_raw(text)
@@ -334,10 +334,10 @@ def test_an_envelope_that_is_none_is_left_to_the_dead_letters(target: Target) ->
     assert target.client.status("evil").state is State.ACCEPTED
 
 
-def test_odd_headers_harm_nobody(target: Target) -> None:
-    """Whatever the headers around a message are, it is judged by its reference, or left to the dead letters; none vanishes."""
+def test_odd_headers_do_no_harm(target: Target) -> None:
+    """Whatever its headers, a message is checked by its reference or dead-lettered unread, and none vanishes."""
     evil: Message = msgspec.to_builtins(target.store("evil", EVIL, 3))
-    # Each lies, so that it is not executed in any case; by the source it is told apart.
+    # Each has a false source, so none may be executed, and the source tells them apart.
     texts = {
         name: envelope(arguments(evil | {"source": name}), headers=headers) for name, headers in ODD_HEADERS.items()
     }
@@ -351,12 +351,12 @@ def test_odd_headers_harm_nobody(target: Target) -> None:
     sources = {text: name for name, text in texts.items()}
     found = [sources.get(letter["body"]) or json.loads(letter["body"])["message"]["source"] for letter in letters]
     assert sorted(found) == sorted(texts)
-    judged = [letter["reason"] for letter in letters if letter["body"] not in sources]
-    assert [reason for reason in judged if "belongs to another request than the message" not in reason] == []
+    reasons = [letter["reason"] for letter in letters if letter["body"] not in sources]
+    assert [reason for reason in reasons if "belongs to another request than the message" not in reason] == []
 
 
-def test_an_expired_message_cannot_take_another_with_it(target: Target) -> None:
-    """A forged message that has expired, under the task id of a request, does not keep the request from being executed."""
+def test_an_expired_message_cannot_block_another(target: Target) -> None:
+    """A forged, expired message with the task id of a request does not prevent that request from being executed."""
     evil: Message = msgspec.to_builtins(target.store("evil", EVIL, 3)) | {"source": "expired"}
     target.send_raw(envelope(arguments(evil), headers={"id": "victim", "expires": "2001-01-01T00:00:00+00:00"}))
     target.wait_until_empty()

@@ -1,4 +1,4 @@
-"""A worker is killed right before and right after each named step of the way of the data; nothing is lost or doubled."""
+"""A worker is killed right before and right after each named step of the write path, and nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ from tests.chaos.messages import Messages
 from tests.chaos.worker_pool import WorkerPool, kill, worker_pool
 from tests.waiting import until
 
-AT_ONCE = 8  # cases; most of the time each waits for a message to be visible again
+AT_ONCE = 8  # cases; each waits most of its time for a message to become visible again
 LANES = 4
-OF_A_LANE = 2  # families of operations
+FAMILIES = 2  # of operations, per lane
 VISIBLE_AGAIN = 5  # seconds
 
-#: Steps of a request of several lanes, in the order of the way. One with a name behind it is a variant of the step.
+#: The steps of a request of several lanes, in order. `step:name` is a variant of a step.
 MANY = [
     "start", "chord", "publish:apply_lane", "ack:ingest",
     "fetch", "pack", "upload", "prepare", "send", "read", "read:refused", "count", "close",
     "finish:apply_lane", "part", "dispatch", "publish:finish", "ack:apply_lane",
     "finish:finish", "result", "ack:finish",
 ]  # fmt: skip
-#: Of a request of one lane: it is completed without chord and summary.
+#: The steps of a request of one lane that differ: it is completed without a chord and a lane summary.
 FEW = ["complete", "result", "ack:ingest"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Deaths that a request meets one after the other, each as `step moment nth`; of the child at work, or of all."""
+    """Kills during one request, one after another, each as `step moment nth`: of the worker (`group`), else of a child."""
 
-    deaths: tuple[str, ...]
+    kills: tuple[str, ...]
     group: bool
     small: bool = False
 
     def __str__(self) -> str:
         who = "group" if self.group else "child"
-        return "-".join([who, *(["small"] if self.small else []), *self.deaths]).replace(" ", "-")
+        return "-".join([who, *(["small"] if self.small else []), *self.kills]).replace(" ", "-")
 
 
-#: Killed in every way; of the other steps, one side is the child's death, and the other the group's.
+#: These steps are killed in every way. At the others the child is killed on one side of the step, the group on the other.
 DECISIVE = {"publish:apply_lane", "send", "read:refused", "close", "dispatch", "complete"}
 
 
@@ -71,11 +71,11 @@ def _cases() -> Iterator[Case]:
                         chosen = step in DECISIVE or group == ((moment == "before") == (number % 2 == 0))
                     if chosen:
                         yield Case((f"{step} {moment} 1",), group, small)
-    # In the middle: of publishing, of a lane's waves, of the lanes.
-    for death in ("publish:apply_lane after 2", "send after 3"):
-        yield from (Case((death,), group) for group in (True, False))
-    yield from (Case((death,), True) for death in ("send before 3", "close after 2", "part after 2"))
-    # In another delivery than the first, and again and again.
+    # Kills in the middle of publishing, of a lane's waves, and of the lanes.
+    for kill_step in ("publish:apply_lane after 2", "send after 3"):
+        yield from (Case((kill_step,), group) for group in (True, False))
+    yield from (Case((kill_step,), True) for kill_step in ("send before 3", "close after 2", "part after 2"))
+    # Kills in a later delivery than the first, and several in a row.
     yield Case(("send after 1", "read:receipts before 1"), group=True)
     yield Case(("send after 1", "read:receipts after 1"), group=False)
     for group in (True, False):
@@ -87,29 +87,29 @@ def _cases() -> Iterator[Case]:
 CASES = list(_cases())
 
 
-class Ward:
-    """Where the cases are: one emulator, one nursery; each case has a queue and keys of its own."""
+class Environment:
+    """One emulator and one worker pool for all cases; each case has its own queue and keys."""
 
-    def __init__(self, aws: EmbeddedAws, workers: WorkerPool, place: Path) -> None:
+    def __init__(self, aws: EmbeddedAws, workers: WorkerPool, directory: Path) -> None:
         self._workers = workers
-        self._place = place
+        self._directory = directory
         self._environ = {
             **os.environ,
             "AWS_ENDPOINT_URL": aws.url,
             "MDSTORE_NAMESPACE": "kills",
             "MDSTORE_WAIT_TIME": "1",
             "MDSTORE_VISIBILITY_TIMEOUT": str(VISIBLE_AGAIN),
-            "MDSTORE_LANE_OPERATIONS": str(len(families("any", OF_A_LANE))),
+            "MDSTORE_LANE_OPERATIONS": str(len(families("any", FAMILIES))),
             "MDSTORE_MAX_RECEIVES": "50",
         }
         settings = load_settings(self._environ).settings
         for _ in provision(settings):
             pass
-        self._store = Store(settings)  # its connections are for all cases: making some takes half a second
+        self._store = Store(settings)  # all cases share its clients, which take half a second to make
 
-    def suffer(self, name: str, case: Case) -> None:
-        """Let request `name` meet its deaths, and check what became of it."""
-        operations = families(name, 1 if case.small else OF_A_LANE * LANES, large=1)
+    def run(self, name: str, case: Case) -> None:
+        """Submit request `name`, execute the kills of `case`, and check the result."""
+        operations = families(name, 1 if case.small else FAMILIES * LANES, large=1)
         environ = {
             **self._environ,
             "MDSTORE_QUEUE": name,
@@ -121,7 +121,7 @@ class Ward:
         messages = Messages(self._store.aws.sqs, app.settings)
         assert client.submit(operations, request_id=name).new
         assert (client.status(name).lanes == 1) == case.small
-        worker = self._after_deaths(case, environ, name)
+        worker = self._after_kills(case, environ, name)
         try:
             client.wait(name, timeout=100)
             result = client.ingest.AsyncResult(name).get(timeout=30)
@@ -133,28 +133,29 @@ class Ward:
         assert result == client.status(name).summary()
         self._check_events(name, case, lanes=client.status(name).lanes)
 
-    def _after_deaths(self, case: Case, environ: Mapping[str, str], name: str) -> psutil.Process:
-        """Start workers that die, until each death has come; returns the one that lives on: after a group's, another."""
+    def _after_kills(self, case: Case, environ: Mapping[str, str], name: str) -> psutil.Process:
+        """Start workers until each kill has happened; returns the surviving worker, a new one if the groups were killed."""
         log = self._log(name)
+        marks = self._directory / name
         kills = [
-            Kill(step=step, moment=moment, nth=int(nth), group=case.group, mark=str(self._place / f"{name}.{number}"))  # type: ignore[arg-type]
-            for number, (step, moment, nth) in enumerate(death.split() for death in case.deaths)
+            Kill(step=step, moment=moment, nth=int(nth), group=case.group, mark=f"{marks}.{number}")  # type: ignore[arg-type]
+            for number, (step, moment, nth) in enumerate(text.split() for text in case.kills)
         ]
-        dying = {**environ, "DYING": msgspec.json.encode(kills).decode()}
+        dying = {**environ, "KILLS": msgspec.json.encode(kills).decode()}
         worker = self._workers.start("tests.chaos.dying", dying, log)
-        for death in kills:
+        for one in kills:
             if not worker.is_running():
                 worker = self._workers.start("tests.chaos.dying", dying, log)
-            until(Path(death.mark).exists, within=100, what=f"it dies {death.moment} {death.step}")
+            until(Path(one.mark).exists, within=100, what=f"it dies {one.moment} {one.step}")
             if case.group:
                 worker.wait(timeout=10)
         return self._workers.start("workers.celery_app", environ, log) if case.group else worker
 
     def _log(self, name: str) -> Path:
-        return self._place / f"{name}.log"
+        return self._directory / f"{name}.log"
 
     def _check_events(self, name: str, case: Case, *, lanes: int) -> None:
-        """Each state changed once. A group's death may hit a process between the change and the word of it."""
+        """Assert that each state changed once. If the group is killed, events may be missing, as a kill may precede one."""
         log = self._log(name).read_text()
         completed = re.findall(rf"request\.completed request_id={name} ", log)
         closed = sorted(map(int, re.findall(rf"lane\.completed request_id={name} lane=(\d+) ", log)))
@@ -166,42 +167,41 @@ class Ward:
 
 
 @pytest.fixture(scope="module")
-def fates(
+def runs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[Case, Future[None]]]:
-    """All cases that are asked for, under way side by side: most of their time they wait for a message to come again."""
+    """Run all selected cases side by side, since they mostly wait for redeliveries; yields each case's future."""
     items = [
         item for item in request.session.items if isinstance(item, pytest.Function) and item.module is request.module
     ]
     wanted: list[Case] = [item.callspec.params["case"] for item in items if hasattr(item, "callspec")]  # type: ignore[misc]
     with EmbeddedAws(port=free_port()) as aws, worker_pool() as workers, ThreadPoolExecutor(AT_ONCE) as pool:
-        ward = Ward(aws, workers, tmp_path_factory.mktemp("kills"))
-        fates = {case: pool.submit(ward.suffer, f"case{CASES.index(case)}", case) for case in wanted}
-        yield fates
+        environment = Environment(aws, workers, tmp_path_factory.mktemp("kills"))
+        yield {case: pool.submit(environment.run, f"case{CASES.index(case)}", case) for case in wanted}
         pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_killed_worker_loses_and_doubles_nothing(case: Case, fates: dict[Case, Future[None]]) -> None:
-    """After the deaths the request completes: each operation, each state and the chord's callback took effect once."""
-    fates[case].result(timeout=280)
+def test_a_killed_worker_loses_and_doubles_nothing(case: Case, runs: dict[Case, Future[None]]) -> None:
+    """After the kills the request completes, and each operation, state change and chord callback took effect once."""
+    runs[case].result(timeout=280)
 
 
-def test_every_named_step_has_its_deaths() -> None:
-    """Each step that the writer's docstring names is killed before and after, the child and the group; and each task's end."""
-    deaths = [(death.split(), case.group) for case in CASES for death in case.deaths]
-    moments = {(step.partition(":")[0], moment) for (step, moment, _), _ in deaths}
+def test_every_named_step_has_its_kills() -> None:
+    """Child and group are killed before and after each step that the writer's docstring names, and at each task's end."""
+    kills = [(text.split(), case.group) for case in CASES for text in case.kills]
+    moments = {(step.partition(":")[0], moment) for (step, moment, _), _ in kills}
     assert moments >= {(step, moment) for step in _named_steps() for moment in ("before", "after")}
-    whose = {(step.partition(":")[0], group) for (step, _, _), group in deaths}
-    assert whose >= {(step, group) for step in _named_steps() for group in (True, False)}
+    victims = {(step.partition(":")[0], group) for (step, _, _), group in kills}
+    assert victims >= {(step, group) for step in _named_steps() for group in (True, False)}
     tasks = re.findall(r"^(\w+)  +\S", mdstore.tasks.tasks.__doc__ or "", re.MULTILINE)
     assert tasks == ["ingest", "apply_lane", "finish"]
-    acknowledged = {(step, moment) for (step, moment, _), _ in deaths if step.startswith("ack:")}
+    acknowledged = {(step, moment) for (step, moment, _), _ in kills if step.startswith("ack:")}
     assert acknowledged == {(f"ack:{task}", moment) for task in tasks for moment in ("before", "after")}
 
 
 def _named_steps() -> list[str]:
-    """The steps in the list at the head of `writer.py`; one with steps of its own under it stands for those."""
+    """Return the steps listed at the head of `writer.py`; a step with steps below it is left out in favour of those."""
     _, _, after = (mdstore.store.writer.__doc__ or "").partition("    apply_lane\n")
     lines = after.partition("\n\n")[0].splitlines()
     steps = [(len(line) - len(line.lstrip()), line.split()[0]) for line in lines]

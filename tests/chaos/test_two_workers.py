@@ -1,4 +1,4 @@
-"""Two workers have the same lane at the same time, as after a visibility timeout that ran out; all ends exactly right."""
+"""Two workers with the same lane at the same time, as after an expired visibility timeout, apply it exactly once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.waiting import until
 
 ROUNDS = 15
 OPERATIONS = 600  # a round
-PATCHES = 25  # of each record, by each writer
+PATCHES = 25  # per record and writer
 LANES = 2  # so that a wave has several transactions
 VISIBLE_AGAIN = 2  # seconds
 Environ = dict[str, str]
@@ -40,7 +40,7 @@ Environ = dict[str, str]
 
 @pytest.fixture(scope="module")
 def environ() -> Iterator[Environ]:
-    """An emulator with a provisioned namespace."""
+    """Yield the environment of a provisioned emulator."""
     with EmbeddedAws(port=free_port()) as aws:
         made = {
             **os.environ,
@@ -58,22 +58,22 @@ def environ() -> Iterator[Environ]:
 
 
 def _apply_at_once(environ: Mapping[str, str], barrier: Barrier, orders: Connection) -> None:
-    """A process that applies lanes: for each order, when the other one is ready too; answers with counts and meetings."""
+    """Apply the lanes of each order when the other process is ready too; answer with the counts and the overlaps so far."""
     store = Store(load_settings(environ).settings)
-    met: list[Receipt] = []
+    overlaps: list[Receipt] = []  # receipts of the other writer that this one met
     load = Writer._load_earlier_receipts
 
     def loaded(self: Writer, run: Any, existing: Receipt) -> Receipt:
-        met.append(existing)
+        overlaps.append(existing)
         return load(self, run, existing)
 
     Writer._load_earlier_receipts = loaded  # type: ignore[method-assign]
-    with suppress(EOFError):  # there are no more orders
+    with suppress(EOFError):  # raised when the orders end
         while True:
             reference, lanes = orders.recv()
             store.payloads.header(reference)
             barrier.wait(60)
-            orders.send(({lane: store.writer.apply_lane(reference, lane).counts for lane in lanes}, len(met)))
+            orders.send(({lane: store.writer.apply_lane(reference, lane).counts for lane in lanes}, len(overlaps)))
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _two_writers(environ: Mapping[str, str]) -> Iterator[list[Connection]]:
 
 
 def _stored(client: Client, operations: Sequence[Operation], request_id: str) -> Reference:
-    """A request that is accepted and started, without a message for any worker."""
+    """Accept and start a request without sending its message; returns its reference."""
     store = client.store
     accepted = store.ingestor.accept(operations, publish=lambda _: None, request_id=request_id, on_invalid="refuse")
     store.ledger.start(accepted.reference, operations=accepted.operations, refused=accepted.refused)
@@ -103,12 +103,12 @@ def _stored(client: Client, operations: Sequence[Operation], request_id: str) ->
 
 
 def test_two_writers_with_the_same_lanes_apply_them_once(environ: Environ) -> None:
-    """Started together, in the same order of lanes or the opposite, both count the same, and the store is as foreseen."""
+    """Both start together, with lanes in the same or opposite order; they count the same, and the store matches the model."""
     seed = random.randrange(2**32)
     print(f"random seed {seed}")
     dice = random.Random(seed)
     client = Client(load_settings(environ).settings)
-    meetings = [0, 0]
+    overlaps = [0, 0]
     with _two_writers(environ) as writers:
         for number in range(ROUNDS):
             request_id = f"round{number}"
@@ -121,12 +121,12 @@ def test_two_writers_with_the_same_lanes_apply_them_once(environ: Environ) -> No
             assert answers[0][0] == answers[1][0]
             assert client.store.ledger.finish(request_id).counts.total == OPERATIONS
             expected.check(client, request_id)
-            meetings = [met for _, met in answers]
-    assert min(meetings) > ROUNDS // 4, "the two hardly met"
+            overlaps = [count for _, count in answers]
+    assert min(overlaps) > ROUNDS // 4, "the two hardly overlapped"
 
 
 def test_two_requests_that_patch_the_same_records_lose_no_patch(environ: Environ) -> None:
-    """Each of two writers patches the same few records, with a name of its own each time; all names are there at the end."""
+    """Two writers patch the same records, each patch with a field of its own; in the end every record has all fields."""
     client = Client(load_settings(environ).settings)
     keys = [f"k{number}" for number in range(4)]
     made = [Operation(op="insert", entity="patched", key=key, data={}) for key in keys]
@@ -161,7 +161,7 @@ def _received(writer: Connection) -> Any:
 
 
 def test_a_lane_that_outlives_its_visibility_timeout_is_applied_once(environ: Environ, tmp_path: Path) -> None:
-    """One worker is in the middle of every lane when the other gets the same messages and comes as far; both go on."""
+    """Both workers reach the middle of every lane, the second by redelivery, and then continue; each lane completes once."""
     expected = Expected(families("slow", 11))
     environ = {
         **environ,
@@ -178,21 +178,21 @@ def test_a_lane_that_outlives_its_visibility_timeout_is_applied_once(environ: En
     with worker_pool() as workers:
         logs = [tmp_path / "first.log", tmp_path / "second.log"]
         for log in logs:
-            meeting = {**environ, "MEETING": str(tmp_path), "MEETING_WORKER": log.stem}
-            workers.start("tests.chaos.barrier", meeting, log, processes=len(lanes))
-            # Each process of the first has a lane, so it takes no message more: what is visible again is the second's.
+            at_barrier = {**environ, "BARRIER": str(tmp_path), "BARRIER_WORKER": log.stem}
+            workers.start("tests.chaos.barrier", at_barrier, log, processes=len(lanes))
+            # Each process of the first worker has a lane, so only the second receives the messages that reappear.
             reached = partial(_is_in_every_lane, tmp_path, log.stem, len(lanes))
             until(reached, within=100, what=f"the {log.stem} worker is in every lane")
         client.wait("slow", timeout=60)
         messages.wait_until_acknowledged()
     expected.check(client, "slow")
-    said = "".join(log.read_text() for log in logs)
-    assert sorted(re.findall(r"lane\.completed request_id=slow lane=(\d+) ", said)) == [str(lane) for lane in lanes]
-    assert len(re.findall(r"request\.completed request_id=slow ", said)) == 1
+    events = "".join(log.read_text() for log in logs)
+    assert sorted(re.findall(r"lane\.completed request_id=slow lane=(\d+) ", events)) == [str(lane) for lane in lanes]
+    assert len(re.findall(r"request\.completed request_id=slow ", events)) == 1
     first, second = (set(re.findall(r"Task mdstore\.apply_lane\[([^\]]+)\] received", log.read_text())) for log in logs)
     assert len(first) == len(lanes)
-    assert second == first, "the second worker had the same messages"
+    assert second == first, "the second worker did not get the same messages"
 
 
-def _is_in_every_lane(place: Path, worker: str, lanes: int) -> bool:
-    return all((place / f"{lane}.{worker}").exists() for lane in range(lanes))
+def _is_in_every_lane(directory: Path, worker: str, lanes: int) -> bool:
+    return all((directory / f"{lane}.{worker}").exists() for lane in range(lanes))

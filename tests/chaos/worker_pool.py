@@ -1,7 +1,7 @@
-"""A process that forks worker processes: what a worker imports is there already, so one starts in a tenth of the time.
+"""A pool: a process that has imported all that a worker imports, and forks workers, which start in a tenth of the time.
 
-`python -m tests.chaos.worker_pool` reads orders from standard input, a line of JSON each, and answers with the process id. Each
-worker leads a session of its own. When standard input ends, so does the nursery; its workers are their users' to end.
+`python -m tests.chaos.worker_pool` reads orders from standard input, one line of JSON each, and answers with the worker's
+process id. Each worker leads its own session. The pool ends when its standard input ends; the users end the workers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from boto3.session import Session
 from botocore.loaders import JSONFileLoader
 
 ROOT = Path(__file__).parents[2]
-#: Everything that a worker needs and that does not look at the environment.
+#: Modules that every worker needs and that do not read the environment on import.
 _IMPORTED = [
     "celery.apps.worker",
     "celery.bin.worker",
@@ -43,7 +43,7 @@ _IMPORTED = [
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """A worker to be: the module of its app, its environment, the file for its output, and its pool's size."""
+    """An order to start a worker: the module of its app, its environment, its log file, and its number of pool processes."""
 
     app: str
     environ: dict[str, str]
@@ -52,7 +52,7 @@ class Order(msgspec.Struct, kw_only=True):
 
 
 class WorkerPool:
-    """The test's end of it. Safe to share between threads."""
+    """A client of the pool's process. Threads may share it."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
@@ -62,7 +62,7 @@ class WorkerPool:
         self._started: list[psutil.Process] = []
 
     def start(self, app: str, environ: Mapping[str, str], log: Path, *, processes: int = 2) -> psutil.Process:
-        """Start a worker."""
+        """Start a worker; returns its process."""
         order = Order(app=app, environ=dict(environ), log=str(log), processes=processes)
         with self._lock:
             self._orders.write(msgspec.json.encode(order) + b"\n")
@@ -72,14 +72,14 @@ class WorkerPool:
         return worker
 
     def kill_all(self) -> None:
-        """End what was started and is still there."""
+        """Kill every started worker that still runs."""
         for worker in self._started:
             kill(worker)
 
 
 @contextmanager
 def worker_pool() -> Iterator[WorkerPool]:
-    """A running nursery; at the end none of its workers is left."""
+    """Run a pool; at the end all its workers are killed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.worker_pool"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -92,14 +92,14 @@ def worker_pool() -> Iterator[WorkerPool]:
 
 
 def kill(worker: psutil.Process) -> None:
-    """SIGKILL a worker and its children, unless it is gone; `psutil` knows a process id that is used again."""
+    """Kill a worker and its children with SIGKILL, unless it has ended; `psutil` detects a reused process id."""
     if worker.is_running():
         with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
 
 
 def _serve(orders: IO[bytes]) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end leave nothing behind
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children do not become zombies
     for line in orders:
         order = msgspec.json.decode(line, type=Order)
         child = os.fork()
@@ -124,7 +124,7 @@ def _become(order: Order) -> None:
 
 
 def _prepare() -> None:
-    """Import what workers need, and read boto's descriptions of the services, which takes each process half a second."""
+    """Import the workers' modules and load boto's service descriptions, which would cost each worker half a second."""
     for name in _IMPORTED:
         importlib.import_module(name)
     read = JSONFileLoader.load_file

@@ -1,4 +1,4 @@
-"""Operations of every kind with what must become of each: known by construction, and not by asking the code under test."""
+"""Operations of every kind with the outcome that each must have, known by construction and not from the code under test."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mdstore.model import Counts, State
 Operation = dict[str, Any]
 Expected = tuple[str, str]  # outcome, reason
 
-_LOADED = 60  # operations of a block in the first request
+_LOADED = 60  # operations per block in the first request
 _LARGE = 450_000  # characters: more than an item holds
 
 
 class Workload:
-    """`blocks` x 80 operations in two requests: of 80, `load` has 60 inserts, `change` 20 of everything to the same records.
+    """`blocks` x 80 operations in two requests: per block, `load` has 60 inserts and `change` 20 operations of every kind.
 
-    The data of a record of each of the first `large` blocks is too large for an item.
+    `change` works on the records of `load`. Each of the first `large` blocks has a record whose data is too large for an item.
     """
 
     def __init__(self, entity: str, *, blocks: int, large: int = 0) -> None:
@@ -35,11 +35,11 @@ class Workload:
 
     @property
     def size(self) -> int:
-        """Operations in all."""
+        """The number of operations in both requests."""
         return len(self.load) + len(self.change)
 
     def check(self, client: Client, name: str) -> None:
-        """Assert that the request `name` (`load`, `change`) ended with exactly its outcomes, and verifies."""
+        """Assert that the request `name` (`load` or `change`) has exactly the expected outcomes, and verifies."""
         request = client.status(f"{self.entity}/{name}")
         assert (request.state, request.error) == (State.COMPLETED, ""), request
         expected = Counts(applied=self._applied[name], refused=self._refused[name])
@@ -59,7 +59,7 @@ class Workload:
         assert (proof.operations, proof.faults) == (len(outcomes), []), proof
 
     def check_records(self, client: Client) -> None:
-        """Assert that every record has exactly its data and version, what was deleted its tombstone, and no more are there."""
+        """Assert that exactly the expected records exist, with data and version, and that deleted ones have tombstones."""
         found = {record.key: (record.version, record.data) for record in client.export(self.entity)}
         assert found.keys() == self.records.keys(), sorted(found.keys() ^ self.records.keys())[:5]
         wrong = [(key, found[key], wanted) for key, wanted in self.records.items() if found[key] != wanted]

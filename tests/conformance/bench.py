@@ -1,4 +1,4 @@
-"""The project's parts over one target: actions, receipts and a whole writer, in an entity and a request of their own."""
+"""A test bench: the project's actions, receipts and writer over one target, with their own entity and request id."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ encode = msgspec.json.Encoder().encode
 
 
 class Bench:
-    """Keys are of an entity that no other test has, so tests may share a table."""
+    """A test bench. Its keys belong to an entity that no other bench has, so tests may share a table."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -52,16 +52,16 @@ class Bench:
     # -- calls
 
     def send(self, *actions: Action) -> None:
-        """One transaction, as the writer sends it."""
+        """Send one transaction, as the writer sends it."""
         self.make(transact(encode(actions)))
 
     def make(self, call: Call) -> Any:
-        """One call; returns its answer."""
+        """Make one call; returns its answer."""
         (answer,) = self.dynamo.run([_once(call)])
         return answer
 
     def cancelled(self, *actions: Action) -> list[dict[str, Any]]:
-        """The reasons for which DynamoDB cancels a transaction."""
+        """Send a transaction that must be cancelled; returns DynamoDB's reasons."""
         with pytest.raises(TransactionCancelled) as caught:
             self.send(*actions)
         return list(caught.value.reasons)
@@ -69,11 +69,11 @@ class Bench:
     # -- actions
 
     def operation(self, op: OpName, key: str, **fields: Any) -> Indexed:
-        """An operation as a worker has it."""
+        """Return an operation as a worker has it."""
         return Indexed(index=0, op=op, entity=self.entity, key=key, **fields)
 
     def action(self, operation: Indexed, data: Data | None = None, **how: Any) -> Action:
-        """Its action; `data` is `{"n": 2}` unless given."""
+        """Return the action of an operation; `data` is `{"n": 2}` by default."""
         metadata = WriteMetadata(
             table=self.table,
             updated_by=f"{self.request_id}/0/0",
@@ -83,51 +83,51 @@ class Bench:
         return build_write(operation, to_attribute({"n": 2}) if data is None else data, metadata, **how)
 
     def act(self, op: OpName, key: str, *, data: Data | None = None, **fields: Any) -> Action:
-        """The action of an operation that is made here."""
+        """Return the action of a new operation."""
         return self.action(self.operation(op, key, **fields), data)
 
     def receipt_put(self, number: int = 0, receipt: Receipt | None = None) -> Action:
-        """The action that writes a receipt of lane 0."""
+        """Return the action that writes a receipt of lane 0."""
         return self.ledger.receipt_put(self.request_id, 0, receipt or Receipt(number=number))
 
     def put(self, key: str, **values: Any) -> Action:
-        """An unconditional put of a record's item."""
+        """Return an unconditional put of a record's item."""
         item = {"pk": primary_key(self.entity, key), "entity": self.entity, "key": key, **values}
         return {"Put": {"TableName": self.table, "Item": to_item(item)}}
 
     def store(self, key: str, **values: Any) -> None:
-        """Put a record's item as it is told."""
+        """Store a record's item without a condition."""
         self.dynamo.call("PutItem", self.put(key, **values)["Put"])
 
     # -- reads
 
     def item(self, key: str) -> Item | None:
-        """A record's item as it is stored, in DynamoDB JSON."""
+        """Return a record's item as it is stored, in DynamoDB JSON."""
         body = {"TableName": self.table, "Key": self.key(key), "ConsistentRead": True}
         found: Item | None = self.dynamo.call("GetItem", body).get("Item")
         return found
 
     def values(self, key: str) -> dict[str, Any] | None:
-        """A record's item in Python values."""
+        """Return a record's item as Python values."""
         item = self.item(key)
         return None if item is None else from_item(item)
 
     def key(self, key: str) -> Item:
-        """A record's primary key."""
+        """Return a record's primary key."""
         return to_item({"pk": primary_key(self.entity, key)})
 
     def receipt_numbers(self) -> list[int]:
-        """The transactions of lane 0 that have a receipt."""
+        """Return the numbers of the transactions of lane 0 that have a receipt."""
         return sorted(self.ledger.receipts(self.request_id, 0))
 
     # -- the writer
 
     def ledger_over(self, dynamo: DynamoClient) -> Ledger:
-        """The ledger as another worker has it."""
+        """Return a ledger over a client, as another worker has it."""
         return Ledger(dynamo=dynamo, table=self.ledger_table, retention_days=15)
 
     def records_over(self, dynamo: DynamoClient) -> Records:
-        """The records as another worker has them."""
+        """Return the records over a client, as another worker has them."""
         return Records(dynamo=dynamo, table=self.table, blobs=self.blobs)
 
     @property
@@ -136,7 +136,7 @@ class Bench:
         return Blobs(objects=self.objects, prefix="blobs/", max_bytes=2**26)
 
     def writer(self, dynamo: DynamoClient | None = None) -> Writer:
-        """A worker, with a client of its own if `dynamo` is given."""
+        """Return a worker's writer, over `dynamo` if it is given."""
         dynamo = dynamo or self.dynamo
         return Writer(
             payloads=self.payloads,
@@ -152,13 +152,13 @@ class Bench:
         )
 
     def op(self, name: OpName, key: str, **fields: Any) -> Operation:
-        """An operation as a producer has it."""
+        """Return an operation as a producer has it."""
         return Operation(op=name, entity=self.entity, key=key, **fields)
 
     def request(
         self, operations: Iterable[Operation], request_id: str | None = None, *, validator: Validator | None = None
     ) -> Reference:
-        """Store a payload of one lane."""
+        """Store a payload of one lane; returns its reference."""
         settings = self.target.settings.model_copy(update={"lane_operations": 100_000})
         builder = PayloadBuilder(validator=validator or self.validator, settings=settings)
         for operation in operations:
@@ -169,21 +169,21 @@ class Bench:
             return self.payloads.put(encoded)[0]
 
     def apply(self, operations: Sequence[Operation], request_id: str | None = None) -> Counts:
-        """Apply a request."""
+        """Apply a request; returns its counts."""
         return self.writer().apply_lane(self.request(operations, request_id), 0).counts
 
     def refused(self, request_id: str | None = None) -> dict[int, Reason]:
-        """What the receipts refuse, by the operations' indexes."""
+        """Return the reasons of the refusals in the receipts of lane 0, by the operations' indexes."""
         receipts = self.ledger.receipts(request_id or self.request_id, 0).values()
         return {one.index: one.reason for receipt in receipts for one in receipt.refused}
 
     def data(self, key: str) -> Any:
-        """A record's data, wherever it is kept."""
+        """Return a record's data, whether it is in the item or in S3."""
         return self.records.get(self.entity, key).data
 
 
 def codes(reasons: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The codes of a cancelled transaction, in the order of its actions."""
+    """Return the codes of a cancelled transaction, in the order of its actions."""
     return [str(reason.get("Code")) for reason in reasons]
 
 

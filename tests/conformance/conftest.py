@@ -1,4 +1,4 @@
-"""Options, one run of each test per target, and the known differences as strict expected failures."""
+"""Options, one run of each test per target, and strict expected failures for the known differences."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from tests.conformance.differences import DIFFERENCES, Difference
 from tests.conformance.target import EMBEDDED, MEMORY, SINGLE_THREADED, Target, renamed, running
 
 HERE = Path(__file__).parent
-#: The differences that no test of this run is expected to show, though their modules were collected.
+#: Differences that no collected test shows although their modules were collected.
 STALE = pytest.StashKey[list[Difference]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options that choose what is tested in place of the embedded emulators."""
+    """Add the options that choose a target other than the embedded emulators."""
     group = parser.getgroup("conformance")
     group.addoption("--endpoint", help="URL of a DynamoDB to run the conformance suite against")
     group.addoption("--aws", action="store_true", help="run the conformance suite against AWS, in AWS_REGION")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Markers that choose a test's targets; of the options one at the most."""
+    """Register the markers that choose a test's targets, and refuse both options at once."""
     if config.getoption("--aws", default=False) and config.getoption("--endpoint", default=None):
         raise pytest.UsageError("--endpoint and --aws exclude each other")
-    config.addinivalue_line("markers", "double: the double of the unit tests must pass it too")
+    config.addinivalue_line("markers", "double: the unit tests' double must pass this test too")
     config.addinivalue_line(
-        "markers", "large: for moto, which copies a table for each action of a transaction, with a table to itself"
+        "markers", "large: gets its own tables on moto, which copies a table for each action of a transaction"
     )
-    config.addinivalue_line("markers", "concurrent: not for targets that lose concurrent writes")
+    config.addinivalue_line("markers", "concurrent: is not run on targets that lose concurrent writes")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test once a target."""
+    """Run each test once per target."""
     if "target" in metafunc.fixturenames:
         metafunc.parametrize("target", _targets(metafunc), indirect=True, scope="session")
 
 
 def _targets(metafunc: pytest.Metafunc) -> tuple[str, ...]:
     config, mark = metafunc.config, metafunc.definition.get_closest_marker
-    # Without defaults these would be unknown where this file is read after the command line was.
+    # The defaults are for runs in which this file is loaded after the command line was parsed.
     if config.getoption("--aws", default=False):
         return ("aws",)
     if config.getoption("--endpoint", default=None):
@@ -55,7 +55,7 @@ def _targets(metafunc: pytest.Metafunc) -> tuple[str, ...]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
-    """Expect the known differences, and note those that no test is there for."""
+    """Mark tests with known differences as expected failures, and record the differences that no test shows."""
     ran: set[tuple[str, str]] = set()
     cases: dict[Difference, set[str]] = {one: set() for one in DIFFERENCES}
     for item in items:
@@ -78,14 +78,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: Iterable[pytest.
 
 @pytest.fixture(scope="session")
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """A target, running."""
+    """Yield a running target."""
     with running(request.param, request.config.getoption("--endpoint", default=None)) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def lasting_tables(target: Target) -> Iterator[None]:
-    """Tables for the whole run, where making them takes long."""
+    """Keep tables for the whole run on targets where creating them is slow."""
     with ExitStack() as stack:
         if target.name not in EMBEDDED:
             target.make_tables(stack)
@@ -94,7 +94,7 @@ def lasting_tables(target: Target) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tables(target: Target, lasting_tables: None) -> Iterator[None]:  # noqa: ARG001
-    """Tables for a module, where making them takes no time."""
+    """Keep tables for one module on targets where creating them is fast."""
     with ExitStack() as stack:
         if target.name in EMBEDDED:
             target.make_tables(stack)
@@ -103,7 +103,7 @@ def tables(target: Target, lasting_tables: None) -> Iterator[None]:  # noqa: ARG
 
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, target: Target, tables: None) -> Iterator[Bench]:  # noqa: ARG001
-    """The project's parts over the target."""
+    """Yield a bench over the target."""
     with ExitStack() as stack:
         if target.name == "moto" and request.node.get_closest_marker("large"):
             target = replace(target, settings=renamed(target.settings))

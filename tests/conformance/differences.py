@@ -1,4 +1,4 @@
-"""Where an emulator differs from AWS. Each row makes tests strict expected failures; docs/conformance.md has the same rows."""
+"""How emulators differ from AWS. Each row marks tests as strict expected failures; docs/conformance.md has the same rows."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SIZES = f"{_AWS}/developerguide/CapacityUnitCalculations.html"
 _BATCH = f"{_AWS}/APIReference/API_BatchGetItem.html"
 _ERRORS = f"{_AWS}/developerguide/Programming.Errors.html"
 
-#: An assertion that does not hold, or an error that does not come.
+#: An assertion does not hold, or an expected error is not raised.
 _WRONG: tuple[type[BaseException], ...] = (AssertionError, pytest.fail.Exception)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """`emulator` fails `test` (in the `cases` named, or in all) with an error of `raises`; `right` is AWS's word on it."""
+    """`emulator` fails `test` (in `cases`, or in all cases) with one of `raises`; AWS's page `right` says what is right."""
 
     emulator: str
     test: str  # module.py::function
@@ -40,20 +40,20 @@ class Difference:
 
     @property
     def name(self) -> str:
-        """The test with its cases, as pytest writes them."""
+        """The test and its cases, in pytest's form."""
         return self.test + (f"[{', '.join(self.cases)}]" if self.cases else "")
 
     def covers(self, emulator: str, test: str, case: str) -> bool:
-        """Whether a test, run with the parameters `case`, is expected to fail."""
+        """Return whether a test, run with the parameters `case`, is expected to fail."""
         return (self.emulator, self.test) == (emulator, test) and (not self.cases or case in self.cases)
 
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         emulator="ministack",
-        test="test_limits.py::test_a_transaction_of_3_5_mb_is_taken",
+        test="test_limits.py::test_a_transaction_of_3_5_mb_is_accepted",
         cases=("two-bytes",),
-        instead="counts JSON with all but ASCII escaped, so it refuses from 1.4 MB of é on",
+        instead="counts JSON in which non-ASCII letters are escaped, so it refuses 1.4 MB of é or more",
         right=_SIZES,
         raises=(RequestRejected,),
     ),
@@ -61,20 +61,20 @@ DIFFERENCES: tuple[Difference, ...] = (
         emulator="ministack",
         test="test_writer.py::test_a_group_of_3_mb_is_one_transaction",
         cases=("two-bytes",),
-        instead="refuses it for the same reason, so that its lane fails",
+        instead="refuses it for the same reason, so its lane fails",
         right=_SIZES,
         raises=(RequestRejected,),
     ),
     Difference(
         emulator="ministack",
         test="test_reads.py::test_a_batch_over_16_mb_says_what_it_left_out",
-        instead="answers with all items, however many MB they are",
+        instead="returns all items, however large the answer",
         right=_BATCH,
     ),
     Difference(
         emulator="ministack",
         test="test_errors.py::test_an_unknown_key_is_a_broken_deployment",
-        instead="takes any credentials",
+        instead="accepts any credentials",
         right=_ERRORS,
     ),
     Difference(
@@ -86,13 +86,13 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         emulator="moto",
         test="test_receipts.py::test_a_token_answers_for_its_own_write_only",
-        instead="ignores the token and writes over what others wrote",
+        instead="ignores the token and overwrites later writes",
         right=_TRANSACTION,
     ),
     Difference(
         emulator="moto",
-        test="test_receipts.py::test_the_same_bytes_with_a_receipt_are_no_replay",
-        instead="ignores the token, so that the receipt cancels what should answer success",
+        test="test_receipts.py::test_the_same_bytes_with_a_receipt_succeed_again",
+        instead="ignores the token, so the receipt cancels a repeat that should succeed",
         right=_TRANSACTION,
         raises=(TransactionCancelled,),
     ),
@@ -104,44 +104,44 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         emulator="moto",
-        test="test_receipts.py::test_a_token_of_36_characters_is_taken",
-        instead="takes tokens of any length",
+        test="test_receipts.py::test_a_token_of_36_characters_is_accepted",
+        instead="accepts tokens of any length",
         right=_TRANSACTION,
     ),
     Difference(
         emulator="moto",
         test="test_values.py::test_a_39th_digit_is_refused",
-        instead="keeps numbers of any length",
+        instead="stores numbers of any length",
         right=_LIMITS,
     ),
     Difference(
         emulator="moto",
         test="test_values.py::test_a_magnitude_out_of_range_is_refused",
-        instead="keeps numbers of any magnitude",
+        instead="stores numbers of any magnitude",
         right=_LIMITS,
     ),
     Difference(
         emulator="moto",
-        test="test_values.py::test_what_is_no_number_is_refused",
-        instead="keeps any text as a number within a list",
+        test="test_values.py::test_text_that_is_not_a_number_is_refused",
+        instead="stores any text as a number if it is in a list",
         right=_LIMITS,
     ),
     Difference(
         emulator="moto",
         test="test_limits.py::test_a_put_of_33_levels_is_malformed",
-        instead="takes any nesting",
+        instead="accepts any nesting",
         right=_LIMITS,
     ),
     Difference(
         emulator="moto",
         test="test_limits.py::test_an_update_to_33_levels_is_cancelled",
-        instead="takes any nesting",
+        instead="accepts any nesting",
         right=_LIMITS,
     ),
     Difference(
         emulator="moto",
-        test="test_limits.py::test_an_item_of_400_kb_is_taken",
-        instead="refuses items from 405,000 bytes on",
+        test="test_limits.py::test_an_item_of_400_kb_is_accepted",
+        instead="refuses items of 405,000 bytes or more",
         right=_LIMITS,
         raises=(RequestRejected,),
     ),
@@ -154,7 +154,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         emulator="moto",
-        test="test_limits.py::test_what_an_update_leaves_counts_too",
+        test="test_limits.py::test_attributes_that_an_update_leaves_unchanged_count_too",
         instead="refuses the whole call and gives no reason for the action",
         right=_TRANSACTION,
         raises=(RequestRejected,),
@@ -162,7 +162,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         emulator="moto",
         test="test_limits.py::test_a_transaction_over_4_mb_is_refused",
-        instead="takes transactions of any size",
+        instead="accepts transactions of any size",
         right=_TRANSACTION,
     ),
     Difference(
@@ -187,7 +187,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         emulator="moto",
-        test="test_expressions.py::test_what_is_no_expression_is_refused",
+        test="test_expressions.py::test_a_malformed_expression_is_refused",
         instead="answers 500",
         right=_CONDITIONS,
         raises=(Unavailable,),
@@ -196,7 +196,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         emulator="moto",
         test="test_writer.py::test_one_bad_record_never_blocks_the_others",
         cases=("insert-39-digits", "upsert-39-digits", "upsert-no-number"),
-        instead="keeps what is no number, so that it is not refused",
+        instead="stores text that is not a number, so nothing is refused",
         right=_LIMITS,
     ),
     Difference(
@@ -210,7 +210,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         emulator="moto",
         test="test_errors.py::test_an_unknown_key_is_a_broken_deployment",
-        instead="takes any credentials",
+        instead="accepts any credentials",
         right=_ERRORS,
     ),
 )

@@ -1,10 +1,10 @@
-"""What the suite runs against: one DynamoDB, with tables of its own.
+"""The targets of the suite. Each is one DynamoDB with tables that no other run uses.
 
-memory      the double of the unit tests, held to the same semantics
+memory      the unit tests' double, held to the same semantics
 ministack   the embedded AWS, started here
-moto        its server, started here; never called by two at once, since it loses concurrent writes
-endpoint    whatever `--endpoint` names
-aws         AWS, with botocore's own chain of credentials and AWS_REGION
+moto        moto's server, started here; the suite never calls it concurrently, because it loses concurrent writes
+endpoint    the DynamoDB that `--endpoint` names
+aws         AWS, with botocore's own credentials chain and AWS_REGION
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from tests.unit.fakes import MemoryDynamo
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-#: Started here, when no endpoint is named.
+#: The targets that are started here when no endpoint is given.
 EMBEDDED = ("ministack", "moto")
 MEMORY = "memory"
-#: What loses concurrent writes, as was measured: nothing can be proved of it under load.
+#: Targets that were measured to lose concurrent writes, so that tests under load prove nothing about them.
 SINGLE_THREADED = (MEMORY, "moto")
 
-#: Seconds for which a "not now" is retried. moto is called by one at a time, so it has no reason to say it.
+#: Seconds for which a "not now" is retried. moto gets one call at a time, so it has no reason to say "not now".
 _PATIENCE = {"ministack": 10.0, "moto": 0.0, "endpoint": 30.0, "aws": 60.0}
 _KEYS: Mapping[str, tuple[str, ...]] = {"records": ("pk",), "ledger": ("pk", "sk"), "results": ("id",)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One DynamoDB and the names of its tables. The double has no credentials, and no need of tables to be made."""
+    """One DynamoDB and the names of its tables. The double has no credentials, and its tables need not be created."""
 
     name: str
     dynamo: DynamoClient
@@ -55,17 +55,17 @@ class Target:
     credentials: Credentials | None = None
 
     def another(self, credentials: Credentials | None = None) -> DynamoClient:
-        """A client of its own, as another worker has it, perhaps with other credentials."""
+        """Return a new client, as another worker has it, with other credentials if they are given."""
         assert self.client is not None, "the double has one client"
         return _dynamo(self.name, self.settings, self.client, credentials or self.credentials)
 
     def make_tables(self, stack: ExitStack) -> None:
-        """Make the tables, ready to be used; closing the `stack` removes them, whatever happened."""
+        """Create the tables and wait until they can be used; closing `stack` deletes them in any case."""
         if self.client is None:
             return
         names = {kind: getattr(self.settings, f"{kind}_table") for kind in _KEYS}
         for kind, table in names.items():
-            # Before the call: a table may be made although its answer is lost.
+            # Registered before the call, because a table may be created although the answer is lost.
             stack.callback(_remove, self.client, table)
             _create(self.client, table, _KEYS[kind])
         for table in names.values():
@@ -74,13 +74,13 @@ class Target:
 
 @contextmanager
 def running(name: str, url: str | None) -> Iterator[Target]:
-    """The target `name`, started where it has to be. `url` is what `--endpoint` says."""
+    """Yield the target `name`, started if necessary. `url` is the value of `--endpoint`."""
     with ExitStack() as stack:
         if name == MEMORY:
             yield Target(name=name, dynamo=MemoryDynamo(), settings=_settings({}))
             return
         if name == "aws":
-            # No bucket is used: payloads stay in memory.
+            # Payloads stay in memory, so no bucket is used.
             settings = _settings(os.environ, profile="aws", bucket="none", endpoint_url=None)
         elif name == "endpoint":
             settings = _settings(os.environ, endpoint_url=url, endpoint_url_dynamodb=url)
@@ -99,13 +99,13 @@ def _settings(environ: Mapping[str, str], **arguments: object) -> Settings:
 
 
 def renamed(settings: Settings) -> Settings:
-    """The same, with tables that no other run has."""
+    """Return the settings with table names that no other run has."""
     unique = uuid4().hex[:12]
     return settings.model_copy(update={f"{kind}_table": f"mdstore-conformance-{unique}-{kind}" for kind in _KEYS})
 
 
 def _credentials(settings: Settings) -> Credentials | None:
-    """Those of the settings, else what botocore's own chain finds."""
+    """Return the credentials of the settings, or else those that botocore's own chain finds."""
     return Session(
         profile_name=settings.aws_profile if settings.profile == "aws" else None,
         aws_access_key_id=settings.aws_access_key_id,
@@ -115,7 +115,7 @@ def _credentials(settings: Settings) -> Credentials | None:
 
 
 def _dynamo(name: str, settings: Settings, client: DynamoDBClient, credentials: Credentials | None) -> DynamoClient:
-    """The project's own client; boto3's knows the endpoint by its own rules."""
+    """Return the project's own client for the endpoint that boto3's client resolved."""
     assert credentials is not None, "there are no credentials"
     http = SignedHttp(service="dynamodb", region=settings.region, credentials=credentials)
     return DynamoClient(http=http, endpoint=client.meta.endpoint_url, retry=Retry(patience=_PATIENCE[name]))
@@ -129,7 +129,7 @@ def _ministack() -> Iterator[str]:
 
 @contextmanager
 def _moto() -> Iterator[str]:
-    """The server in a process of its own, which ends when its standard input does, also when this process is killed."""
+    """Run moto's server as a process that ends with its standard input, and so even if this process is killed."""
     command = [sys.executable, "-m", "tests.conformance.moto_process"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -156,6 +156,6 @@ def _remove(client: DynamoDBClient, table: str) -> None:
     with suppress(client.exceptions.ResourceNotFoundException):
         try:
             client.delete_table(TableName=table)
-        except client.exceptions.ResourceInUseException:  # it is still being made
+        except client.exceptions.ResourceInUseException:  # the table is still being created
             client.get_waiter("table_exists").wait(TableName=table)
             client.delete_table(TableName=table)

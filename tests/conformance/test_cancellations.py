@@ -1,4 +1,4 @@
-"""All or nothing, and why: what a cancelled transaction says of each of its actions."""
+"""A transaction applies all of its actions or none, and a cancelled one gives a reason for each action."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FAILED = "ConditionalCheckFailed"
 
 
 def without(action: Action, name: str) -> Action:
-    """An action less one of its fields."""
+    """Return an action without one of its fields."""
     ((kind, body),) = action.items()
     return {kind: {field: value for field, value in body.items() if field != name}}
 
 
 def test_reasons_are_in_the_order_of_the_actions(bench: Bench) -> None:
-    """Each action has its own code, whatever its kind, and `None` where nothing is against it."""
+    """Each action has its own code, whatever its kind; the code of an action that could apply is `None`."""
     bench.send(bench.put("live", version=3, data={"n": 1}), bench.put("other", version=1, data={}))
     reasons = bench.cancelled(
         bench.act("upsert", "new-1"),
@@ -42,18 +42,18 @@ def test_reasons_are_in_the_order_of_the_actions(bench: Bench) -> None:
 
 @pytest.mark.large
 def test_the_order_holds_over_a_hundred_actions(bench: Bench) -> None:
-    """99 operations and a receipt: the reasons are as many, and each is its own action's."""
-    taken = {3, 42, 97}
-    bench.send(*(bench.put(f"k{number}", version=number) for number in taken))
+    """A cancelled transaction of 99 operations and a receipt has 100 reasons, each at its own action's place."""
+    existing = {3, 42, 97}
+    bench.send(*(bench.put(f"k{number}", version=number) for number in existing))
     reasons = bench.cancelled(*(bench.act("insert", f"k{number}") for number in range(99)), bench.receipt_put())
     assert len(reasons) == 100
-    assert {number for number, code in enumerate(codes(reasons)) if code == FAILED} == taken
-    assert {reasons[number]["Item"]["version"]["N"] for number in taken} == {"3", "42", "97"}
+    assert {number for number, code in enumerate(codes(reasons)) if code == FAILED} == existing
+    assert {reasons[number]["Item"]["version"]["N"] for number in existing} == {"3", "42", "97"}
 
 
 @pytest.mark.parametrize("failing", range(6))
 def test_one_refusal_cancels_all(bench: Bench, failing: int) -> None:
-    """Nothing of the transaction is written, in neither table, wherever in it the refused action is."""
+    """Wherever the refused action is in the transaction, nothing is written to either table."""
     bench.send(bench.put("live", version=3, data={"n": 1}), bench.put("doomed", version=1, data={}))
     actions = [
         bench.act("insert", "new"),
@@ -79,7 +79,7 @@ def test_one_refusal_cancels_all(bench: Bench, failing: int) -> None:
     assert bench.receipt_numbers() == [0]
 
 
-ASKED: list[tuple[OpName, dict[str, Any]]] = [
+REFUSED: list[tuple[OpName, dict[str, Any]]] = [
     ("insert", {}),
     ("update", {"expect_version": 9}),
     ("upsert", {"sequence": 1}),
@@ -88,9 +88,9 @@ ASKED: list[tuple[OpName, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("op", "fields"), ASKED)
+@pytest.mark.parametrize(("op", "fields"), REFUSED)
 def test_a_refusal_shows_the_item_that_it_met(bench: Bench, op: OpName, fields: dict[str, Any]) -> None:
-    """`ALL_OLD` gives the whole item as it is stored, with every type of value in it, to Put, Update and ConditionCheck."""
+    """With `ALL_OLD` a refused Put, Update or ConditionCheck returns the whole stored item, with every type of value."""
     data = {"text": "ü", "number": 1, "list": [1, "a", None, True, []], "map": {"a": {}}, "empty": ""}
     bench.store("k", version=3, sequence=5, data=data)
     (reason,) = bench.cancelled(bench.act(op, "k", **fields))
@@ -98,9 +98,9 @@ def test_a_refusal_shows_the_item_that_it_met(bench: Bench, op: OpName, fields: 
     assert reason["Item"] == bench.item("k")
 
 
-@pytest.mark.parametrize(("op", "fields"), ASKED)
-def test_what_was_not_asked_for_is_not_shown(bench: Bench, op: OpName, fields: dict[str, Any]) -> None:
-    """Without `ReturnValuesOnConditionCheckFailure` a reason has a code and no item."""
+@pytest.mark.parametrize(("op", "fields"), REFUSED)
+def test_a_refusal_shows_no_item_unless_asked(bench: Bench, op: OpName, fields: dict[str, Any]) -> None:
+    """Without `ReturnValuesOnConditionCheckFailure` a reason has a code but no item."""
     bench.store("k", version=3, sequence=5, data={})
     (reason,) = bench.cancelled(without(bench.act(op, "k", **fields), "ReturnValuesOnConditionCheckFailure"))
     assert reason["Code"] == FAILED
@@ -108,23 +108,23 @@ def test_what_was_not_asked_for_is_not_shown(bench: Bench, op: OpName, fields: d
 
 
 @pytest.mark.parametrize("op", ["update", "delete", "check"])
-def test_where_there_is_no_item_none_is_shown(bench: Bench, op: OpName) -> None:
-    """A reason without item is what says that there is no record: it must not come as an empty one."""
+def test_a_refusal_without_a_stored_item_shows_none(bench: Bench, op: OpName) -> None:
+    """If there is no record, the reason has no item at all, not an empty one: that is how the writer knows."""
     (reason,) = bench.cancelled(bench.act(op, "gone"))
     assert reason["Code"] == FAILED
     assert "Item" not in reason
 
 
 def test_actions_of_one_transaction_do_not_see_each_other(bench: Bench) -> None:
-    """Conditions are judged on what is stored before: a check of a record that the same transaction inserts fails."""
+    """Conditions see the items before the transaction: a check of a record that the same transaction inserts fails."""
     one: Any = bench.act("check", "a")
     one["ConditionCheck"]["Key"] = bench.key("b")
     reasons = bench.cancelled(bench.act("insert", "a"), one)
     assert codes(reasons) == ["None", FAILED]
 
 
-def test_tables_of_one_transaction_are_apart(bench: Bench) -> None:
-    """Equal keys in two tables are two items: one transaction writes both, each with its own condition."""
+def test_tables_of_one_transaction_are_separate(bench: Bench) -> None:
+    """The same key in two tables means two items: one transaction writes both, each with its own condition."""
     same = {"pk": f"{bench.entity}#k", "sk": "tx#00000"}
     put = {"TableName": bench.ledger_table, "Item": to_item(same), "ConditionExpression": "attribute_not_exists(pk)"}
     bench.send(bench.act("insert", "k"), {"Put": put})

@@ -1,4 +1,4 @@
-"""Many at the same time: nothing is lost, nothing is doubled, nothing is half done."""
+"""With many workers at the same time, nothing is lost, doubled or half done."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ START = 20  # in each account
 
 
 def together(workers: int, work: Callable[[int], T]) -> list[T]:
-    """Each worker's result; an error of any is raised."""
+    """Run `work` in each worker at the same time; returns their results, or raises a worker's error."""
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(work, range(workers)))
 
 
 def change(bench: Bench, key: str, by: int, who: str) -> Action:
-    """An addition that never makes the number negative."""
+    """Return an action that adds `by` to a number on the condition that the number does not become negative."""
     body = {
         "TableName": bench.table,
         "Key": bench.key(key),
@@ -45,7 +45,7 @@ def change(bench: Bench, key: str, by: int, who: str) -> Action:
 
 
 def transfer(bench: Bench, number: int, random: Random) -> tuple[Task[bool], dict[str, int]]:
-    """A task that moves some from one account to another, and what it does to each; False: not enough was there."""
+    """Return a task that moves an amount between two accounts, and its changes. The task returns False if it was cancelled."""
     source, target = random.sample(range(ACCOUNTS), 2)
     amount = random.randint(1, 9)
     moves = {f"a{source}": -amount, f"a{target}": amount}
@@ -63,7 +63,7 @@ def transfer(bench: Bench, number: int, random: Random) -> tuple[Task[bool], dic
 
 @pytest.mark.parametrize("in_flight", [1, 4])
 def test_transactions_conserve_a_sum(bench: Bench, in_flight: int) -> None:
-    """8 workers, each with up to 4 transfers under way: every transfer counts wholly or not at all, and has its receipt."""
+    """With 8 workers and up to 4 concurrent transfers each, every transfer applies whole or not at all, and has its receipt."""
     bench.send(*(bench.put(f"a{number}", n=START) for number in range(ACCOUNTS)))
 
     def work(worker: int) -> list[tuple[int, dict[str, int]]]:
@@ -85,23 +85,23 @@ def test_transactions_conserve_a_sum(bench: Bench, in_flight: int) -> None:
 
 
 def test_transactions_on_the_same_items_never_half_apply(bench: Bench) -> None:
-    """Each transaction marks three items; after each round all three have the mark of one and the same."""
-    for turn in range(15):
+    """Concurrent transactions each mark three items; after each round all three have the same transaction's mark."""
+    for number in range(15):
 
-        def work(worker: int, turn: int = turn) -> None:
-            mark = f"{turn}-{worker}"
-            # In different orders: that is where a store that locks item by item would mix them.
+        def work(worker: int, number: int = number) -> None:
+            mark = f"{number}-{worker}"
+            # Each worker has another order, so a store that locks item by item would mix the marks.
             keys = ["x", "y", "z"][worker % 3 :] + ["x", "y", "z"][: worker % 3]
             bench.send(*(bench.act("upsert", key, data={"S": mark}) for key in keys))
 
         together(WORKERS, work)
         marks = [bench.values(key) for key in "xyz"]
         assert len({str(found and found["data"]) for found in marks}) == 1
-        assert {found and found["version"] for found in marks} == {(turn + 1) * WORKERS}
+        assert {found and found["version"] for found in marks} == {(number + 1) * WORKERS}
 
 
 def test_readers_see_an_item_as_one_transaction_left_it(bench: Bench) -> None:
-    """Never with some attributes of one write and some of another."""
+    """A reader never sees some attributes of one write and some of another."""
     bench.store("k", first=0, second=0)
 
     def work(worker: int) -> None:
@@ -124,7 +124,7 @@ def test_readers_see_an_item_as_one_transaction_left_it(bench: Bench) -> None:
 
 
 def test_of_many_inserts_one_wins(bench: Bench) -> None:
-    """The others are refused, and the record is the winner's."""
+    """Of 16 concurrent inserts of a key one applies, the others are refused, and the record has the winner's data."""
 
     def work(worker: int) -> Counts:
         operation = bench.op("insert", "k", data={"n": worker})
@@ -141,7 +141,7 @@ def test_of_many_inserts_one_wins(bench: Bench) -> None:
 
 
 def test_many_patches_of_one_record_all_count(bench: Bench) -> None:
-    """Each is merged into what the others left, however often it must be based anew."""
+    """Concurrent patches of one record all apply: each is merged again until it is based on the current version."""
     bench.apply([bench.op("insert", "k", data={})], f"{bench.request_id}-before")
 
     def work(worker: int) -> Counts:
@@ -155,8 +155,8 @@ def test_many_patches_of_one_record_all_count(bench: Bench) -> None:
     assert (record.version, record.data) == (1 + WORKERS, {f"n{worker}": worker for worker in range(WORKERS)})
 
 
-def test_a_lane_in_many_hands_applies_once(bench: Bench) -> None:
-    """8 workers have the same message at the same moment: each operation takes effect once, and all count the same."""
+def test_a_lane_applied_by_many_workers_applies_once(bench: Bench) -> None:
+    """If 8 workers apply the same lane at the same time, each operation takes effect once, and all count the same."""
     operations = [bench.op("upsert", f"k{number % 250}", data={"n": number}) for number in range(500)]
     operations += [bench.op("insert", f"k{number}", data={}) for number in range(0, 250, 10)]
     reference = bench.request(operations)
@@ -173,8 +173,8 @@ def test_a_lane_in_many_hands_applies_once(bench: Bench) -> None:
     }
 
 
-def test_a_request_in_many_hands_is_completed_once(bench: Bench) -> None:
-    """Whoever completes it, all get the same answer."""
+def test_a_request_applied_by_many_workers_is_completed_once(bench: Bench) -> None:
+    """Whichever of 8 workers completes the request, all return the same state."""
     reference = bench.request([bench.op("insert", f"k{number}", data={}) for number in range(20)])
 
     def work(_: int) -> Any:
@@ -187,13 +187,13 @@ def test_a_request_in_many_hands_is_completed_once(bench: Bench) -> None:
 
 
 def test_parts_of_a_chord_are_counted_once_each(bench: Bench) -> None:
-    """200 additions to a number set at the same time, each part twice: the set has each once, and one update completed it."""
+    """When 8 workers add each of 100 parts twice to one number set, each part is in it once, and no size is skipped."""
 
     def added(part: int) -> Iterator[int]:
         for _ in range(2):
             answer = bench.dynamo.call("UpdateItem", {
                 "TableName": bench.table,
-                "Key": bench.key("join"),
+                "Key": bench.key("chord"),
                 "UpdateExpression": "ADD parts :part",
                 "ExpressionAttributeValues": {":part": {"NS": [str(part)]}},
                 "ReturnValues": "ALL_NEW",
@@ -206,6 +206,6 @@ def test_parts_of_a_chord_are_counted_once_each(bench: Bench) -> None:
     sizes = [size for found in together(WORKERS, work) for size in found]
     assert max(sizes) == 100
     assert set(range(1, 101)) <= set(sizes)
-    found = bench.values("join")
+    found = bench.values("chord")
     assert found is not None
     assert found["parts"] == set(range(100))

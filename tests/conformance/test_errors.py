@@ -1,4 +1,4 @@
-"""What is wrong with the deployment is told apart from what is wrong with an operation, and from "not now"."""
+"""Errors of the deployment are distinguished from errors of an operation and from "not now"."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ CALLS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("operation", CALLS)
 def test_a_table_that_is_missing_is_a_broken_deployment(bench: Bench, operation: str) -> None:
-    """Whatever the call."""
+    """Every operation of the client raises DeploymentBroken if the table does not exist."""
     with pytest.raises(DeploymentBroken) as caught:
         bench.dynamo.call(operation, CALLS[operation](f"{bench.table}-missing"))
     assert caught.value.code == "ResourceNotFoundException"
 
 
 def test_a_table_that_is_missing_breaks_the_whole_transaction(bench: Bench) -> None:
-    """No reason is given for an action, and nothing is written to the table that exists."""
+    """The whole call fails, without a reason per action, and nothing is written to the existing table."""
     with pytest.raises(DeploymentBroken) as caught:
         bench.send(bench.act("insert", "k"), {"Put": {"TableName": f"{bench.table}-missing", "Item": KEY}})
     assert caught.value.code == "ResourceNotFoundException"
     assert bench.item("k") is None
 
 
-def refuses(client: DynamoClient, bench: Bench, *codes: str) -> None:
-    """Reading and writing are refused, and nothing is written."""
+def check_broken(client: DynamoClient, bench: Bench, *codes: str) -> None:
+    """Check that a read and a write raise DeploymentBroken with one of `codes`, and that nothing is written."""
     with pytest.raises(DeploymentBroken) as caught:
         client.call("GetItem", {"TableName": bench.table, "Key": bench.key("k")})
     assert caught.value.code in codes
@@ -58,13 +58,13 @@ def refuses(client: DynamoClient, bench: Bench, *codes: str) -> None:
 
 
 def test_an_unknown_key_is_a_broken_deployment(bench: Bench) -> None:
-    """Credentials that AWS does not know."""
+    """Calls with credentials that AWS does not know raise DeploymentBroken."""
     client = bench.target.another(Credentials("AKIAIOSFODNN7EXAMPLE", "wrong"))
-    refuses(client, bench, "UnrecognizedClientException", "InvalidSignatureException")
+    check_broken(client, bench, "UnrecognizedClientException", "InvalidSignatureException")
 
 
 def test_a_key_of_another_shape_is_malformed(bench: Bench) -> None:
-    """A key that is not the table's."""
+    """A read with another key attribute than the table's raises RequestRejected."""
     with pytest.raises(RequestRejected) as caught:
         bench.dynamo.call("GetItem", {"TableName": bench.table, "Key": to_item({"id": "k"})})
     assert caught.value.code == "ValidationException"

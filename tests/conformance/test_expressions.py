@@ -1,6 +1,6 @@
-"""An expression that does not hold together is malformed, in Put, Update and ConditionCheck, whether it would pass or not.
+"""An inconsistent expression makes a Put, Update or ConditionCheck malformed, whether its condition would hold or not.
 
-The actions declare what they use and use what they declare, since DynamoDB demands both
+The project's actions declare every name and value that they use and use all that they declare, because DynamoDB demands both
 (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Expressions.html).
 """
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parametrize("op", ["insert", "update", "check"])
 
 
 def refused(bench: Bench, op: OpName, condition: str = "", **changes: dict[str, Any]) -> None:
-    """An action with more to its expression: `condition` is put before its own, `changes` are added to its fields."""
+    """Check that an action is malformed with `condition` before its own condition and `changes` added to its fields."""
     if op != "insert":
         bench.store("k", version=3, data={})
     before = bench.item("k")
@@ -33,30 +33,30 @@ def refused(bench: Bench, op: OpName, condition: str = "", **changes: dict[str, 
 
 
 def test_a_name_that_is_not_used_is_refused(bench: Bench, op: OpName) -> None:
-    """A declaration too many."""
+    """The call is malformed if it declares a name that no expression uses."""
     refused(bench, op, ExpressionAttributeNames={"#unused": "unused"})
 
 
 def test_a_value_that_is_not_used_is_refused(bench: Bench, op: OpName) -> None:
-    """A declaration too many."""
+    """The call is malformed if it declares a value that no expression uses."""
     refused(bench, op, ExpressionAttributeValues={":unused": {"N": "1"}})
 
 
 def test_a_name_that_is_not_declared_is_refused(bench: Bench, op: OpName) -> None:
-    """A declaration too few."""
+    """The call is malformed if an expression uses a name that is not declared."""
     refused(bench, op, "attribute_not_exists(#undeclared) AND ")
 
 
 def test_a_value_that_is_not_declared_is_refused(bench: Bench, op: OpName) -> None:
-    """A declaration too few."""
+    """The call is malformed if an expression uses a value that is not declared."""
     refused(bench, op, "pk <> :undeclared AND ")
 
 
 def test_a_reserved_word_needs_a_name(bench: Bench, op: OpName) -> None:
-    """`state`, `data`, `key` and `ttl` are reserved, so expressions call them `#state` and so on."""
+    """The words `state`, `data`, `key` and `ttl` are reserved, so expressions must use declared names such as `#state`."""
     refused(bench, op, "attribute_not_exists(state) AND ")
 
 
-def test_what_is_no_expression_is_refused(bench: Bench, op: OpName) -> None:
-    """A condition that cannot be read is not taken for one that is met."""
+def test_a_malformed_expression_is_refused(bench: Bench, op: OpName) -> None:
+    """A condition that cannot be parsed is refused, not treated as one that holds."""
     refused(bench, op, "AND ")

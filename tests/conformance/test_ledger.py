@@ -1,4 +1,4 @@
-"""Writes of one item: conditions that decide a request's state, and what an update gives back."""
+"""Writes of one item: the conditions that decide a request's state, and the values that an update returns."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.waiting import until
 
 
 def reference(bench: Bench, lanes: int = 2) -> Reference:
-    """What a message of the request would hold."""
+    """Return the reference that a message of the request would hold."""
     return Reference(v=1, request_id=bench.request_id, payload="p", digest="d", lanes=lanes, source="shop")
 
 
 def summary(lane: int, state: State = State.COMPLETED, **applied: int) -> LaneSummary:
-    """A lane's summary; times are exact in milliseconds."""
+    """Return a lane's summary, with times that are exact in milliseconds."""
     return LaneSummary(
         lane=lane, state=state, counts=Counts(applied=applied), started_at=1.5, finished_at=2.25, error=""
     )
@@ -35,7 +35,7 @@ def summary(lane: int, state: State = State.COMPLETED, **applied: int) -> LaneSu
 
 
 def test_a_request_goes_through_its_states(bench: Bench) -> None:
-    """Accepted once, running, then completed by the lanes' summaries; each change gives back the whole request."""
+    """A request is accepted once, runs, and is completed by its lanes' summaries; each change returns the whole request."""
     known = reference(bench)
     assert bench.ledger.record_accepted(known, operations=5, refused={"invalid": 1})
     assert not bench.ledger.record_accepted(known, operations=5, refused={"invalid": 1})
@@ -55,15 +55,15 @@ def test_a_request_goes_through_its_states(bench: Bench) -> None:
     assert bench.ledger.start(known, operations=5, refused={}) == completed
 
 
-def test_a_request_may_begin_with_its_worker(bench: Bench) -> None:
-    """The producer's note that comes late changes nothing."""
+def test_a_worker_may_record_a_request_first(bench: Bench) -> None:
+    """If a worker has started a request, the producer's later record of its acceptance changes nothing."""
     running = bench.ledger.start(reference(bench), operations=5, refused={})
     assert not bench.ledger.record_accepted(reference(bench), operations=5, refused={})
     assert bench.ledger.get(bench.request_id) == running
 
 
 def test_a_request_of_one_lane_is_completed_in_one_write(bench: Bench) -> None:
-    """From nothing, and only once."""
+    """A request without an earlier record becomes completed in one write, and a repeat changes nothing."""
     known = reference(bench, lanes=1)
     completed = bench.ledger.complete(known, operations=2, refused={}, lane=summary(0, insert=2))
     assert (completed.state, completed.started_at, completed.finished_at) == (State.COMPLETED, 1.5, 2.25)
@@ -71,7 +71,7 @@ def test_a_request_of_one_lane_is_completed_in_one_write(bench: Bench) -> None:
 
 
 def test_a_failed_request_may_be_completed(bench: Bench) -> None:
-    """And loses its error then."""
+    """A failed request that is completed loses its error."""
     known = reference(bench, lanes=1)
     bench.ledger.record_accepted(known, operations=2, refused={})
     bench.ledger.fail(bench.request_id, "table missing")
@@ -81,7 +81,7 @@ def test_a_failed_request_may_be_completed(bench: Bench) -> None:
 
 
 def test_a_completed_lane_stays_completed(bench: Bench) -> None:
-    """A failed summary is replaced, a completed one is not."""
+    """A failed summary of a lane is replaced, and a completed one is not."""
     bench.ledger.record_accepted(reference(bench), operations=5, refused={})
     for lane in (summary(0, State.FAILED), summary(0, insert=1), summary(0, State.FAILED), summary(0, insert=9)):
         bench.ledger.close_lane(bench.request_id, lane)
@@ -93,7 +93,7 @@ def test_a_completed_lane_stays_completed(bench: Bench) -> None:
 
 @pytest.mark.parametrize("operation", ["PutItem", "UpdateItem", "DeleteItem"])
 def test_a_write_whose_condition_fails_writes_nothing(bench: Bench, operation: str) -> None:
-    """The error is the condition's own, and an update leaves no ghost of an item."""
+    """The error is ConditionFailed, and a refused update does not create an empty item."""
     body: dict[str, Any] = {"TableName": bench.table, "ConditionExpression": "attribute_exists(#a) AND #a = :a"}
     body["ExpressionAttributeNames"] = {"#a": "state"}
     body["ExpressionAttributeValues"] = {":a": {"S": "x"}}
@@ -134,7 +134,7 @@ def test_a_write_whose_condition_fails_writes_nothing(bench: Bench, operation: s
     ],
 )
 def test_conditions_mean_what_they_say(bench: Bench, condition: str, passes: bool) -> None:
-    """AND before OR, NOT of a group, and comparisons with what is missing."""
+    """AND binds before OR, NOT negates a group, and comparisons with a missing attribute are false."""
     bench.store("k", state="x")
     names = {"#s": "state", "#missing": "missing"}
     values = to_item({":x": "x", ":y": "y", ":z": "z"})
@@ -157,7 +157,7 @@ def test_conditions_mean_what_they_say(bench: Bench, condition: str, passes: boo
 
 
 def update(bench: Bench, expression: str, values: dict[str, Any], **names: str) -> dict[str, Any]:
-    """An update of one record; returns what it gives back."""
+    """Update one record; returns the new values that DynamoDB answers with."""
     body: dict[str, Any] = {
         "TableName": bench.table,
         "Key": bench.key("k"),
@@ -170,8 +170,8 @@ def update(bench: Bench, expression: str, values: dict[str, Any], **names: str) 
     return from_item(bench.dynamo.call("UpdateItem", body)["Attributes"])
 
 
-def test_an_update_gives_back_the_whole_item(bench: Bench) -> None:
-    """`ALL_NEW` has the key and what was not touched too."""
+def test_an_update_returns_the_whole_item(bench: Bench) -> None:
+    """`ALL_NEW` includes the key and the attributes that the update did not change."""
     bench.store("k", kept={"a": [1]}, changed=1, gone=1)
     expression = "SET changed = :two, fresh = if_not_exists(fresh, :two), kept = if_not_exists(kept, :two) REMOVE gone"
     found = update(bench, expression, to_item({":two": 2}))
@@ -184,15 +184,15 @@ def test_an_update_gives_back_the_whole_item(bench: Bench) -> None:
     }
 
 
-def test_values_are_those_before_the_update(bench: Bench) -> None:
-    """Each part of an expression sees the item as it was, in whatever order the parts stand."""
+def test_an_update_reads_the_values_before_it(bench: Bench) -> None:
+    """Each part of an expression reads the item as it was before the update, whatever the order of the parts."""
     bench.store("k", a=1, b=10)
     found = update(bench, "SET a = b, b = a, c = if_not_exists(c, :zero) + :one", to_item({":zero": 0, ":one": 1}))
     assert (found["a"], found["b"], found["c"]) == (10, 1, 1)
 
 
 def test_parts_of_a_chord_are_a_set(bench: Bench) -> None:
-    """ADD makes the set, adds what is new and nothing twice; DELETE takes out what is there, and an empty set is gone."""
+    """ADD creates the set and adds each part once; DELETE removes parts, and a set that becomes empty disappears."""
     parts = {":p": {"NS": ["3"]}}
     assert update(bench, "ADD parts :p", parts)["parts"] == {3}
     assert update(bench, "ADD parts :p", parts)["parts"] == {3}
@@ -203,8 +203,8 @@ def test_parts_of_a_chord_are_a_set(bench: Bench) -> None:
     assert "parts" not in update(bench, "DELETE parts :p", parts)
 
 
-def test_a_part_is_noted_in_one_update(bench: Bench) -> None:
-    """SET and ADD in one expression, whether the item exists or not; a set of bytes is a set like one of numbers."""
+def test_a_part_is_recorded_in_one_update(bench: Bench) -> None:
+    """One expression may have SET and ADD, whether the item exists or not, and ADD works on a set of bytes too."""
     values: dict[str, Any] = {":p": {"BS": ["AAEC"]}, ":at": {"N": "9"}}
     assert update(bench, "SET #at = :at ADD #ok :p", values, at="at", ok="ok")["at"] == 9
     values = {":p": {"BS": ["AAEC", "AAED"]}, ":at": {"N": "10"}}
@@ -212,15 +212,15 @@ def test_a_part_is_noted_in_one_update(bench: Bench) -> None:
     assert (found["at"], sorted(found["ok"])) == (10, [b"\x00\x01\x02", b"\x00\x01\x03"])
 
 
-def test_a_set_takes_numbers_only(bench: Bench) -> None:
-    """Adding a set to what is none is malformed."""
+def test_adding_a_set_to_a_text_is_refused(bench: Bench) -> None:
+    """Adding a set to an attribute that is not a set is malformed."""
     bench.store("k", parts="text")
     with pytest.raises(RequestRejected, match="ValidationException"):
         update(bench, "ADD parts :p", {":p": {"NS": ["1"]}})
 
 
 def test_the_result_backend_keeps_its_promises(bench: Bench) -> None:
-    """Values come back, unknown keys are None, and a success stays."""
+    """Stored values are returned, unknown keys give None, and a success is never replaced."""
     backend: Any = create_app(bench.target.settings).backend
     keys = [f"{bench.entity}-{number}" for number in range(120)]
     for key in keys[:110]:
@@ -233,8 +233,8 @@ def test_the_result_backend_keeps_its_promises(bench: Bench) -> None:
     assert backend.get_result(keys[0]) == 1
 
 
-def test_a_join_keeps_its_promises(bench: Bench) -> None:
-    """Parts count once each, over several shards; a join is in the index of open joins until it is fired."""
+def test_the_chord_state_keeps_its_promises(bench: Bench) -> None:
+    """Each part counts once, over several shards, and a chord is in the index of open chords until it is dispatched."""
     chord_states = ChordStates(
         dynamo=bench.dynamo, table=bench.target.settings.results_table, retention=86_400, shard=2
     )
@@ -260,7 +260,7 @@ def test_a_join_keeps_its_promises(bench: Bench) -> None:
     assert chord_states.record_part(name, parts[1], ok=True).clean
     assert not chord_states.record_part(
         name, Part(0, "added"), ok=True
-    ).complete  # the other one's now, until it has fired
+    ).complete  # an earlier call has claimed the dispatch
     chord_states.mark_dispatched(name, "success")
     chord_states.mark_dispatched(name, "failure")
     until(lambda: name not in chord_states.undispatched(later + 1_000))

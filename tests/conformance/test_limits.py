@@ -1,4 +1,4 @@
-"""DynamoDB's limits, at the limit and one over: what it takes, and in which form it says no.
+"""DynamoDB's limits: it accepts requests at the limit, and refuses those over it in a known form.
 
 Sources: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html and
 https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
@@ -22,7 +22,7 @@ MAX_ITEM = 400 * 2**10  # bytes of names and values
 
 
 def rejected(bench: Bench, *actions: Action) -> str:
-    """The message with which DynamoDB refuses a transaction as malformed, naming no action."""
+    """Send a transaction that DynamoDB must refuse as malformed, without naming an action; returns its message."""
     with pytest.raises(RequestRejected) as caught:
         bench.send(*actions)
     assert caught.value.code == "ValidationException"
@@ -30,8 +30,8 @@ def rejected(bench: Bench, *actions: Action) -> str:
 
 
 @pytest.mark.large
-def test_a_hundred_actions_are_taken(bench: Bench) -> None:
-    """99 operations and their receipt are one transaction."""
+def test_a_hundred_actions_are_accepted(bench: Bench) -> None:
+    """One transaction holds 99 operations and their receipt."""
     bench.send(*(bench.act("insert", f"k{number}") for number in range(99)), bench.receipt_put())
     assert all(bench.item(f"k{number}") for number in (0, 50, 98))
     assert bench.receipt_numbers() == [0]
@@ -39,7 +39,7 @@ def test_a_hundred_actions_are_taken(bench: Bench) -> None:
 
 @pytest.mark.large
 def test_a_hundred_and_one_actions_are_refused(bench: Bench) -> None:
-    """As malformed, and nothing is written."""
+    """A transaction of 101 actions is malformed, and nothing is written."""
     rejected(bench, *(bench.act("insert", f"k{number}") for number in range(100)), bench.receipt_put())
     assert bench.item("k0") is None
     assert bench.receipt_numbers() == []
@@ -47,7 +47,7 @@ def test_a_hundred_and_one_actions_are_refused(bench: Bench) -> None:
 
 @pytest.mark.parametrize("pair", [("upsert", "upsert"), ("check", "update"), ("insert", "delete")], ids="-".join)
 def test_two_actions_on_one_item_are_refused(bench: Bench, pair: tuple[OpName, OpName]) -> None:
-    """As malformed, whatever the actions are."""
+    """A transaction with two actions on one item is malformed, whatever the actions are."""
     bench.store("k", version=3, data={})
     before = bench.item("k")
     assert "one item" in rejected(bench, bench.act("upsert", "a"), *(bench.act(op, "k") for op in pair))
@@ -58,13 +58,13 @@ def test_two_actions_on_one_item_are_refused(bench: Bench, pair: tuple[OpName, O
 
 
 def padded(bench: Bench, key: str, size: int) -> str:
-    """Text that makes an item of `pk`, `entity`, `key` and `p` have `size` bytes."""
+    """Return the text `p` that makes an item of `pk`, `entity`, `key` and `p` have `size` bytes."""
     strings = {"pk": primary_key(bench.entity, key), "entity": bench.entity, "key": key, "p": ""}
     return "x" * (size - sum(len(name) + len(value) for name, value in strings.items()))
 
 
 def set_padding(bench: Bench, key: str, text: str) -> Action:
-    """An update of the item that `bench.put` makes."""
+    """Return an update that makes the item that `bench.put` makes."""
     body = {
         "TableName": bench.table,
         "Key": bench.key(key),
@@ -75,8 +75,8 @@ def set_padding(bench: Bench, key: str, text: str) -> Action:
     return {"Update": body}
 
 
-def test_an_item_of_400_kb_is_taken(bench: Bench) -> None:
-    """By Put and by Update, counted as names and values in UTF-8."""
+def test_an_item_of_400_kb_is_accepted(bench: Bench) -> None:
+    """Put and Update accept an item of 400 KB, counted as its names and values in UTF-8."""
     bench.store("a", p=padded(bench, "a", MAX_ITEM))
     bench.send(set_padding(bench, "b", padded(bench, "b", MAX_ITEM)))
     assert bench.item("a") is not None
@@ -84,14 +84,14 @@ def test_an_item_of_400_kb_is_taken(bench: Bench) -> None:
 
 
 def test_a_larger_put_is_malformed(bench: Bench) -> None:
-    """Its size is known before the transaction begins: the whole call is refused, in words that name the size."""
+    """A Put's size is known before the transaction begins, so the whole call is refused with a message about the size."""
     too_large = bench.put("k", p=padded(bench, "k", MAX_ITEM + 1))
     assert "size" in rejected(bench, bench.act("insert", "a"), too_large, bench.receipt_put()).lower()
     assert (bench.item("a"), bench.item("k")) == (None, None)
 
 
 def test_an_update_that_makes_an_item_too_large_is_cancelled(bench: Bench) -> None:
-    """Its size is known when the old item is: its own reason is `ValidationError`, in words that name the size."""
+    """An Update's size depends on the old item, so its own reason is `ValidationError`, with a message about the size."""
     too_large = set_padding(bench, "k", padded(bench, "k", MAX_ITEM + 1))
     reasons = bench.cancelled(bench.act("insert", "a"), too_large, bench.receipt_put())
     assert codes(reasons) == ["None", "ValidationError", "None"]
@@ -99,8 +99,8 @@ def test_an_update_that_makes_an_item_too_large_is_cancelled(bench: Bench) -> No
     assert (bench.item("a"), bench.item("k")) == (None, None)
 
 
-def test_what_an_update_leaves_counts_too(bench: Bench) -> None:
-    """An item just at the limit can take no more, however small the update is."""
+def test_attributes_that_an_update_leaves_unchanged_count_too(bench: Bench) -> None:
+    """An item at the limit refuses any update that adds to it, however small."""
     bench.store("k", p=padded(bench, "k", MAX_ITEM))
     (reason,) = bench.cancelled(bench.act("upsert", "k"))
     assert reason["Code"] == "ValidationError"
@@ -108,8 +108,8 @@ def test_what_an_update_leaves_counts_too(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "é"], ids=["ascii", "two-bytes"])
-def test_a_transaction_of_3_5_mb_is_taken(bench: Bench, letter: str) -> None:
-    """Bytes are those of UTF-8, not of any JSON around them."""
+def test_a_transaction_of_3_5_mb_is_accepted(bench: Bench, letter: str) -> None:
+    """The limit counts bytes of UTF-8, not bytes of the JSON that carries them."""
     text = letter * (350_000 // len(letter.encode()))
     bench.send(*(bench.put(f"k{number}", p=text) for number in range(10)))
     assert all(bench.item(f"k{number}") for number in range(10))
@@ -117,13 +117,13 @@ def test_a_transaction_of_3_5_mb_is_taken(bench: Bench, letter: str) -> None:
 
 @pytest.mark.large
 def test_a_transaction_over_4_mb_is_refused(bench: Bench) -> None:
-    """As malformed, though each of its items is small enough."""
+    """A transaction over 4 MB is malformed although each of its items is small enough."""
     rejected(bench, *(bench.put(f"k{number}", p="x" * 380_000) for number in range(12)))
     assert bench.item("k0") is None
 
 
-def test_the_longest_keys_are_taken(bench: Bench) -> None:
-    """An entity of 64 and a key of 1,024 bytes, and a request id of 200 characters."""
+def test_the_longest_keys_are_accepted(bench: Bench) -> None:
+    """DynamoDB accepts an entity of 64 characters, a key of 1,024 bytes, and a request id of 200 characters."""
     key = "é" * (MAX_KEY_BYTES // 2)
     bench.send(
         {"Put": {"TableName": bench.table, "Item": to_item({"pk": primary_key("e" * 64, f"{bench.entity}{key}")})}}
@@ -132,8 +132,8 @@ def test_the_longest_keys_are_taken(bench: Bench) -> None:
 
 
 @pytest.mark.large
-def test_the_largest_receipt_is_taken(bench: Bench) -> None:
-    """99 refusals, each with the longest key and reason that there can be, are one item."""
+def test_the_largest_receipt_is_accepted(bench: Bench) -> None:
+    """A receipt of 99 refusals, each with the longest possible entity, key and detail, fits in one item."""
     detail, key = "🛫" * 500, "é" * (MAX_KEY_BYTES // 2)
     refused = tuple(
         Refusal(
@@ -149,7 +149,7 @@ def test_the_largest_receipt_is_taken(bench: Bench) -> None:
 
 
 def nested(levels: int) -> Any:
-    """Maps and lists within each other, a number in the innermost."""
+    """Return maps and lists nested in turn, with a number in the innermost."""
     value: Any = 1
     for level in range(levels, 0, -1):
         value = {"a": value} if level % 2 else [value]
@@ -157,16 +157,16 @@ def nested(levels: int) -> Any:
 
 
 @pytest.mark.parametrize("op", ["insert", "upsert"])
-def test_32_levels_are_taken(bench: Bench, op: OpName) -> None:
-    """The item is the first of them, so that data has 31; what the validator lets pass comes back."""
+def test_32_levels_are_accepted(bench: Bench, op: OpName) -> None:
+    """The item is the first of 32 levels, so data may have 31; data that the validator accepts comes back unchanged."""
     bench.send(bench.act(op, "k", data=to_attribute(nested(MAX_NESTING))))
     found = bench.values("k")
     assert found is not None
     assert found["data"] == nested(MAX_NESTING)
 
 
-def deeper(levels: int) -> Any:
-    """The same in DynamoDB JSON, where `to_attribute` would refuse it."""
+def nested_attribute(levels: int) -> Any:
+    """Return the same nesting in DynamoDB JSON, without `to_attribute`, which would refuse it."""
     value: Any = {"N": "1"}
     for level in range(levels, 0, -1):
         value = {"M": {"a": value}} if level % 2 else {"L": [value]}
@@ -174,14 +174,16 @@ def deeper(levels: int) -> Any:
 
 
 def test_a_put_of_33_levels_is_malformed(bench: Bench) -> None:
-    """The whole call is refused."""
-    assert "nest" in rejected(bench, bench.act("insert", "k", data=deeper(MAX_NESTING + 1))).lower()
+    """A Put with 33 levels makes the whole call malformed."""
+    assert "nest" in rejected(bench, bench.act("insert", "k", data=nested_attribute(MAX_NESTING + 1))).lower()
     assert bench.item("k") is None
 
 
 def test_an_update_to_33_levels_is_cancelled(bench: Bench) -> None:
-    """Its own reason is `ValidationError`."""
-    reasons = bench.cancelled(bench.act("insert", "a"), bench.act("upsert", "k", data=deeper(MAX_NESTING + 1)))
+    """An Update to 33 levels is cancelled with `ValidationError` as its own reason."""
+    reasons = bench.cancelled(
+        bench.act("insert", "a"), bench.act("upsert", "k", data=nested_attribute(MAX_NESTING + 1))
+    )
     assert codes(reasons) == ["None", "ValidationError"]
     assert "nest" in reasons[1]["Message"].lower()
     assert (bench.item("a"), bench.item("k")) == (None, None)

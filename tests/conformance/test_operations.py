@@ -1,4 +1,4 @@
-"""What each op does to its record, or why it is refused: the README's table, as DynamoDB's own conditions have it."""
+"""Each op has the effect, or the refusal, that the README's table says, by DynamoDB's own conditions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.conformance.bench import TOMBSTONE_EXPIRES_AT, UPDATED_AT, Bench, cod
 pytestmark = pytest.mark.double
 
 EXISTS, MISSING, MISMATCH, STALE = Reason.EXISTS, Reason.MISSING, Reason.VERSION_MISMATCH, Reason.STALE
-Comparison = Reason | None
+Rejection = Reason | None
 
-#: A record before the operation: all but the absent have version 3.
+#: States of a record before the operation. All that exist have version 3.
 STATES: dict[str, dict[str, Any] | None] = {
     "absent": None,
     "live": {"version": 3, "data": {"n": 1}},
@@ -28,8 +28,8 @@ STATES: dict[str, dict[str, Any] | None] = {
     "tomb": {"version": 3, "deleted": True, "expires_at": 1_800_000_000},
     "tomb-100": {"version": 3, "deleted": True, "expires_at": 1_800_000_000, "sequence": 100},
 }
-#: What each op says of an absent record, a live one and a tombstone.
-PLAIN: dict[OpName, tuple[Comparison, Comparison, Comparison]] = {
+#: The refusal of each op, or None if it applies, on an absent record, a live one and a tombstone.
+PLAIN: dict[OpName, tuple[Rejection, Rejection, Rejection]] = {
     "insert": (None, EXISTS, None),
     "update": (MISSING, None, MISSING),
     "patch": (MISSING, None, MISSING),
@@ -37,25 +37,25 @@ PLAIN: dict[OpName, tuple[Comparison, Comparison, Comparison]] = {
     "delete": (MISSING, None, MISSING),
     "check": (MISSING, None, MISSING),
 }
-#: The same where the operation expects another version than the record's. An insert cannot expect one.
-WRONG_VERSION: dict[OpName, tuple[Comparison, Comparison, Comparison]] = {
+#: The same if the operation expects another version than the record's. An insert cannot expect a version.
+WRONG_VERSION: dict[OpName, tuple[Rejection, Rejection, Rejection]] = {
     "update": (MISSING, MISMATCH, MISSING),
     "patch": (MISSING, MISMATCH, MISSING),
     "upsert": (MISMATCH, MISMATCH, MISMATCH),
     "delete": (MISSING, MISMATCH, MISSING),
     "check": (MISSING, MISMATCH, MISSING),
 }
-#: An expected version that is the record's: a tombstone's does not count.
-RIGHT_VERSION: dict[OpName, tuple[Comparison, Comparison, Comparison]] = {
+#: The same if the operation expects the record's version. A tombstone's version does not count.
+RIGHT_VERSION: dict[OpName, tuple[Rejection, Rejection, Rejection]] = {
     op: (row[0], None, row[2]) for op, row in WRONG_VERSION.items()
 }
 EXPECTING = {None: PLAIN, 3: RIGHT_VERSION, 2: WRONG_VERSION}
 
-Case = tuple[OpName, str, int | None, int | None, Comparison]
+Case = tuple[OpName, str, int | None, int | None, Rejection]
 
 
 def cases() -> Iterator[Case]:
-    """Every op on every state, with every expected version and sequence that it may have, and what it is told."""
+    """Yield every op on every state, with every expected version and sequence that it may have, and its refusal."""
     for op, state, expected, sequence in product(PLAIN, STATES, EXPECTING, (None, 99, 100, 101)):
         if op not in EXPECTING[expected] or (op == "check" and sequence is not None):
             continue
@@ -66,13 +66,13 @@ def cases() -> Iterator[Case]:
 
 
 def named(case: Case) -> str:
-    """A case in words: op, state, `v` expected version, `s` sequence."""
+    """Return the id of a case: op, state, `v` and the expected version, `s` and the sequence."""
     op, state, expected, sequence, _ = case
     numbers = {"v": expected, "s": sequence}
     return " ".join([op, state, *(f"{letter}{number}" for letter, number in numbers.items() if number)])
 
 
-def placed(bench: Bench, state: str, key: str = "k") -> dict[str, Any] | None:
+def put_into_state(bench: Bench, state: str, key: str = "k") -> dict[str, Any] | None:
     """Put a record into `state`; returns its values."""
     found = STATES[state]
     if found is not None:
@@ -80,10 +80,10 @@ def placed(bench: Bench, state: str, key: str = "k") -> dict[str, Any] | None:
     return bench.values(key)
 
 
-def settled(bench: Bench, operation: Indexed) -> Comparison:
-    """Send an operation with its receipt until it applies or is refused, as the writer does; returns the refusal."""
+def rejection_of(bench: Bench, operation: Indexed) -> Rejection:
+    """Send an operation with its receipt, as the writer does, until it applies or is refused; returns the reason, or None."""
     for over_tombstone in (False, True):
-        reasons = sent(bench, bench.action(operation, over_tombstone=over_tombstone))
+        reasons = send_with_receipt(bench, bench.action(operation, over_tombstone=over_tombstone))
         if not reasons:
             return None
         assert codes(reasons) == ["ConditionalCheckFailed", "None"]
@@ -95,8 +95,8 @@ def settled(bench: Bench, operation: Indexed) -> Comparison:
     raise AssertionError("an insert over a tombstone was cancelled twice")
 
 
-def sent(bench: Bench, action: dict[str, Any]) -> list[dict[str, Any]]:
-    """The reasons against an action; none where it applied."""
+def send_with_receipt(bench: Bench, action: dict[str, Any]) -> list[dict[str, Any]]:
+    """Send an action with a receipt; returns the reasons of its cancellation, or none if it applied."""
     try:
         bench.send(action, bench.receipt_put())
     except TransactionCancelled as cancelled:
@@ -105,7 +105,7 @@ def sent(bench: Bench, action: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def after(op: OpName, before: dict[str, Any] | None, sequence: int | None) -> dict[str, Any] | None:
-    """What the record becomes, less its key."""
+    """Return the record after the operation, without its key."""
     if op == "check":
         return before
     kept = {"sequence": before["sequence"]} if before and "sequence" in before else {}
@@ -115,17 +115,17 @@ def after(op: OpName, before: dict[str, Any] | None, sequence: int | None) -> di
     return {"version": before["version"] + 1 if before else 1, "updated_at": UPDATED_AT, **state, **kept}
 
 
-#: A patch is judged before it is written, and then written on a condition of its own.
+#: All ops but `patch`. The writer decides itself whether a patch is refused, and writes it with another condition.
 WRITTEN = [case for case in cases() if case[0] != "patch"]
 
 
 @pytest.mark.parametrize("case", WRITTEN, ids=named)
 def test_an_operation_applies_or_is_refused(bench: Bench, case: Case) -> None:
-    """It has its whole effect and its receipt, or its reason and no effect at all."""
+    """An operation has its whole effect and a receipt, or a reason and no effect at all."""
     op, state, expected, sequence, rejection = case
-    before = placed(bench, state)
+    before = put_into_state(bench, state)
     operation = bench.operation(op, "k", expect_version=expected, sequence=sequence)
-    assert settled(bench, operation) == rejection
+    assert rejection_of(bench, operation) == rejection
     found = bench.values("k")
     if rejection is not None:
         assert found == before
@@ -149,11 +149,11 @@ def test_an_operation_applies_or_is_refused(bench: Bench, case: Case) -> None:
 def test_a_patch_applies_to_the_version_that_it_was_merged_into(
     bench: Bench, state: str, based_on: int, sequence: int | None
 ) -> None:
-    """A write that was computed from another version, or from what is gone, is cancelled with the item as it is now."""
-    before = placed(bench, state)
+    """A patch merged into another version, or into a record that no longer exists, is cancelled and shows the current item."""
+    before = put_into_state(bench, state)
     operation = bench.operation("patch", "k", sequence=sequence)
     is_stale = state.endswith("-100") and sequence == 100
-    reasons = sent(bench, bench.action(operation, based_on=based_on))
+    reasons = send_with_receipt(bench, bench.action(operation, based_on=based_on))
     if state.startswith("live") and based_on == 3 and not is_stale:
         assert reasons == []
         found = bench.values("k")
@@ -170,14 +170,14 @@ def test_a_patch_applies_to_the_version_that_it_was_merged_into(
     [(0, -1), (-7, -8), (10**37, 10**37 - 1), (10**37 - 1, 10**37 - 1), (2**53 + 1, 2**53), (9, 9), (99, 100), (9, 10)],
 )
 def test_sequences_are_compared_exactly(bench: Bench, stored: int, given: int) -> None:
-    """As numbers, neither as text nor as floats, to the last of 38 digits."""
+    """Sequences are compared as numbers of 38 digits, not as text or floats."""
     bench.send(bench.act("insert", "k", sequence=stored))
-    rejection = settled(bench, bench.operation("upsert", "k", sequence=given))
+    rejection = rejection_of(bench, bench.operation("upsert", "k", sequence=given))
     assert rejection == (STALE if given <= stored else None)
 
 
 def test_versions_count_every_write(bench: Bench) -> None:
-    """One at the insert, one more at each write, also through delete and re-insert."""
+    """The version is 1 after the insert and one higher after each write, also after a delete and a re-insert."""
     operations: list[OpName] = ["insert", "update", "upsert", "delete", "insert", "upsert"]
     for number, op in enumerate(operations, start=1):
         action = bench.action(bench.operation(op, "k"), over_tombstone=number > 1)
@@ -189,7 +189,7 @@ def test_versions_count_every_write(bench: Bench) -> None:
 
 
 def test_data_and_pointer_replace_each_other(bench: Bench) -> None:
-    """A record has its data or a pointer to it, and a tombstone neither."""
+    """A record has either data or a pointer to it, and a tombstone has neither."""
     blob = Blob(key="blobs/x", digest="d", size=10)
     shapes: list[tuple[OpName, Any, str | None]] = [
         ("insert", blob, "blob"),

@@ -1,4 +1,4 @@
-"""Reads: strongly consistent, whole over all their pages, and honest about what they left out."""
+"""Reads are strongly consistent, complete over all their pages, and say which keys they left out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mdstore.model import Reason, Refusal
 from mdstore.store.ledger import Receipt
 from tests.conformance.bench import Bench
 
-ITEM = 390 * 2**10  # bytes; 43 of them are over the 16 MB of one BatchGetItem
+ITEM = 390 * 2**10  # bytes; 43 such items exceed the 16 MB of one BatchGetItem
 
 
 def pages(bench: Bench, operation: str, body: dict[str, Any]) -> list[list[Item]]:
-    """The items of each page."""
+    """Return the items of each page."""
     found: list[list[Item]] = []
     start: dict[str, Any] = {}
     while True:
@@ -30,7 +30,7 @@ def pages(bench: Bench, operation: str, body: dict[str, Any]) -> list[list[Item]
 
 @pytest.mark.double
 def test_a_read_sees_the_write_before_it(bench: Bench) -> None:
-    """GetItem, BatchGetItem and Query, asked to be consistent, show each write once it is acknowledged."""
+    """Consistent reads with GetItem, BatchGetItem and Query show each write as soon as it is acknowledged."""
     for number in range(1, 21):
         bench.send(bench.act("upsert", "k"), bench.receipt_put(number))
         found = bench.values("k")
@@ -41,8 +41,8 @@ def test_a_read_sees_the_write_before_it(bench: Bench) -> None:
 
 
 @pytest.mark.double
-def test_what_is_not_there_is_no_item(bench: Bench) -> None:
-    """GetItem answers without an item, BatchGetItem leaves it out, Query has none."""
+def test_a_missing_item_is_not_returned(bench: Bench) -> None:
+    """For a missing item, the answers of GetItem, BatchGetItem and Query contain no item."""
     assert bench.item("gone") is None
     assert bench.records.look_up([(bench.entity, "gone")]) == {}
     assert bench.receipt_numbers() == []
@@ -52,7 +52,7 @@ def test_what_is_not_there_is_no_item(bench: Bench) -> None:
 
 
 def stored(bench: Bench, count: int) -> list[Item]:
-    """Primary keys of records that are stored."""
+    """Store records; returns their primary keys."""
     keys = [f"k{number}" for number in range(count)]
     for key in keys:
         bench.store(key, version=1)
@@ -60,12 +60,12 @@ def stored(bench: Bench, count: int) -> list[Item]:
 
 
 def batch(bench: Bench, keys: list[Item]) -> Any:
-    """One call's answer."""
+    """Return the answer of one BatchGetItem call."""
     return bench.dynamo.call("BatchGetItem", {"RequestItems": {bench.table: {"Keys": keys, "ConsistentRead": True}}})
 
 
 def test_a_batch_of_100_keys_is_read(bench: Bench) -> None:
-    """What exists comes, in any order; that all was processed is said by an empty map."""
+    """The items that exist are returned, in any order, and an empty map says that all keys were processed."""
     keys = stored(bench, 60)
     answer = batch(bench, [*keys, *(bench.key(f"gone{number}") for number in range(40))])
     assert sorted(item["pk"]["S"] for item in answer["Responses"][bench.table]) == sorted(
@@ -75,13 +75,13 @@ def test_a_batch_of_100_keys_is_read(bench: Bench) -> None:
 
 
 def test_a_batch_of_101_keys_is_refused(bench: Bench) -> None:
-    """As malformed."""
+    """A batch of 101 keys is malformed."""
     with pytest.raises(RequestRejected, match="ValidationException"):
         batch(bench, [bench.key(f"k{number}") for number in range(101)])
 
 
-def test_a_batch_with_a_key_twice_is_refused(bench: Bench) -> None:
-    """As malformed."""
+def test_a_batch_with_a_repeated_key_is_refused(bench: Bench) -> None:
+    """A batch that names a key twice is malformed."""
     with pytest.raises(RequestRejected, match="ValidationException"):
         batch(bench, [bench.key("a"), bench.key("b"), bench.key("a")])
 
@@ -89,7 +89,7 @@ def test_a_batch_with_a_key_twice_is_refused(bench: Bench) -> None:
 @pytest.mark.large
 @pytest.mark.double
 def test_more_keys_than_a_batch_are_read_in_batches(bench: Bench) -> None:
-    """The client's part: any number of keys."""
+    """The client's `batch_get` accepts any number of keys."""
     keys = stored(bench, 130)
     (found,) = bench.dynamo.run([bench.dynamo.batch_get(bench.table, [*keys, bench.key("gone")])])
     assert sorted(item["pk"]["S"] for item in found) == sorted(key["pk"]["S"] for key in keys)
@@ -97,14 +97,14 @@ def test_more_keys_than_a_batch_are_read_in_batches(bench: Bench) -> None:
 
 @pytest.fixture
 def large(bench: Bench) -> list[Item]:
-    """Keys of 17 MB of items."""
+    """Store items of 17 MB in all; returns their keys."""
     for number in range(45):
         bench.store(f"k{number}", p="x" * ITEM)
     return [bench.key(f"k{number}") for number in range(45)]
 
 
 def test_a_batch_over_16_mb_says_what_it_left_out(bench: Bench, large: list[Item]) -> None:
-    """The keys that were not read come back in the form in which they were asked; asking for them gives the rest."""
+    """The keys that were not read are returned in the form of the request, and a second call reads the rest."""
     answer = batch(bench, large)
     left = answer["UnprocessedKeys"].get(bench.table, {}).get("Keys", [])
     assert 0 < len(left) < len(large)
@@ -112,8 +112,8 @@ def test_a_batch_over_16_mb_says_what_it_left_out(bench: Bench, large: list[Item
     assert sorted(item["pk"]["S"] for item in found) == sorted(key["pk"]["S"] for key in large)
 
 
-def test_keys_that_were_left_out_are_asked_for_again(bench: Bench, large: list[Item]) -> None:
-    """The client's part: 17 MB come back whole."""
+def test_keys_that_were_left_out_are_read_again(bench: Bench, large: list[Item]) -> None:
+    """The client's `batch_get` reads 17 MB of items completely."""
     (found,) = bench.dynamo.run([bench.dynamo.batch_get(bench.table, large)])
     assert sorted(item["pk"]["S"] for item in found) == sorted(key["pk"]["S"] for key in large)
 
@@ -121,8 +121,8 @@ def test_keys_that_were_left_out_are_asked_for_again(bench: Bench, large: list[I
 # -- Query
 
 
-def test_a_query_is_in_the_order_of_its_sort_keys(bench: Bench) -> None:
-    """By the bytes of the sort key, over all pages, and of its partition only."""
+def test_a_query_returns_items_in_the_order_of_their_sort_keys(bench: Bench) -> None:
+    """A query returns the items of its partition only, ordered by the bytes of their sort keys over all pages."""
     numbers = [99_999, 3, 0, 10, 200, 7]
     bench.send(*(bench.receipt_put(number) for number in numbers))
     bench.send(bench.ledger.receipt_put(bench.request_id, 1, Receipt(number=5)))
@@ -141,7 +141,7 @@ def test_a_query_is_in_the_order_of_its_sort_keys(bench: Bench) -> None:
 
 @pytest.mark.large
 def test_a_query_over_1_mb_has_pages(bench: Bench) -> None:
-    """Receipts that are full of refusals come in several pages, and the ledger reads them all."""
+    """Receipts full of refusals are returned in several pages, and the ledger reads all of them."""
     refused = tuple(Refusal(index=index, reason=Reason.INVALID, detail="x" * 10_000) for index in range(6))
     for number in range(24):
         bench.send(bench.receipt_put(receipt=Receipt(number=number, refused=refused)))
@@ -161,8 +161,8 @@ def test_a_query_over_1_mb_has_pages(bench: Bench) -> None:
 # -- Scan
 
 
-def test_segments_of_a_scan_are_a_whole(bench: Bench) -> None:
-    """Every item is in exactly one segment, whatever the size of the pages."""
+def test_segments_of_a_scan_are_complete(bench: Bench) -> None:
+    """Every item is in exactly one segment, whatever the page size."""
     keys = {key["pk"]["S"] for key in stored(bench, 40)}
     for segments, limit in ((1, 1_000), (4, 1_000), (3, 7)):
         body = {"TableName": bench.table, "TotalSegments": segments, "Limit": limit, "ConsistentRead": True}
@@ -178,7 +178,7 @@ def test_segments_of_a_scan_are_a_whole(bench: Bench) -> None:
 
 @pytest.mark.large
 def test_records_of_an_entity_are_listed(bench: Bench) -> None:
-    """The project's listings: a filter over consistent scans of more than 1 MB, tombstones left out, by page or at once."""
+    """The project's export and pages list the records of an entity, without tombstones, over scans of more than 1 MB."""
     for number in range(25):
         bench.send(bench.act("insert", f"k{number}"))
     for number in range(0, 25, 5):

@@ -1,4 +1,4 @@
-"""What makes an effect happen once: the receipt's condition, and within ten minutes the token."""
+"""An effect happens once because of the receipt's condition and, within ten minutes, the token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECEIPT = Receipt(
 
 @pytest.mark.double
 def test_a_replay_is_cancelled_by_its_receipt(bench: Bench) -> None:
-    """Long after the token has expired: other bytes, the same receipt. The first receipt comes with the answer, last."""
+    """A replay with other bytes, as after the token has expired, is cancelled; its last reason shows the first receipt."""
     bench.send(bench.act("upsert", "k"), bench.receipt_put(receipt=RECEIPT))
     again = Receipt(number=7)
     for _ in range(3):
@@ -36,8 +36,8 @@ def test_a_replay_is_cancelled_by_its_receipt(bench: Bench) -> None:
 
 
 @pytest.mark.double
-def test_a_replay_that_would_be_refused_now_shows_its_receipt_too(bench: Bench) -> None:
-    """An insert that was applied finds its own record: both conditions fail, and the receipt is there to decide."""
+def test_a_replay_that_would_be_refused_shows_its_receipt_too(bench: Bench) -> None:
+    """A replayed insert meets its own record, so both conditions fail, and the receipt says that it was applied."""
     bench.send(bench.act("insert", "k"), bench.receipt_put(7))
     reasons = bench.cancelled(bench.act("insert", "k"), bench.receipt_put(receipt=RECEIPT))
     assert codes(reasons) == [FAILED, FAILED]
@@ -46,8 +46,8 @@ def test_a_replay_that_would_be_refused_now_shows_its_receipt_too(bench: Bench) 
 
 
 @pytest.mark.double
-def test_receipts_are_apart(bench: Bench) -> None:
-    """One a transaction, one a lane, one a request: another's receipt cancels nothing."""
+def test_receipts_are_separate(bench: Bench) -> None:
+    """The receipt of another transaction, lane or request cancels nothing."""
     bench.send(bench.receipt_put(0))
     bench.send(bench.receipt_put(1))
     bench.send(bench.ledger.receipt_put(bench.request_id, 1, Receipt(number=0)))
@@ -58,7 +58,7 @@ def test_receipts_are_apart(bench: Bench) -> None:
 
 @pytest.mark.double
 def test_a_receipt_can_stand_alone(bench: Bench) -> None:
-    """Where all operations are refused, a transaction of the receipt alone says so."""
+    """If all operations are refused, a transaction writes the receipt alone, and it cancels a replay."""
     bench.send(bench.receipt_put(receipt=RECEIPT))
     (reason,) = bench.cancelled(bench.receipt_put(7))
     assert receipt_of(from_item(reason["Item"])) == RECEIPT
@@ -67,7 +67,7 @@ def test_a_receipt_can_stand_alone(bench: Bench) -> None:
 @pytest.mark.double
 @pytest.mark.parametrize("exists", [False, True])
 def test_an_impossible_action_never_passes(bench: Bench, exists: bool) -> None:
-    """With it a transaction is judged and writes nothing, whether the receipt exists or not."""
+    """With `failing_check` DynamoDB evaluates a transaction without writing it, whether the receipt exists or not."""
     if exists:
         bench.send(bench.receipt_put(0))
     reasons = bench.cancelled(bench.act("insert", "k"), bench.ledger.failing_check(bench.request_id, 0, 0))
@@ -76,7 +76,7 @@ def test_an_impossible_action_never_passes(bench: Bench, exists: bool) -> None:
 
 
 def test_the_same_bytes_apply_once(bench: Bench) -> None:
-    """A lost answer: the same actions again, made anew, answer success, and the record has not moved."""
+    """Sending the same actions again, as after a lost answer, succeeds and changes nothing."""
     for _ in range(3):
         bench.send(bench.act("upsert", "k"))
     found = bench.values("k")
@@ -84,8 +84,8 @@ def test_the_same_bytes_apply_once(bench: Bench) -> None:
     assert found["version"] == 1
 
 
-def test_the_same_bytes_with_a_receipt_are_no_replay(bench: Bench) -> None:
-    """Within the token's life the answer is success, and not the cancellation by the transaction's own receipt."""
+def test_the_same_bytes_with_a_receipt_succeed_again(bench: Bench) -> None:
+    """While the token lives, a repeat succeeds instead of being cancelled by the transaction's own receipt."""
     put = bench.receipt_put(0)
     for _ in range(3):
         bench.send(bench.act("insert", "k"), put)
@@ -93,7 +93,7 @@ def test_the_same_bytes_with_a_receipt_are_no_replay(bench: Bench) -> None:
 
 
 def test_a_token_answers_for_its_own_write_only(bench: Bench) -> None:
-    """What others wrote meanwhile stays: the second try does not write over it."""
+    """A repeat does not overwrite a write that came between: the token answers without writing."""
     bench.send(bench.act("upsert", "k"))
     bench.send(bench.act("delete", "k"))
     bench.send(bench.act("upsert", "k"))
@@ -115,7 +115,7 @@ def test_a_token_is_bound_to_its_body(bench: Bench) -> None:
 
 
 def test_a_cancelled_transaction_does_not_use_up_its_token(bench: Bench) -> None:
-    """After a cancellation the same bytes are judged anew: that is what sending them again after a conflict relies on."""
+    """After a cancellation the same bytes are evaluated again; the writer relies on it when it repeats after a conflict."""
     actions = [bench.act("update", "k"), bench.receipt_put(0)]
     assert codes(bench.cancelled(*actions)) == [FAILED, "None"]
     assert codes(bench.cancelled(*actions)) == [FAILED, "None"]
@@ -126,8 +126,8 @@ def test_a_cancelled_transaction_does_not_use_up_its_token(bench: Bench) -> None
     assert found["version"] == 4
 
 
-def test_a_token_of_36_characters_is_taken(bench: Bench) -> None:
-    """The client's is that long, the most that DynamoDB takes; one more is refused."""
+def test_a_token_of_36_characters_is_accepted(bench: Bench) -> None:
+    """The client's tokens have 36 characters, the most that DynamoDB accepts; one of 37 is refused."""
     operation, body = transact(encode([bench.act("upsert", "k")]))
     bench.make((operation, body))
     with pytest.raises(RequestRejected, match="ValidationException"):

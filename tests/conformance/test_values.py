@@ -1,4 +1,4 @@
-"""What goes in comes back: numbers, text and shapes, exactly, or they are refused and not rounded.
+"""Numbers, text and nested data come back exactly, or are refused; nothing is rounded.
 
 Source: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
 """
@@ -31,7 +31,7 @@ TOO_MANY_DIGITS = (
 )  # fmt: skip
 TOO_LARGE = ("1E+126", "-1E+126")
 TOO_SMALL = ("1E-131", "-1E-131")
-NO_NUMBERS = ("NaN", "Infinity", "abc", "", "1 2", "0x10")
+NOT_NUMBERS = ("NaN", "Infinity", "abc", "", "1 2", "0x10")
 TEXTS = {
     "empty": "",
     "space": " ",
@@ -49,8 +49,8 @@ TEXTS = {
 }
 
 
-def written(bench: Bench, data: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is read of data that a Put wrote, and an Update."""
+def write_and_read(bench: Bench, data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write data with a Put and with an Update; returns what is read back of each."""
     attribute = to_attribute(data)
     bench.send(bench.act("insert", "put", data=attribute), bench.act("upsert", "updated", data=attribute))
     return [(bench.values(key) or {})["data"] for key in ("put", "updated")]
@@ -59,17 +59,17 @@ def written(bench: Bench, data: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.double
 @pytest.mark.parametrize("text", NUMBERS)
 def test_a_number_comes_back_exactly(bench: Bench, text: str) -> None:
-    """38 significant digits, between 1E-130 and 9.9...E+125."""
+    """A number of up to 38 significant digits, between 1E-130 and 9.9...E+125 in magnitude, comes back exactly."""
     number = Decimal(text)
     data = {"n": number, "list": [number]}
-    assert written(bench, data) == [data] * 2
+    assert write_and_read(bench, data) == [data] * 2
 
 
 OPS: tuple[OpName, ...] = ("insert", "upsert")  # a Put and an Update
 
 
 def refused(bench: Bench, text: str) -> None:
-    """A number that the whole call is malformed for."""
+    """Check that a Put and an Update with this number make the whole call malformed."""
     for op in OPS:
         with pytest.raises(RequestRejected) as caught:
             bench.send(bench.act("insert", "a"), bench.act(op, "k", data={"M": {"n": {"L": [{"N": text}]}}}))
@@ -79,35 +79,35 @@ def refused(bench: Bench, text: str) -> None:
 
 @pytest.mark.parametrize("text", TOO_MANY_DIGITS)
 def test_a_39th_digit_is_refused(bench: Bench, text: str) -> None:
-    """And not rounded."""
+    """A number of 39 digits is refused, not rounded."""
     refused(bench, text)
 
 
 @pytest.mark.parametrize("text", [*TOO_LARGE, *TOO_SMALL])
 def test_a_magnitude_out_of_range_is_refused(bench: Bench, text: str) -> None:
-    """What is too large is no infinity, and what is too small no zero."""
+    """A number that is too large does not become infinity, and one that is too small does not become zero."""
     refused(bench, text)
 
 
-@pytest.mark.parametrize("text", NO_NUMBERS)
-def test_what_is_no_number_is_refused(bench: Bench, text: str) -> None:
-    """A number is digits, a sign, a point and an exponent."""
+@pytest.mark.parametrize("text", NOT_NUMBERS)
+def test_text_that_is_not_a_number_is_refused(bench: Bench, text: str) -> None:
+    """A number consists of digits, a sign, a point and an exponent; other text is refused."""
     refused(bench, text)
 
 
 @pytest.mark.double
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_comes_back_as_given(bench: Bench, name: str) -> None:
-    """As a value, in a list and as a name, code point by code point, without normalising."""
+    """Text as a value, in a list and as a name comes back with the same code points, without normalising."""
     text = TEXTS[name]
     data = {"text": text, "list": [text], "map": {f"x{text}": text}}
-    assert written(bench, data) == [data] * 2
+    assert write_and_read(bench, data) == [data] * 2
 
 
 @pytest.mark.double
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if len(text) < 100])
 def test_a_key_may_be_any_text(bench: Bench, name: str) -> None:
-    """A record is found by the key as it was given."""
+    """A record is found by exactly the key that was given."""
     key = f"x{TEXTS[name]}"
     bench.send(bench.act("insert", key))
     found = bench.values(key)
@@ -117,8 +117,8 @@ def test_a_key_may_be_any_text(bench: Bench, name: str) -> None:
 
 
 @pytest.mark.double
-def test_keys_that_look_alike_are_two(bench: Bench) -> None:
-    """Composed and decomposed, upper and lower case, with and without a space: none is another's."""
+def test_keys_that_look_alike_are_different(bench: Bench) -> None:
+    """Keys that differ only in composition, case or a trailing space name different records."""
     keys = ["é", unicodedata.normalize("NFD", "é"), "É", "é ", "e", "\u212b", "\u00c5"]
     bench.send(*(bench.act("insert", key, data=to_attribute({"n": n})) for n, key in enumerate(keys)))
     records = bench.records.look_up((bench.entity, key) for key in keys)
@@ -141,7 +141,7 @@ SHAPES: tuple[Any, ...] = (
 @pytest.mark.double
 @pytest.mark.parametrize("number", range(len(SHAPES)))
 def test_a_shape_comes_back_as_given(bench: Bench, number: int) -> None:
-    """Empty maps and lists, null, booleans that are no numbers, and names that expressions would read otherwise."""
-    for found in written(bench, SHAPES[number]):
+    """Empty maps and lists, null, booleans beside numbers, and names with a meaning in expressions come back unchanged."""
+    for found in write_and_read(bench, SHAPES[number]):
         assert found == SHAPES[number]
         assert {name: type(value) for name, value in found.items()} == {n: type(v) for n, v in SHAPES[number].items()}

@@ -1,4 +1,4 @@
-"""The worker's half as a whole: lanes of every kind of operation, groups, redelivery, and what DynamoDB calls malformed."""
+"""The whole writer: lanes of every kind of operation, groups, redelivery, and operations that DynamoDB calls malformed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 from mdstore.model import Counts, Operation, OpName, Reason
 from mdstore.store.validation import MAX_INLINE, MAX_KEY_BYTES, Validator
 from tests.conformance.bench import Bench
-from tests.conformance.test_operations import STATES, cases, placed
+from tests.conformance.test_operations import STATES, cases, put_into_state
 
 pytestmark = pytest.mark.large
 
 
 @pytest.mark.double
 def test_a_lane_of_every_case(bench: Bench) -> None:
-    """Each operation gets its own outcome, whatever stands beside it in its transaction."""
-    # One of each op, state and verdict is enough here: that each condition is right is proved one by one.
+    """Each operation gets its own outcome, whatever other operations its transaction has."""
+    # One case per op, state and refusal suffices here; test_operations.py proves each condition one by one.
     table = list({(case[0], case[1], case[4]): case for case in cases()}.values())
     operations: list[Operation] = []
     for number, (op, state, expected, sequence, _) in enumerate(table):
-        placed(bench, state, f"k{number}")
+        put_into_state(bench, state, f"k{number}")
         data = {"n": 2} if op in ("insert", "update", "patch", "upsert") else None
         operations.append(bench.op(op, f"k{number}", data=data, expect_version=expected, sequence=sequence))
     before = [bench.values(f"k{number}") for number in range(len(table))]
@@ -45,7 +45,7 @@ def test_a_lane_of_every_case(bench: Bench) -> None:
 
 @pytest.mark.double
 def test_the_operations_of_a_key_apply_in_their_order(bench: Bench) -> None:
-    """Each sees what the one before it left, in one lane."""
+    """In a lane, each operation on a key sees the record that the operation before it left."""
     counts = bench.apply(
         [
             bench.op("insert", "k", data={"n": 1, "gone": 1}),
@@ -68,10 +68,10 @@ def test_the_operations_of_a_key_apply_in_their_order(bench: Bench) -> None:
 @pytest.mark.double
 @pytest.mark.parametrize("bad", [0, 49, 98])
 def test_a_group_applies_whole_or_not_at_all(bench: Bench, bad: int) -> None:
-    """99 operations and one that is refused: none of them applies, and their neighbours do."""
-    bench.apply([bench.op("insert", "taken", data={})], f"{bench.request_id}-before")
+    """If one of a group's 99 operations is refused, none of the group applies, and operations outside of it do."""
+    bench.apply([bench.op("insert", "existing", data={})], f"{bench.request_id}-before")
     group = [bench.op("insert", f"g{number}", data={"n": number}, group="g") for number in range(99)]
-    group[bad] = bench.op("insert", "taken", data={}, group="g")
+    group[bad] = bench.op("insert", "existing", data={}, group="g")
     counts = bench.apply([*group, bench.op("insert", "alone", data={})])
     assert counts == Counts(applied={"insert": 1}, refused={"exists": 1, "group_refused": 98})
     assert bench.refused()[bad] is Reason.EXISTS
@@ -81,7 +81,7 @@ def test_a_group_applies_whole_or_not_at_all(bench: Bench, bad: int) -> None:
 
 @pytest.mark.double
 def test_a_group_of_99_applies_in_one_transaction(bench: Bench) -> None:
-    """All of it, with one receipt."""
+    """A group of 99 operations applies in one transaction with one receipt."""
     group = [bench.op("upsert", f"g{number}", data={"n": number}, group="g") for number in range(99)]
     assert bench.apply(group) == Counts(applied={"upsert": 99})
     assert bench.receipt_numbers() == [0]
@@ -92,7 +92,7 @@ MIXED = ("insert", "update", "patch", "upsert", "delete", "check", "insert", "up
 
 
 def mixed(bench: Bench) -> list[Operation]:
-    """15 keys, several operations on each, some of them refused."""
+    """Return operations on 15 keys, several on each, of which some are refused."""
     operations = []
     for number in range(60):
         op: Any = MIXED[number * 7 % 8]
@@ -102,13 +102,13 @@ def mixed(bench: Bench) -> list[Operation]:
 
 
 def snapshot(bench: Bench) -> Mapping[Any, Any]:
-    """Every record as it is."""
+    """Return the current records."""
     return bench.records.look_up((bench.entity, f"k{number}") for number in range(15))
 
 
 @pytest.mark.double
 def test_a_lane_that_is_delivered_again_changes_nothing(bench: Bench) -> None:
-    """By another worker, and once more by a third: the same counts from the receipts, and the same records."""
+    """When a second and a third worker apply the lane again, counts, refusals and records stay the same."""
     reference = bench.request(mixed(bench))
     counts = bench.writer().apply_lane(reference, 0).counts
     assert counts.total == 60
@@ -119,19 +119,19 @@ def test_a_lane_that_is_delivered_again_changes_nothing(bench: Bench) -> None:
     assert (snapshot(bench), bench.refused()) == (before, refused)
 
 
-def test_what_came_of_a_lane_is_in_the_ledger(bench: Bench) -> None:
-    """A request of one lane is applied and completed; again, it is as it was."""
+def test_a_request_of_one_lane_is_completed_in_the_ledger(bench: Bench) -> None:
+    """A request of one lane is applied and completed, and applying it again returns the same state."""
     reference = bench.request(mixed(bench))
     completed = bench.writer().apply_request(reference)
     assert completed.counts.total == 60
     assert bench.writer().apply_request(reference) == completed == bench.ledger.get(bench.request_id)
 
 
-# -- what the validator would not let pass
+# -- operations that the validator would refuse
 
 
-class Lax(Validator):
-    """Gives data in DynamoDB JSON as it is told, by key."""
+class LaxValidator(Validator):
+    """A validator that checks no data, and gives the forged data in DynamoDB JSON of some keys."""
 
     def __init__(self, forged: Mapping[str, bytes]) -> None:
         self._forged = forged
@@ -141,10 +141,10 @@ class Lax(Validator):
         return operation, self._forged.get(operation.key, b'{"M":{}}')
 
 
-NO_NUMBER = b'{"M":{"n":{"N":"1 2"}}}'
+NOT_A_NUMBER = b'{"M":{"n":{"N":"1 2"}}}'
 FORGED: list[tuple[OpName, str, bytes, Reason]] = [
-    ("insert", "no-number", NO_NUMBER, Reason.INVALID),
-    ("upsert", "no-number", NO_NUMBER, Reason.INVALID),
+    ("insert", "no-number", NOT_A_NUMBER, Reason.INVALID),
+    ("upsert", "no-number", NOT_A_NUMBER, Reason.INVALID),
     ("insert", "39-digits", b'{"M":{"n":{"N":"%b"}}}' % (b"1" * 39), Reason.INVALID),
     ("upsert", "39-digits", b'{"M":{"n":{"N":"%b"}}}' % (b"1" * 39), Reason.INVALID),
     ("insert", "400-kb", b'{"M":{"n":{"S":"%b"}}}' % (b"x" * 400 * 2**10), Reason.TOO_LARGE),
@@ -157,9 +157,9 @@ FORGED: list[tuple[OpName, str, bytes, Reason]] = [
     [pytest.param(op, data, reason, id=f"{op}-{name}") for op, name, data, reason in FORGED],
 )
 def test_one_bad_record_never_blocks_the_others(bench: Bench, op: OpName, data: bytes, reason: Reason) -> None:
-    """What DynamoDB takes for malformed is found and refused, whatever form its answer has; the rest applies, once."""
+    """Operations that DynamoDB calls malformed are found and refused, whatever its answer's form; the others apply once."""
     operations = [bench.op(op, f"k{number}", data={}) for number in range(7)]
-    reference = bench.request(operations, validator=Lax({"k2": data, "k5": data}))
+    reference = bench.request(operations, validator=LaxValidator({"k2": data, "k5": data}))
     counts = bench.writer().apply_lane(reference, 0).counts
     assert counts == Counts(applied={op: 5}, refused={str(reason): 2})
     assert bench.refused() == {2: reason, 5: reason}
@@ -169,7 +169,7 @@ def test_one_bad_record_never_blocks_the_others(bench: Bench, op: OpName, data: 
 
 
 def test_the_largest_data_of_an_item_is_kept_inline(bench: Bench) -> None:
-    """At the validator's limit, with the longest key and all other attributes, an item is still within DynamoDB's."""
+    """Data at the validator's limit, with the longest key and all attributes, still fits in an item."""
     key = "k" * MAX_KEY_BYTES
     text = "x" * (MAX_INLINE - len("text") - 4)
     operations = [
@@ -184,21 +184,21 @@ def test_the_largest_data_of_an_item_is_kept_inline(bench: Bench) -> None:
 
 
 def large(bench: Bench, letter: str, size: int, count: int) -> Sequence[Operation]:
-    """A group of records of `size` bytes each."""
+    """Return a group of records of `size` bytes each."""
     text = letter * (size // len(letter.encode()))
     return [bench.op("upsert", f"k{number}", data={"t": text}, group="g") for number in range(count)]
 
 
 @pytest.mark.parametrize("letter", ["x", "é"], ids=["ascii", "two-bytes"])
 def test_a_group_of_3_mb_is_one_transaction(bench: Bench, letter: str) -> None:
-    """It is kept in items as long as DynamoDB takes it, whatever its text is."""
+    """A group of 3 MB is one transaction that stores its data in items, whatever its text."""
     group = large(bench, letter, 30_000, 99)
     assert bench.apply(group) == Counts(applied={"upsert": 99})
     assert all(bench.item(f"k{number}") for number in (0, 98))
 
 
 def test_a_group_over_4_mb_goes_to_s3(bench: Bench) -> None:
-    """99 records of 100 KB: the largest are kept apart, so that the group is one transaction all the same."""
+    """Of a group of 99 records of 100 KB, the largest are stored in S3, so the group is still one transaction."""
     group = large(bench, "x", 100_000, 99)
     assert bench.apply(group) == Counts(applied={"upsert": 99})
     records = bench.records.look_up((bench.entity, f"k{number}") for number in range(99))

@@ -1,8 +1,8 @@
-"""A process that drains the due-time table until a look finds nothing, writes down what it sent, and is killed where told.
+"""A process that moves delayed messages until none is left to move, and writes the ids of those it sent to a file.
 
     python -m tests.integration.moving OUT [STEP]
 
-`KILLED` has the steps: a call to DynamoDB, or `send`, and whether the process is killed before or after it.
+STEP is a key of `KILL_POINTS`: the call to DynamoDB, or the `send`, before or after which the process kills itself.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mdstore.aws.sqs import Entry, Sqs
 from mdstore.queue.delayed.table import DelayedMessage, DelayedTable, Send
 from mdstore.settings import load_settings
 
-#: Steps of a turn, with the number of the call that the process does not survive.
-KILLED = {
+#: For each step of a leased run: the call, the number of that call which the process does not survive, and the moment.
+KILL_POINTS = {
     "lease": ("UpdateItem", 1, "after"),
-    "look": ("Query", 2, "after"),
+    "query": ("Query", 2, "after"),
     "send": ("send", 3, "after"),
     "delete": ("BatchWriteItem", 3, "after"),
     "return": ("UpdateItem", 6, "before"),
@@ -34,7 +34,7 @@ KILLED = {
 
 
 class CountingDynamo(DynamoClient):
-    """Counts its calls, and tells of each before and after."""
+    """A DynamoDB client that counts its calls, and calls `watch` before and after each."""
 
     calls: Counter[str]
     lock = threading.Lock()
@@ -51,19 +51,19 @@ class CountingDynamo(DynamoClient):
 
 
 def http(aws: AwsClients, service: str) -> SignedHttp:
-    """Signed calls to a service."""
+    """Return a client for signed calls to `service`."""
     return SignedHttp(service=service, region="us-east-1", credentials=aws.objects._http._credentials)
 
 
-def dynamo_of(aws: AwsClients) -> CountingDynamo:
-    """A client that counts."""
+def counting_dynamo(aws: AwsClients) -> CountingDynamo:
+    """Return a DynamoDB client that counts its calls."""
     client = CountingDynamo(http=http(aws, "dynamodb"), endpoint=aws.dynamodb.meta.endpoint_url)
     client.calls = Counter()
     return client
 
 
 def sender(aws: AwsClients) -> Send:
-    """Sends to the queues by their names."""
+    """Return a function that sends a batch to its queue and returns the messages that SQS accepted."""
     sqs = Sqs(http=http(aws, "sqs"), endpoint=aws.sqs.meta.endpoint_url)
     urls: dict[str, str] = {}
 
@@ -81,27 +81,27 @@ def sender(aws: AwsClients) -> Send:
 
 
 def main(out: str, step: str = "") -> None:
-    """Drain."""
+    """Move delayed messages until none is left to move."""
     settings = load_settings().settings
-    operation, fatal, when = KILLED.get(step, ("", 0, ""))
+    operation, fatal, when = KILL_POINTS.get(step, ("", 0, ""))
 
     def watch(at: str, number: int, side: str) -> None:
         if (at, side) == (operation, when) and number >= fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
     aws = AwsClients(settings)
-    dynamo = dynamo_of(aws)
+    dynamo = counting_dynamo(aws)
     dynamo.watch = watch
     table = DelayedTable(dynamo=dynamo, table=settings.delayed_table)
     deliver = sender(aws)
     sends = iter(range(1, 10**9))
-    with Path(out).open("a", buffering=1) as written:
+    with Path(out).open("a", buffering=1) as output:
 
         def send(batch: Sequence[DelayedMessage]) -> Sequence[DelayedMessage]:
-            taken = deliver(batch)
-            written.write("".join(f"{one.deduplication_id}\n" for one in taken))
+            accepted = deliver(batch)
+            output.write("".join(f"{one.deduplication_id}\n" for one in accepted))
             watch("send", next(sends), "after")
-            return taken
+            return accepted
 
         while table.move(send):
             pass

@@ -1,4 +1,4 @@
-"""A plain Celery app on this project's transport and backend, sending each message as often as DELIVERIES says."""
+"""A plain Celery app on this project's transport and backend. It sends each message `DELIVERIES` times (default 1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mdstore.settings import Settings
 
 
 class RepeatingChannel(Channel):
-    """Puts each message into the queue DELIVERIES times."""
+    """A channel that puts each message into the queue `DELIVERIES` times."""
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         for _ in range(int(os.environ.get("DELIVERIES", "1"))):
@@ -24,7 +24,7 @@ class RepeatingChannel(Channel):
 
 
 class RepeatingTransport(Transport):
-    """The transport with such channels."""
+    """The transport that uses `RepeatingChannel`."""
 
     Channel = RepeatingChannel
 
@@ -33,7 +33,7 @@ RecoveryStep.interval = 1.0
 
 
 def plain_app(settings: Settings | None = None) -> SqsApp:
-    """An app with some tasks of its own."""
+    """Return an app with the tasks that the tests send."""
     made = create_app(settings, broker_transport="tests.integration.plain_app:RepeatingTransport")
 
     @made.task(name="add", shared=False)
@@ -67,7 +67,7 @@ def plain_app(settings: Settings | None = None) -> SqsApp:
 
     @made.task(name="more", shared=False, bind=True)
     def more(self: Task, value: int) -> int:
-        # Under a fixed id, so that this task may be delivered twice.
+        # The id is fixed, so a second delivery of this task adds the same part again.
         self.add_to_chord(made.tasks["seen"].s(value + 1).set(task_id=f"{self.request.id}-more"))
         return value
 

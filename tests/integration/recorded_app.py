@@ -1,4 +1,4 @@
-"""The data store's app in a worker that records its first calls of the functions in `CALLS_OF` to the file `CALLS`."""
+"""The data store's app. Its worker records the first call of each function in `CALLS_OF` (JSON) to the file `CALLS`."""
 
 from __future__ import annotations
 

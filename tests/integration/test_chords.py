@@ -1,4 +1,4 @@
-"""Chords of any Celery app: real worker processes over the embedded AWS, each message in the queue twice."""
+"""Chords of a plain Celery app: a real worker process over the embedded AWS, with each message in the queue twice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMEOUT = 60
 
 @pytest.fixture(scope="module")
 def environ() -> Iterator[Environ]:
-    """An emulator, provisioned."""
+    """Yield the environment of a provisioned emulator."""
     with EmbeddedAws(port=free_port()) as aws:
         made = {
             **os.environ,
@@ -47,13 +47,13 @@ def environ() -> Iterator[Environ]:
 
 @pytest.fixture(scope="module")
 def app(environ: Environ) -> SqsApp:
-    """The plain app in the test's own process; what it sends is sent once."""
+    """Return the plain app in the test's own process; it sends each message once."""
     return plain_app(load_settings(environ).settings)
 
 
 @pytest.fixture(scope="module")
 def running(environ: Environ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A worker; what it sends is sent twice."""
+    """Run a worker that sends each message twice."""
     log = tmp_path_factory.mktemp("chords") / "worker.log"
     with worker({**environ, "DELIVERIES": "2"}, log, "tests.integration.plain_app"):
         yield
@@ -61,13 +61,13 @@ def running(environ: Environ, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the test sends is sent twice, too."""
+    """Make the test, too, send each message twice."""
     monkeypatch.setenv("DELIVERIES", "2")
 
 
 @pytest.mark.usefixtures("running", "twice")
 def test_canvases(app: SqsApp) -> None:
-    """Every kind of canvas in a chord gives what Celery says that it gives."""
+    """A chord of any kind of canvas has the result that Celery documents."""
     add, total, seen, quiet, more, spread = (
         app.tasks[name] for name in ("add", "total", "seen", "quiet", "more", "spread")
     )
@@ -86,7 +86,7 @@ def test_canvases(app: SqsApp) -> None:
         "whose parts add parts": (made([more.s(1), add.s(5, 5)], total.s()), 13),
         "whose body is a chain": (made([add.s(1, 1), add.s(2, 2)], chain(total.s(), add.s(4), app=app)), 10),
         "whose body is a group": (made([add.s(1, 1)], group([total.s(), seen.s()], app=app)), [2, [2]]),
-        "that wants no results": (made([quiet.s(1), quiet.s(2)], add.si(7, 7)), 14),
+        "that wants_results no results": (made([quiet.s(1), quiet.s(2)], add.si(7, 7)), 14),
         "chained": ((pair | group([total.s(), seen.s()], app=app) | seen.s())(), [6, [2, 4]]),
         "no chord": (group([add.s(n, n) for n in range(5)], app=app)(), [0, 2, 4, 6, 8]),
     }  # fmt: skip
@@ -103,7 +103,7 @@ def test_canvases(app: SqsApp) -> None:
 
 @pytest.mark.usefixtures("running", "twice")
 def test_join_policies(app: SqsApp) -> None:
-    """Parts that failed: the body fails, is given the others' results, or is given what went wrong as data."""
+    """When parts fail, the body fails (`all`), gets the other results (`any`), or gets the failures as data (`always`)."""
     add, fail, seen = (app.tasks[name] for name in ("add", "fail", "seen"))
     header = [add.s(1, 1), fail.s("on purpose"), add.s(2, 2)]
     errback = seen.si("called").set(task_id=str(uuid4()))
@@ -124,8 +124,10 @@ def test_join_policies(app: SqsApp) -> None:
 
 
 @pytest.mark.usefixtures("running")
-def test_a_worker_publishes_what_another_left(app: SqsApp, environ: Environ, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker dies before it publishes the callback, and no message comes again: another looks, and brings the result."""
+def test_a_worker_dispatches_a_callback_that_another_left(
+    app: SqsApp, environ: Environ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a worker dies before it publishes a callback, and no message is redelivered, another worker's repair publishes it."""
     parts = [app.AsyncResult(str(uuid4())) for _ in range(2)]
     body = app.tasks["total"].s()
     result = body.freeze()
@@ -136,13 +138,13 @@ def test_a_worker_publishes_what_another_left(app: SqsApp, environ: Environ, mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(DynamoBackend, "_dispatch", dying)
-    returned(app, "left", 0, parts[0], body)
+    finish_part(app, "left", 0, parts[0], body)
     with pytest.raises(KeyboardInterrupt):
-        returned(app, "left", 1, parts[1], body)
+        finish_part(app, "left", 1, parts[1], body)
     monkeypatch.undo()
     settings = load_settings(environ).settings
     root, shard = "chord-join-left", "chord-join-left#0"
-    for key, name in ((shard, "at"), (root, "at"), (root, "look_at")):  # two minutes go by
+    for key, name in ((shard, "at"), (root, "at"), (root, "look_at")):  # as if two minutes had passed
         app.aws.dynamodb.update_item(
             TableName=settings.results_table,
             Key={"id": {"S": key}},
@@ -154,17 +156,17 @@ def test_a_worker_publishes_what_another_left(app: SqsApp, environ: Environ, mon
     assert app.backend.repair(now=time.time() + 3_600) == []
 
 
-def returned(app: SqsApp, join: str, index: int, part: Any, body: Any, *, ignored: bool = False) -> None:
-    """Let a part return its index, as a worker does."""
+def finish_part(app: SqsApp, chord_id: str, index: int, part: Any, body: Any, *, ignored: bool = False) -> None:
+    """Record, as a worker does, that a part returned its index."""
     request = SimpleNamespace(
-        id=part.id, group=join, group_index=index, chord=body, ignore_result=ignored, children=[], task="add"
+        id=part.id, group=chord_id, group_index=index, chord=body, ignore_result=ignored, children=[], task="add"
     )
     app.backend.mark_as_done(part.id, index, request)
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Each call to DynamoDB, counted where its request is made."""
+    """Return a counter of the calls to DynamoDB by operation, counted where each request is built."""
     counted: Counter[str] = Counter()
     original: Callable[..., Any] = JsonProtocol.request
 
@@ -176,26 +178,27 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-@pytest.mark.parametrize(("wants", "most"), [(True, 2.05), (False, 1.05)], ids=["results", "no results"])
-def test_calls_to_dynamodb_a_part(app: SqsApp, calls: Counter[str], wants: bool, most: float) -> None:
-    """A chord of 1,000 parts: about two calls a part from its publishing to its callback, and one where results are ignored."""
-    size, join = 1_000, f"calls-{wants}"
+@pytest.mark.parametrize(("wants_results", "most"), [(True, 2.05), (False, 1.05)], ids=["results", "no results"])
+def test_calls_to_dynamodb_per_part(app: SqsApp, calls: Counter[str], wants_results: bool, most: float) -> None:
+    """A chord of 1,000 parts makes about two calls per part from publishing to callback; one if results are ignored."""
+    size, chord_id = 1_000, f"calls-{wants_results}"
     parts = [app.AsyncResult(str(uuid4())) for _ in range(size)]
-    body = app.tasks["total"].s() if wants else app.tasks["total"].si([1])
+    body = app.tasks["total"].s() if wants_results else app.tasks["total"].si([1])
     body.freeze()
     sent: list[Any] = []
-    app.backend.apply_chord((join, parts), body)
-    app.backend.set_chord_size(join, size)
+    app.backend.apply_chord((chord_id, parts), body)
+    app.backend.set_chord_size(chord_id, size)
     callback = json.loads(json.dumps(body))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(app.tasks["total"]), "apply_async", lambda _, args, *__, **___: sent.append(args))
         for index, part in enumerate(parts):
-            returned(app, join, index, part, callback, ignored=not wants)
+            finish_part(app, chord_id, index, part, callback, ignored=not wants_results)
     assert len(sent) == 1
-    if wants:
+    if wants_results:
         assert sent[0][0] == list(range(size))
     assert size < calls.total() <= most * size, calls
     items = app.aws.dynamodb.scan(TableName=app.settings.results_table)["Items"]
-    sizes = [len(json.dumps(item, default=repr)) for item in items if item["id"]["S"].startswith(f"chord-join-{join}")]
+    prefix = f"chord-join-{chord_id}"
+    sizes = [len(json.dumps(item, default=repr)) for item in items if item["id"]["S"].startswith(prefix)]
     assert len(sizes) == 6
-    assert max(sizes) < 30_000  # as text: 200 times 20 bytes, escaped
+    assert max(sizes) < 30_000  # characters of JSON: a shard holds 200 parts of 20 bytes, escaped

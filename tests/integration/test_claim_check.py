@@ -1,4 +1,4 @@
-"""The claim check on a real emulator: messages through S3, forged pointers, and the rules by which objects expire."""
+"""The claim check on a real emulator: messages through S3, forged pointers, and the rules that make objects expire."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def aws() -> Iterator[EmbeddedAws]:
 
 
 class Environment:
-    """A provisioned bucket."""
+    """A provisioned namespace and the claim checks in its bucket."""
 
     def __init__(self, url: str) -> None:
         environ = {**os.environ, "AWS_ENDPOINT_URL": url, "MDSTORE_NAMESPACE": f"claims-{uuid4().hex[:12]}"}
@@ -59,7 +59,7 @@ def environment(aws: EmbeddedAws) -> Environment:
 
 
 def test_a_large_message_goes_through_s3(environment: Environment) -> None:
-    """5 MB of it, five times what SQS takes."""
+    """A message of 5 MB, five times what SQS accepts, is stored in S3 and loaded by a pointer of less than 300 bytes."""
     assert len(LARGE) > 5 * 2**20
     pointer = environment.claim_checks.store(LARGE)
     assert len(pointer) < 300
@@ -67,11 +67,11 @@ def test_a_large_message_goes_through_s3(environment: Environment) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "bomb", "other content", "another prefix", "no zstd"])
-def test_a_forged_pointer_is_untrusted(environment: Environment, kind: str) -> None:
-    """Whatever it names, and whatever lies there, is refused; an object outside of the prefix is not even asked for."""
+def test_a_forged_pointer_is_refused(environment: Environment, kind: str) -> None:
+    """A pointer is refused if its object is missing or does not match the digest; other prefixes are never read."""
     pointer = json.loads(environment.claim_checks.store(LARGE))
     digest = hashlib.sha256(b"forged").hexdigest()
-    place = f"{pointer['days']}/{pointer['stored']}/{digest[:2]}/{digest}"
+    key = f"{pointer['days']}/{pointer['stored']}/{digest[:2]}/{digest}"
     content = {
         "missing": None,
         "bomb": zstandard.ZstdCompressor().compress(b"0" * 2**28),
@@ -81,13 +81,13 @@ def test_a_forged_pointer_is_untrusted(environment: Environment, kind: str) -> N
     }[kind]
     if content is not None:
         prefix = environment.settings.blob_prefix if kind == "another prefix" else environment.settings.claim_prefix
-        environment.s3.put_object(Bucket=environment.settings.bucket, Key=f"{prefix}{place}", Body=content)
+        environment.s3.put_object(Bucket=environment.settings.bucket, Key=f"{prefix}{key}", Body=content)
     with pytest.raises(IntegrityError, match=r"cannot be read|digest"):
         environment.claim_checks.load(json.dumps({**pointer, "digest": digest, "size": 6}))
 
 
-def test_claims_expire_by_rules_of_the_bucket(environment: Environment) -> None:
-    """One rule a life, each for its own prefix and no other."""
+def test_claims_expire_by_the_buckets_rules(environment: Environment) -> None:
+    """The bucket has one rule per lifetime, and each rule covers its own prefix only."""
     assert [row for row in environment.provisioned if row[0] == "expiry"] == [
         ("expiry", f"claims/{days}/", True) for days in CLAIM_DAYS
     ]
@@ -105,7 +105,7 @@ def test_claims_expire_by_rules_of_the_bucket(environment: Environment) -> None:
 
 
 def test_rules_of_others_stay(environment: Environment) -> None:
-    """S3 takes all rules at once: those that a team has made by itself are sent back with ours, which are mended."""
+    """S3 replaces all rules at once: `provision` repairs this project's rules and sends the team's own rules back unchanged."""
     own: Any = {
         "ID": "logs", "Filter": {"Prefix": "logs/"}, "Status": "Enabled", "Expiration": {"Days": 3},
     }  # fmt: skip

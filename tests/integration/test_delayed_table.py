@@ -1,4 +1,4 @@
-"""The due-time table on a real emulator: several processes drain it, some of them are killed, and every message arrives."""
+"""The table of delayed messages on a real emulator: several processes move them, some are killed, and every message arrives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mdstore.provision import provision
 from mdstore.queue.delayed.table import LEASE, SHARDS, DelayedMessage, DelayedTable
 from mdstore.queue.worker.periodic import Periodic
 from mdstore.settings import Settings, load_settings
-from tests.integration.moving import KILLED, CountingDynamo, dynamo_of, sender
+from tests.integration.moving import KILL_POINTS, CountingDynamo, counting_dynamo, sender
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def aws() -> Iterator[EmbeddedAws]:
 
 
 class Environment:
-    """A provisioned namespace, and processes that drain its table."""
+    """A provisioned namespace, and processes that move its delayed messages."""
 
     def __init__(self, url: str, directory: Path) -> None:
         self.environ = {
@@ -49,36 +49,36 @@ class Environment:
         for _ in provision(self.settings, with_store=False):
             pass
         self.aws = AwsClients(self.settings)
-        self.dynamo: CountingDynamo = dynamo_of(self.aws)
+        self.dynamo: CountingDynamo = counting_dynamo(self.aws)
         self.table = self.at(0)
         self.out = directory / "sent"
 
     def at(self, ahead: float) -> DelayedTable:
-        """The table as it is seen by one whose clock is `ahead` seconds wrong."""
+        """Return the table with a clock that is `ahead` seconds fast."""
         return DelayedTable(dynamo=self.dynamo, table=self.settings.delayed_table, clock=lambda: time.time() + ahead)
 
     def put(self, count: int, *, ahead: float = 60.0, body: str = "{}") -> set[str]:
-        """Put messages that are due together; returns their idents."""
-        due = time.time() + ahead
-        idents = [f"t{number}:{ahead}" for number in range(count)]
+        """Put messages that are due at the same moment; returns their ids."""
+        due_at = time.time() + ahead
+        ids = [f"t{number}:{ahead}" for number in range(count)]
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda ident: self.table.put(self.settings.queue, body, due, deduplication_id=ident), idents))
-        return set(idents)
+            list(pool.map(lambda one: self.table.put(self.settings.queue, body, due_at, deduplication_id=one), ids))
+        return set(ids)
 
     def spawn(self, step: str = "") -> subprocess.Popen[bytes]:
-        """A process that drains, until it is killed at `step`."""
+        """Start a process that moves messages, and kills itself at `step` if one is given."""
         command = [sys.executable, "-m", "tests.integration.moving", str(self.out), step]
         return subprocess.Popen(command, cwd=ROOT, env=self.environ)
 
     def move(self, ahead: float = 0.0) -> int:
-        """Drain as such a process does, in this one."""
+        """Move messages in this process, as a spawned one does; returns how many were moved."""
         deliver = sender(self.aws)
 
         def send(batch: Sequence[DelayedMessage]) -> Sequence[DelayedMessage]:
-            taken = deliver(batch)
-            with self.out.open("a") as written:
-                written.write("".join(f"{one.deduplication_id}\n" for one in taken))
-            return taken
+            accepted = deliver(batch)
+            with self.out.open("a") as output:
+                output.write("".join(f"{one.deduplication_id}\n" for one in accepted))
+            return accepted
 
         return self.at(ahead).move(send)
 
@@ -87,7 +87,7 @@ class Environment:
         return self.out.read_text().splitlines() if self.out.exists() else []
 
     def queued(self, kind: str = "") -> int:
-        """Messages in the queue, `Delayed` or not."""
+        """Return how many messages the queue has; `kind` is `Delayed` for those that SQS still delays."""
         url = self.aws.sqs.get_queue_url(QueueName=self.settings.queue)["QueueUrl"]
         found: dict[Any, str] = {
             **self.aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
@@ -95,7 +95,8 @@ class Environment:
         return int(found[f"ApproximateNumberOfMessages{kind}"])
 
     def left(self) -> int:
-        return self.aws.dynamodb.scan(TableName=self.settings.delayed_table, Select="COUNT")["Count"] - 1  # the state
+        """Return how many messages the table holds; the state is one more item."""
+        return self.aws.dynamodb.scan(TableName=self.settings.delayed_table, Select="COUNT")["Count"] - 1
 
 
 @pytest.fixture
@@ -104,17 +105,17 @@ def environment(aws: EmbeddedAws, tmp_path: Path) -> Environment:
 
 
 def test_a_message_waits_in_the_table_then_in_sqs_then_arrives(environment: Environment) -> None:
-    """A running drainer moves it; SQS delays it for the rest and not longer."""
+    """A running mover moves a message as soon as SQS can delay it for the rest of its time, and SQS delays it no longer."""
     queue = environment.settings.queue
     began = time.time()
     environment.table.put(queue, "late", began + 3_600, deduplication_id="late")
     environment.table.put(queue, "delayed", began + 890, deduplication_id="delayed")
     environment.table.put(queue, "soon", began + 3, deduplication_id="soon")
     send = sender(environment.aws)
-    drainer = Periodic("due", lambda stopping: environment.table.move(send, stopping=stopping) > 0, interval=0.2)
-    drainer.start()
+    mover = Periodic("due", lambda stopping: environment.table.move(send, stopping=stopping) > 0, interval=0.2)
+    mover.start()
     until(lambda: environment.left() == 1)
-    assert drainer.stop()
+    assert mover.stop()
     url = environment.aws.sqs.get_queue_url(QueueName=queue)["QueueUrl"]
     found = environment.aws.sqs.receive_message(QueueUrl=url, WaitTimeSeconds=10, MaxNumberOfMessages=10)["Messages"]
     arrived = time.time()
@@ -124,7 +125,7 @@ def test_a_message_waits_in_the_table_then_in_sqs_then_arrives(environment: Envi
 
 
 def test_a_time_to_live_is_set(environment: Environment) -> None:
-    """What nobody drains for months does not stay for ever."""
+    """Messages that nobody moves expire, more than 80 days after they were put."""
     described = environment.aws.dynamodb.describe_time_to_live(TableName=environment.settings.delayed_table)[
         "TimeToLiveDescription"
     ]
@@ -136,27 +137,27 @@ def test_a_time_to_live_is_set(environment: Environment) -> None:
     ] == [True]
 
 
-def test_putting_the_same_from_many_threads_keeps_one(environment: Environment) -> None:
-    """The condition is DynamoDB's."""
-    due = time.time() + 60
+def test_a_message_put_by_many_threads_is_kept_once(environment: Environment) -> None:
+    """DynamoDB's own condition decides: of 50 concurrent puts of one id, exactly one stores the message."""
+    due_at = time.time() + 60
     with ThreadPoolExecutor(8) as pool:
-        new = list(pool.map(lambda _: environment.table.put("q", "{}", due, deduplication_id="t1:0"), range(50)))
+        new = list(pool.map(lambda _: environment.table.put("q", "{}", due_at, deduplication_id="t1:0"), range(50)))
     assert Counter(new) == {True: 1, False: 49}
     assert environment.left() == 1
 
 
-def test_several_processes_share_what_is_due(environment: Environment) -> None:
-    """Thousands of messages of one moment, three drainers: each message is sent once, by about 0.2 calls."""
-    idents = environment.put(2_000, body="x" * 500)
-    drainers = [environment.spawn() for _ in range(3)]
-    assert [drainer.wait(60) for drainer in drainers] == [0, 0, 0]
-    assert sorted(environment.sent) == sorted(idents)
-    assert environment.queued() + environment.queued("Delayed") == len(idents)
+def test_several_processes_share_the_due_messages(environment: Environment) -> None:
+    """Three processes move 2,000 messages that are due at one moment: each message is sent exactly once."""
+    ids = environment.put(2_000, body="x" * 500)
+    movers = [environment.spawn() for _ in range(3)]
+    assert [mover.wait(60) for mover in movers] == [0, 0, 0]
+    assert sorted(environment.sent) == sorted(ids)
+    assert environment.queued() + environment.queued("Delayed") == len(ids)
     assert environment.left() == 0
 
 
-def test_what_it_takes_to_drain(environment: Environment) -> None:
-    """A tenth of a call to SQS and a tenth to DynamoDB a message, and a few calls a shard."""
+def test_calls_per_moved_message(environment: Environment) -> None:
+    """Moving costs a tenth of a call to SQS and a tenth of a call to DynamoDB per message, plus a few calls per shard."""
     environment.put(600)
     environment.dynamo.calls.clear()
     deliver, sends = sender(environment.aws), Counter[int]()
@@ -175,26 +176,26 @@ def test_what_it_takes_to_drain(environment: Environment) -> None:
     assert calls["Query"] <= 3 * SHARDS
 
 
-@pytest.mark.parametrize("step", KILLED)
-def test_a_drainer_killed_at_any_step_loses_nothing(environment: Environment, step: str) -> None:
-    """Whoever comes after its lease is over goes on; what was sent and not deleted comes twice."""
-    idents = environment.put(120)
+@pytest.mark.parametrize("step", KILL_POINTS)
+def test_a_mover_killed_at_any_step_loses_nothing(environment: Environment, step: str) -> None:
+    """After its lease ends another mover continues; only messages that were sent but not deleted are sent twice."""
+    ids = environment.put(120)
     killed = environment.spawn(step)
     assert killed.wait(60) == -signal.SIGKILL
     before = environment.sent
-    assert environment.move() + environment.move(ahead=LEASE + 5) >= len(idents - set(before))
+    assert environment.move() + environment.move(ahead=LEASE + 5) >= len(ids - set(before))
     assert environment.move(ahead=LEASE + 5) == 0
-    assert set(environment.sent) == idents
-    repeated = len(environment.sent) - len(idents)
+    assert set(environment.sent) == ids
+    repeated = len(environment.sent) - len(ids)
     assert repeated <= len(before)
     assert repeated <= 10 * 4
     assert repeated > 0 or step != "send"
     assert environment.left() == 0
 
 
-def test_after_days_without_a_worker_everything_is_found(environment: Environment) -> None:
-    """Each hour of the pause is looked into once."""
-    idents = set().union(*(environment.put(3, ahead=day * DAY + 60) for day in range(6)))
+def test_after_days_without_a_worker_every_message_is_found(environment: Environment) -> None:
+    """After seven days without a mover, each hour of the pause is queried once per shard."""
+    ids = set().union(*(environment.put(3, ahead=day * DAY + 60) for day in range(6)))
     sent: list[str] = []
 
     def send(batch: list[DelayedMessage]) -> list[DelayedMessage]:
@@ -202,7 +203,7 @@ def test_after_days_without_a_worker_everything_is_found(environment: Environmen
         return batch
 
     assert environment.at(7 * DAY).move(send) == 18  # type: ignore[arg-type]
-    assert set(sent) == idents
+    assert set(sent) == ids
     assert environment.dynamo.calls["Query"] <= SHARDS * (7 * 24 + 3)
     environment.dynamo.calls.clear()
     assert environment.at(7 * DAY + 60).move(send) == 0  # type: ignore[arg-type]

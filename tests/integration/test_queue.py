@@ -1,4 +1,4 @@
-"""The queue's room: real worker processes over the embedded AWS."""
+"""`mdstore.queue` and the data store's tasks in real worker processes over the embedded AWS."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mdstore.provision import provision
 from mdstore.queue.app import SqsApp
 from mdstore.settings import Settings, load_settings
 from mdstore.tasks import create_store_app
-from tests.integration.transport_app import noting_app
+from tests.integration.transport_app import journaling_app
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ Environ = dict[str, str]
 
 @contextmanager
 def worker(environ: Environ, log: Path, app: str = "workers.celery_app") -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process of one child."""
+    """Run a worker with one pool process."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-c", "1"],
@@ -55,7 +55,7 @@ def aws() -> Iterator[EmbeddedAws]:
 
 
 def namespace(aws: EmbeddedAws, *, with_store: bool) -> Environ:
-    """A provisioned namespace of its own; messages come back soon, and twice at the most."""
+    """Provision a namespace; returns its environment. A message is redelivered after 12 s, and delivered twice at most."""
     made = {
         **os.environ,
         "AWS_ENDPOINT_URL": aws.url,
@@ -74,7 +74,7 @@ def namespace(aws: EmbeddedAws, *, with_store: bool) -> Environ:
 
 @pytest.fixture
 def environ(aws: EmbeddedAws) -> Environ:
-    """A namespace with the data store's tables."""
+    """Return the environment of a namespace with the data store's tables."""
     return namespace(aws, with_store=True)
 
 
@@ -89,7 +89,7 @@ def client(settings: Settings) -> Client:
 
 
 def operations(count: int, entity: str = "thing") -> list[dict[str, Any]]:
-    """Upserts of `count` keys."""
+    """Return upserts of `count` keys."""
     return [{"op": "upsert", "entity": entity, "key": f"k{n}", "data": {"n": n}} for n in range(count)]
 
 
@@ -117,17 +117,17 @@ def dead_letters(app: SqsApp, *, count: int) -> list[dict[str, Any]]:
 
 
 def test_hostile_messages_are_dead_lettered_with_their_reason(client: Client, environ: Environ, tmp_path: Path) -> None:
-    """Messages that point elsewhere, lie, or are not of the schema are never executed; the worker goes on."""
+    """Messages with a wrong reference or of another schema are never executed, and the worker continues."""
     good = client.submit(operations(3), request_id="good", on_invalid="raise").status().reference
     send = client.ingest.app.send_task
-    lies: dict[str, Reference] = {
+    wrong: dict[str, Reference] = {
         "is not the key of request": msgspec.structs.replace(good, payload="elsewhere/good"),
         "does not have the digest that the message says": msgspec.structs.replace(good, digest="0" * 64),
         "schema version 99": msgspec.structs.replace(good, v=99),
         "belongs to another request than the message": msgspec.structs.replace(good, lanes=7),
         "does not exist": msgspec.structs.replace(good, request_id="nobody", payload="payloads/nobody"),
     }
-    messages: dict[str, Any] = {reason: msgspec.to_builtins(lie) for reason, lie in lies.items()}
+    messages: dict[str, Any] = {reason: msgspec.to_builtins(one) for reason, one in wrong.items()}
     messages["not a message of this schema"] = {"payload": "payloads/good", "digest": 7}
     for message in messages.values():
         send("mdstore.ingest", args=(message,))
@@ -145,7 +145,7 @@ def test_hostile_messages_are_dead_lettered_with_their_reason(client: Client, en
     assert client.store.records.get("thing", "k0").version == 2
 
 
-RAW = {
+MALFORMED = {
     "no JSON": "hello",
     "no headers": json.dumps({"body": "{}", "properties": {}}),
     "no arguments": json.dumps({
@@ -167,26 +167,26 @@ RAW = {
 }  # fmt: skip
 
 
-def test_raw_messages_never_silence_a_worker(client: Client, environ: Environ, tmp_path: Path) -> None:
-    """Whatever stands in the queue, the worker goes on with the messages before, between and after it."""
-    for number, text in enumerate(RAW.values()):
+def test_malformed_messages_never_stop_a_worker(client: Client, environ: Environ, tmp_path: Path) -> None:
+    """Malformed messages do not keep the worker from executing the messages before, between and after them."""
+    for number, text in enumerate(MALFORMED.values()):
         _send_again(client, text)
         client.submit(operations(2), request_id=f"between-{number}")
 
     with worker(environ, tmp_path / "worker.log") as process:
-        for number in range(len(RAW)):
+        for number in range(len(MALFORMED)):
             client.submit(operations(2), request_id=f"after-{number}")
             assert client.wait(f"between-{number}").state is State.COMPLETED
             assert client.wait(f"after-{number}").state is State.COMPLETED
-        letters = dead_letters(client.app, count=len(RAW))
+        letters = dead_letters(client.app, count=len(MALFORMED))
         assert client.submit(operations(2), request_id="last").wait(20).status().state is State.COMPLETED
         assert process.poll() is None
 
-    assert {letter["body"] for letter in letters} == set(RAW.values())
+    assert {letter["body"] for letter in letters} == set(MALFORMED.values())
 
 
 def test_a_damaged_payload_fails_its_request(client: Client, environ: Environ, tmp_path: Path) -> None:
-    """A payload that was changed in S3 is not executed: its lane is dead-lettered, its request and result say why."""
+    """A payload that was changed in S3 is not executed: its lane is dead-lettered, and its request and result say why."""
     submission = client.submit(operations(250), request_id="damaged")
     s3, bucket = client.store.aws.s3, client.settings.bucket
     body = bytearray(s3.get_object(Bucket=bucket, Key="payloads/damaged")["Body"].read())
@@ -203,17 +203,17 @@ def test_a_damaged_payload_fails_its_request(client: Client, environ: Environ, t
     assert len(list(client.export("thing"))) == 250 - client.store.payloads.header(request.reference).lanes[-1].count
 
 
-def test_a_broken_deployment_fails_loudly_and_keeps_the_messages(
+def test_a_broken_deployment_fails_requests_and_keeps_their_messages(
     client: Client, environ: Environ, tmp_path: Path
 ) -> None:
-    """Without its records table a request ends failed, saying why; its messages are kept, and it resumes when mended."""
+    """Without the records table a request fails and says why; its messages are kept, and complete it once the table is back."""
     client.store.aws.dynamodb.delete_table(TableName=client.settings.records_table)
     client.submit(operations(3), request_id="one-lane")
     client.submit(operations(250), request_id="lanes")
 
     with worker(environ, tmp_path / "worker.log"):
         for name in ("one-lane", "lanes"):
-            until(lambda name=name: _when(client, name, State.FAILED))  # type: ignore[misc]
+            until(lambda name=name: _has_state(client, name, State.FAILED))  # type: ignore[misc]
             until(lambda name=name: "ResourceNotFoundException" in client.status(name).error)  # type: ignore[misc]
         letters = dead_letters(client.app, count=1 + client.status("lanes").lanes)
         for _ in provision(client.settings):
@@ -221,16 +221,15 @@ def test_a_broken_deployment_fails_loudly_and_keeps_the_messages(
         for letter in letters:
             _send_again(client, letter["body"])
         for name in ("one-lane", "lanes"):
-            until(lambda name=name: _when(client, name, State.COMPLETED))  # type: ignore[misc]
+            until(lambda name=name: _has_state(client, name, State.COMPLETED))  # type: ignore[misc]
 
     assert client.status("lanes").counts.applied == {"upsert": 250}
     assert client.verify("one-lane").faults == []
     assert client.verify("lanes").faults == []
 
 
-def _when(client: Client, name: str, state: State) -> Any:
-    request = client.status(name)
-    return request if request.state is state else None
+def _has_state(client: Client, name: str, state: State) -> bool:
+    return client.status(name).state is state
 
 
 def _send_again(client: Client, body: str) -> None:
@@ -240,7 +239,7 @@ def _send_again(client: Client, body: str) -> None:
 
 
 def test_nothing_is_acknowledged_when_sqs_does_not_take_the_message(client: Client) -> None:
-    """Without its queue `submit` raises the package's own error, and the same request id can be submitted later."""
+    """If the queue is missing, `submit` raises one of the package's errors, and the same request id can be submitted later."""
     sqs = client.store.aws.sqs
     sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=client.settings.queue)["QueueUrl"])
     with pytest.raises((DeploymentBroken, Unavailable)):
@@ -251,8 +250,8 @@ def test_nothing_is_acknowledged_when_sqs_does_not_take_the_message(client: Clie
     assert again.status().state is State.ACCEPTED
 
 
-def test_ingest_composes_like_any_task(client: Client, environ: Environ, tmp_path: Path) -> None:
-    """`ingest` in a group, in a chord's header, in a chain and with a link, of one lane and of many."""
+def test_ingest_works_in_every_canvas(client: Client, environ: Environ, tmp_path: Path) -> None:
+    """`ingest` returns its summary in a group, a chord, a chain and with a link, for requests of one lane and of many."""
     task = client.ingest
     with worker(environ, tmp_path / "worker.log"):
         together = group([task.s(operations(2, "g1")), task.s(operations(2, "g2"))], app=client.app).apply_async()
@@ -278,37 +277,37 @@ def test_ingest_composes_like_any_task(client: Client, environ: Environ, tmp_pat
 
 
 def plain(settings: Settings) -> SqsApp:
-    """The plain app, over the test's own namespace."""
-    from tests.integration.plain_app import plain_app  # noqa: PLC0415  importing it makes an app of the defaults
+    """Return the plain app over the test's own namespace."""
+    from tests.integration.plain_app import plain_app  # noqa: PLC0415  importing it makes an app with default settings
 
     return plain_app(settings)
 
 
 def test_chords_of_plain_tasks_survive_duplicates(settings: Settings, environ: Environ, tmp_path: Path) -> None:
-    """With every message delivered three times, a chord's callback sees each part once, and nothing turns to FAILURE."""
+    """With every message sent three times, a chord's callback gets each part once, and no success turns into FAILURE."""
     app = plain(settings)
     add, total = app.tasks["add"], app.tasks["total"]
     with worker({**environ, "DELIVERIES": "3"}, tmp_path / "worker.log", "tests.integration.plain_app"):
         results = [chord([add.s(n, n) for n in range(size)], total.s(), app=app)() for size in (1, 2, 25)]
         assert [result.get(timeout=90) for result in results] == [0, 2, 600]
         one_more = add.delay(1, 1)
-        assert one_more.get(timeout=60) == 2  # all that was sent before it has been delivered by now
+        assert one_more.get(timeout=60) == 2  # by now every message sent before it has been delivered
     assert [result.state for result in results] == ["SUCCESS"] * 3
 
 
 def test_a_failed_part_fails_its_chord_once(settings: Settings, environ: Environ, tmp_path: Path) -> None:
-    """A chord with a part that raises gives a ChordError that names the part's exception."""
+    """A chord with a part that raises ends with a ChordError that contains the part's message."""
     app = plain(settings)
     header = [app.tasks["add"].s(1, 1), app.tasks["fail"].s("on purpose")]
     with worker(environ, tmp_path / "worker.log", "tests.integration.plain_app"):
         result = chord(header, app.tasks["total"].s(), app=app)()
         with pytest.raises(ChordError, match="on purpose"):
-            result.get(timeout=60, follow_parents=False)  # else the own error of the part may come first
+            result.get(timeout=60, follow_parents=False)  # else the part's own error may be raised first
 
 
 @pytest.mark.parametrize("is_last", [True, False])
-def test_a_request_ends_with_its_last_lane_where_that_ends_last(settings: Settings, is_last: bool) -> None:
-    """`finish` then changes nothing any more; otherwise the lane leaves the end to it."""
+def test_the_last_lane_completes_its_request_if_it_ends_last(settings: Settings, is_last: bool) -> None:
+    """If the lane with the highest number ends last, it completes the request itself; otherwise `finish` completes it."""
     app = create_store_app(settings)
     tasks: Any = app.tasks
     accepted = app.store.ingestor.accept(operations(500), publish=lambda _: None)
@@ -328,19 +327,19 @@ def test_a_request_ends_with_its_last_lane_where_that_ends_last(settings: Settin
     assert request == early or not is_last
 
 
-def test_a_lane_is_done_though_the_request_could_not_be_ended_early(
+def test_a_lane_completes_even_if_it_cannot_complete_the_request(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`finish` follows all the same, so the lane's message is not tried again for that."""
+    """If completing the request fails with Unavailable, the lane is still completed, and leaves the request to `finish`."""
     app = create_store_app(settings)
     reference = app.store.ingestor.accept(operations(500), publish=lambda _: None).reference
     asked: list[str] = []
 
-    def away(request_id: str) -> Any:
+    def unavailable(request_id: str) -> Any:
         asked.append(request_id)
-        raise Unavailable("away", code="Test")
+        raise Unavailable("unavailable", code="Test")
 
-    monkeypatch.setattr(app.store.ledger, "finish", away)
+    monkeypatch.setattr(app.store.ledger, "finish", unavailable)
     tasks: Any = app.tasks
     tasks["mdstore.apply_lane"].run(msgspec.to_builtins(reference), reference.lanes - 1)
     assert asked == [reference.request_id]
@@ -350,7 +349,7 @@ def test_a_lane_is_done_though_the_request_could_not_be_ended_early(
 
 
 def test_messages_are_small_json(client: Client) -> None:
-    """A message holds the reference and nothing of the data, as JSON without a second layer of base64."""
+    """A message holds the reference but none of the data, as JSON without a second layer of base64."""
     client.submit([{"op": "upsert", "entity": "thing", "key": "k", "data": {"secret": "SENTINEL"}}], request_id="small")
     sqs = client.store.aws.sqs
     url = sqs.get_queue_url(QueueName=client.settings.queue)["QueueUrl"]
@@ -361,46 +360,46 @@ def test_messages_are_small_json(client: Client) -> None:
     assert "SENTINEL" not in body
 
 
-def test_a_worker_hears_again_after_sqs_was_away(environ: Environ, tmp_path: Path) -> None:
-    """A worker whose SQS refuses connections for a while, and then answers errors, works on when SQS is back."""
-    own = EmbeddedAws(port=free_port())
-    own.start()
-    mine = {**environ, "AWS_ENDPOINT_URL": own.url}
-    settings = load_settings(mine).settings
+def test_a_worker_resumes_after_an_outage_of_sqs(environ: Environ, tmp_path: Path) -> None:
+    """A worker whose SQS refuses connections, and later answers with errors, receives messages again once SQS works."""
+    own_aws = EmbeddedAws(port=free_port())
+    own_aws.start()
+    own_environ = {**environ, "AWS_ENDPOINT_URL": own_aws.url}
+    settings = load_settings(own_environ).settings
     log = tmp_path / "worker.log"
     try:
         for _ in provision(settings):
             pass
-        with worker(mine, log) as process:
+        with worker(own_environ, log) as process:
             Client(settings).submit(operations(3), request_id="before").wait()
-            own.stop()
-            until(lambda: "failed, again in" in log.read_text())
-            own.start()  # its state is gone: receiving from a queue that is not there is an error, too
-            count = log.read_text().count("failed, again in")
-            until(lambda: log.read_text().count("failed, again in") > count)
+            own_aws.stop()
+            until(lambda: "failed, retry in" in log.read_text())
+            own_aws.start()  # its state is lost: receiving from a queue that does not exist is an error, too
+            count = log.read_text().count("failed, retry in")
+            until(lambda: log.read_text().count("failed, retry in") > count)
             for _ in provision(settings):
                 pass
             request = Client(settings).submit(operations(3), request_id="after").wait().status()
             assert process.poll() is None
         assert request.counts.applied == {"upsert": 3}
     finally:
-        own.stop()
+        own_aws.stop()
 
 
-def test_the_last_failure_of_a_store_task_is_told_once(
+def test_the_last_failure_of_a_store_task_calls_its_error_callback_once(
     environ: Environ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its error callback is called when its message goes to the dead letters, and not before."""
-    notes = tmp_path / "notes"
-    environ |= {"NOTES": str(notes), "MDSTORE_VISIBILITY_TIMEOUT": "2", "MDSTORE_TASK_TIME_LIMIT": "60"}
-    monkeypatch.setenv("NOTES", str(notes))
-    app = noting_app(load_settings(environ).settings, make=create_store_app)
+    """The error callback runs once: when the message is dead-lettered, not at the earlier failure."""
+    journal = tmp_path / "journal"
+    environ |= {"JOURNAL": str(journal), "MDSTORE_VISIBILITY_TIMEOUT": "2", "MDSTORE_TASK_TIME_LIMIT": "60"}
+    monkeypatch.setenv("JOURNAL", str(journal))
+    app = journaling_app(load_settings(environ).settings, make=create_store_app)
     operations = [{"op": "upsert", "entity": "thing", "key": "k", "data": {}}]
     broken = {**environ, "MDSTORE_RECORDS_TABLE": "missing"}
     app.tasks["mdstore.ingest"].apply_async((operations,), link_error=app.tasks["touch"].si(7))
     with worker(broken, tmp_path / "1.log", "tests.integration.store_app"):
         (letter,) = dead_letters(app, count=1)
         assert "ResourceNotFoundException" in letter["reason"]
-        until(notes.exists)
+        until(journal.exists)
         time.sleep(2)
-    assert notes.read_text().splitlines() == ["7"]
+    assert journal.read_text().splitlines() == ["7"]

@@ -1,4 +1,4 @@
-"""Commands and events over SNS: two real worker processes, and whoever asks them."""
+"""Remote control and events over SNS, with two real worker processes and the clients that command and watch them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NODES = ("one@here", "two@here")
 
 @contextmanager
 def worker(environ: Environ, log: Path, node: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker of two processes."""
+    """Run a worker with two pool processes."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "tests.integration.plain_app", "worker", "-l", "INFO", "-c", "2",
@@ -53,7 +53,7 @@ def worker(environ: Environ, log: Path, node: str) -> Iterator[subprocess.Popen[
 
 @pytest.fixture(scope="module")
 def environ() -> Iterator[Environ]:
-    """A provisioned namespace."""
+    """Yield the environment of a provisioned namespace."""
     with EmbeddedAws(port=free_port()) as aws:
         made = {
             **os.environ,
@@ -70,7 +70,7 @@ def environ() -> Iterator[Environ]:
 
 @pytest.fixture(scope="module")
 def app(environ: Environ) -> SqsApp:
-    """A client that polls as long as one on AWS does."""
+    """Return the app as a client that polls for 10 s, as long as a client on AWS does."""
     return plain_app(load_settings({**environ, "MDSTORE_WAIT_TIME": "10"}).settings)
 
 
@@ -81,7 +81,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def workers(environ: Environ, app: SqsApp, logs: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Two workers that answer."""
+    """Run two workers; yields their processes by node name once both answer."""
     with worker(environ, logs / "one", NODES[0]) as one, worker(environ, logs / "two", NODES[1]) as two:
         until(lambda: len(ping(app, timeout=2)) == 2)
         yield dict(zip(NODES, (one, two), strict=True))
@@ -92,12 +92,12 @@ def ping(app: SqsApp, **options: Any) -> dict[str, Any]:
 
 
 def queues(topics: Topics) -> set[str]:
-    """The SQS names of all queues of the namespace but those of tasks."""
+    """Return the SQS names of all queues of the namespace except the task queues."""
     return set(topics.listed())
 
 
 def celery(environ: Environ, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command of Celery's own."""
+    """Run one of Celery's own commands."""
     return subprocess.run(
         [sys.executable, "-m", "celery", "-A", "tests.integration.plain_app", *arguments],
         cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False,
@@ -106,11 +106,11 @@ def celery(environ: Environ, *arguments: str) -> subprocess.CompletedProcess[str
 
 @pytest.mark.usefixtures("workers")
 def test_every_worker_answers(app: SqsApp, environ: Environ) -> None:
-    """`celery inspect ping` and `status` show both workers, keep to their timeout, and leave no queue behind."""
+    """`celery inspect ping` and `celery status` show both workers, end within their timeout, and leave no queue behind."""
     before = queues(app.topics)
     began = time.monotonic()
     assert ping(app) == {node: {"ok": "pong"} for node in NODES}
-    assert time.monotonic() - began < 15  # both answers are there long before the timeout, of 20 s
+    assert time.monotonic() - began < 15  # both answers arrive long before the timeout of 20 s
     assert set(ping(app, destination=[NODES[0]])) == {NODES[0]}
     began = time.monotonic()
     assert ping(app, destination=["nobody@here"], timeout=2) == {}
@@ -125,7 +125,7 @@ def test_every_worker_answers(app: SqsApp, environ: Environ) -> None:
 
 
 def test_a_task_may_ask_too(app: SqsApp, workers: dict[str, subprocess.Popen[bytes]]) -> None:
-    """The usual "am I the only one"; the workers' loops are as quiet as before afterwards."""
+    """A task can ping all workers, and afterwards the workers' event loops use hardly any processor time."""
     for _ in range(4):
         assert app.tasks["ask"].delay().get(timeout=60) == sorted(NODES)
     time.sleep(1)
@@ -137,7 +137,7 @@ def test_a_task_may_ask_too(app: SqsApp, workers: dict[str, subprocess.Popen[byt
 
 @pytest.mark.usefixtures("workers")
 def test_inspection_shows_the_workers_and_no_secret(app: SqsApp, logs: Path) -> None:
-    """Statistics, configuration and queues come as JSON, also what holds objects; no key is in them, or in a log."""
+    """Every inspection answers in JSON, even where Celery returns objects; no AWS secret is in an answer or in a log."""
     found = {
         method: getattr(app.control.inspect(timeout=5, limit=2), method)()
         for method in ("stats", "conf", "active_queues", "registered", "active", "reserved", "scheduled", "revoked")
@@ -151,7 +151,7 @@ def test_inspection_shows_the_workers_and_no_secret(app: SqsApp, logs: Path) -> 
 
 
 def test_the_pool_grows_and_shrinks(app: SqsApp, workers: dict[str, subprocess.Popen[bytes]]) -> None:
-    """A process more in one worker, and one less again, by Celery's own count."""
+    """`pool_grow` adds a process to one worker and `pool_shrink` removes it again, by Celery's own count."""
 
     def processes() -> list[int]:
         stats = app.control.inspect(timeout=5, limit=2).stats() or {}
@@ -167,7 +167,7 @@ def test_the_pool_grows_and_shrinks(app: SqsApp, workers: dict[str, subprocess.P
 
 @pytest.mark.usefixtures("workers")
 def test_a_revoked_task_does_not_run(app: SqsApp) -> None:
-    """A task that was revoked before it came ends REVOKED on whichever worker; one that runs is ended."""
+    """A task revoked before its message arrived ends REVOKED on either worker; a running task is terminated."""
     waiting, running = str(uuid4()), str(uuid4())
     app.control.revoke(waiting)
     until(
@@ -186,7 +186,7 @@ def test_a_revoked_task_does_not_run(app: SqsApp) -> None:
 
 @pytest.mark.usefixtures("workers")
 def test_a_rate_limit_holds(app: SqsApp) -> None:
-    """At one a second and worker, 6 tasks take two seconds and more; unlimited again, they do not."""
+    """At one per second and worker, 6 tasks take two seconds or more; without the limit they take less."""
 
     def seconds() -> float:
         began = time.monotonic()
@@ -203,10 +203,10 @@ def test_a_rate_limit_holds(app: SqsApp) -> None:
     assert seconds() < limited
 
 
-def test_a_stale_or_malformed_command_is_not_obeyed(
+def test_a_stale_or_malformed_command_is_not_executed(
     app: SqsApp, environ: Environ, workers: dict[str, subprocess.Popen[bytes]], logs: Path
 ) -> None:
-    """Commands of long ago, without a time, or that are no commands: logged, deleted and never executed."""
+    """Commands that expired or have no expiry, and messages that are no commands, are logged, deleted and never executed."""
     aws = AwsClients(load_settings(environ).settings)
     command: dict[str, Any] = {
         "method": "shutdown",
@@ -240,15 +240,17 @@ def test_a_stale_or_malformed_command_is_not_obeyed(
     assert "Messages" not in aws.sqs.receive_message(QueueUrl=letters)
 
 
-def test_a_restarted_worker_does_not_obey_what_was_said_before(app: SqsApp, environ: Environ, tmp_path: Path) -> None:
-    """A shutdown that was sent while a worker was dead does not end the next of its name; a new one does, and cleanly."""
+def test_a_restarted_worker_ignores_commands_sent_before_its_start(
+    app: SqsApp, environ: Environ, tmp_path: Path
+) -> None:
+    """A shutdown sent while a worker was dead does not end the next worker of that name; a later one does, with exit code 0."""
     node, log = "three@here", tmp_path / "three"
     before = queues(app.topics)
     with worker(environ, log, node) as process:
         until(lambda: ping(app, destination=[node], limit=1, timeout=2))
         kill_group(process)
     left = queues(app.topics) - before
-    assert len(left) == 1  # the killed one's queue, which still gets what is sent
+    assert len(left) == 1  # the queue of the killed worker, which still receives commands
     app.control.shutdown(destination=[node])
     with worker(environ, log, node) as process:
         until(lambda: ping(app, destination=[node], limit=1, timeout=2))
@@ -256,13 +258,13 @@ def test_a_restarted_worker_does_not_obey_what_was_said_before(app: SqsApp, envi
         assert "Got shutdown from remote" not in log.read_text()
         app.control.shutdown(destination=[node])
         assert process.wait(30) == 0
-    assert queues(app.topics) - before == left  # who ends by himself takes his queue with him
+    assert queues(app.topics) - before == left  # a worker that shuts down removes its own queue
 
 
-def test_left_over_queues_are_swept_and_others_are_not(
+def test_stale_queues_are_removed_and_others_are_not(
     app: SqsApp, environ: Environ, workers: dict[str, subprocess.Popen[bytes]]
 ) -> None:
-    """A sweep removes queue and subscription of who is gone for 16 minutes, and nothing that is alive, young or not ours."""
+    """The reaper removes queues and subscriptions of owners gone for 16 minutes, and none that are live, young or foreign."""
     aws = AwsClients(load_settings(environ).settings)
     topics = app.topics
     before = dict(topics.subscribed())
@@ -286,8 +288,8 @@ def test_left_over_queues_are_swept_and_others_are_not(
     young = made(f"{topics.events}.{uuid4()}", {})
     stranger = f"{topics.events}-stranger"
     url = aws.sqs.create_queue(QueueName=stranger)["QueueUrl"]
-    place = aws.arn("sqs", stranger, queue_url=url)
-    aws.sns.subscribe(TopicArn=aws.arn("sns", topics.events, queue_url=url), Protocol="sqs", Endpoint=place)
+    arn = aws.arn("sqs", stranger, queue_url=url)
+    aws.sns.subscribe(TopicArn=aws.arn("sns", topics.events, queue_url=url), Protocol="sqs", Endpoint=arn)
     deleted = made(f"{topics.events}.{uuid4()}", {})
     aws.sqs.delete_queue(QueueUrl=aws.sqs.get_queue_url(QueueName=deleted)["QueueUrl"])
 
@@ -304,7 +306,7 @@ def test_left_over_queues_are_swept_and_others_are_not(
 
 @pytest.mark.usefixtures("workers")
 def test_events_are_complete_and_published_once_a_second(app: SqsApp) -> None:
-    """100 tasks: each is received, started and has succeeded, in a publish a second and worker and not one an event."""
+    """Each of 100 tasks has its received, started and succeeded event; a worker publishes once a second, not per event."""
     topics, queue = app.topics, f"{app.topics.events}.{uuid4()}"
     topics.create(queue)
     topics.subscribe(queue)
@@ -313,7 +315,7 @@ def test_events_are_complete_and_published_once_a_second(app: SqsApp) -> None:
     for result in results:
         result.get(timeout=60)
     seconds = time.monotonic() - began
-    ids = {str(result) for result in results}  # events of tasks before these may still be on their way
+    ids = {str(result) for result in results}  # events of earlier tasks may still arrive
     found: Counter[tuple[str, str]] = Counter()
     messages = 0
 
@@ -330,14 +332,14 @@ def test_events_are_complete_and_published_once_a_second(app: SqsApp) -> None:
     topics.remove(queue)
     print(f"{messages} publishes for {sum(found.values())} events in {seconds:.1f} s")
     assert found == Counter(
-        {(f"task-{state}", ident): 1 for state in ("received", "started", "succeeded") for ident in ids}
+        {(f"task-{state}", task_id): 1 for state in ("received", "started", "succeeded") for task_id in ids}
     )
     assert messages <= 2 * (seconds + 3)
 
 
 @pytest.mark.usefixtures("workers")
-def test_a_client_says_what_it_sends(environ: Environ) -> None:
-    """With Celery's `task_send_sent_event` a sender's own event reaches a receiver of Celery's."""
+def test_a_client_publishes_its_own_events(environ: Environ) -> None:
+    """With `task_send_sent_event` on, a client's `task-sent` event reaches Celery's own event receiver."""
     app = plain_app(load_settings(environ).settings)
     app.conf.task_send_sent_event = True
     found: list[dict[str, Any]] = []
@@ -352,9 +354,9 @@ def test_a_client_says_what_it_sends(environ: Environ) -> None:
 
 
 def test_a_worker_works_without_topics(environ: Environ, tmp_path: Path) -> None:
-    """Where the topics are missing a worker says what to do, and does its tasks all the same."""
-    mine = {**environ, "MDSTORE_NAMESPACE": f"bare-{uuid4().hex[:8]}"}
-    settings = load_settings(mine).settings
+    """If the topics are missing, a worker logs what to do, and executes its tasks anyway."""
+    bare_environ = {**environ, "MDSTORE_NAMESPACE": f"bare-{uuid4().hex[:8]}"}
+    settings = load_settings(bare_environ).settings
     aws = AwsClients(settings)
     for _ in provision(settings):
         pass
@@ -362,7 +364,7 @@ def test_a_worker_works_without_topics(environ: Environ, tmp_path: Path) -> None
     for topic in (settings.control_topic, settings.events_topic):
         aws.sns.delete_topic(TopicArn=aws.arn("sns", topic, queue_url=url))
     log = tmp_path / "bare"
-    with worker(mine, log, "bare@here"):
+    with worker(bare_environ, log, "bare@here"):
         bare = plain_app(settings)
         assert bare.tasks["add"].delay(2, 3).get(timeout=60) == 5
     assert "remote control does not work until this is fixed" in log.read_text()
@@ -370,7 +372,7 @@ def test_a_worker_works_without_topics(environ: Environ, tmp_path: Path) -> None
 
 
 def test_remote_control_can_be_off(environ: Environ) -> None:
-    """Where it is off, asking says so, instead of waiting for nobody."""
+    """With remote control off, an inspection raises ConfigurationError instead of waiting for answers."""
     app = plain_app(load_settings({**environ, "MDSTORE_REMOTE_CONTROL": "false"}).settings)
     with pytest.raises(ConfigurationError, match="remote_control"):
         app.control.inspect().ping()

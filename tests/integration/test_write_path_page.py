@@ -1,4 +1,4 @@
-"""`docs/write-path.md` is true: a request passes its functions in the order of the page, from producer to deleted message."""
+"""`docs/write-path.md` is true: a request passes through the functions in the page's order, until its message is deleted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def aws() -> Iterator[EmbeddedAws]:
 
 @contextmanager
 def recording_worker(environ: dict[str, str], log: Path) -> Iterator[None]:
-    """A worker of one pool process that records its calls."""
+    """Run a worker with one pool process that records its calls."""
     command = [sys.executable, "-m", "celery", "-A", "tests.integration.recorded_app", "worker", "-c", "1"]
     with log.open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=output, stderr=output, start_new_session=True)
@@ -44,10 +44,10 @@ def recording_worker(environ: dict[str, str], log: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("heading", "count"), [("A request of one lane", 1), ("A request of several lanes", 250)], ids=["one", "several"]
 )
-def test_a_request_passes_the_functions_of_the_page_in_its_order(
+def test_a_request_calls_the_functions_in_the_order_of_the_page(
     aws: EmbeddedAws, tmp_path: Path, heading: str, count: int
 ) -> None:
-    """The first calls that producer and worker make of the listed functions are all of them, in the order of the rows."""
+    """Producer and worker call every listed function, and their first calls are in the order of the rows."""
     listed, calls = hops(heading), tmp_path / "calls"
     environ = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""An app of plain tasks that say in a file, `NOTES`, what they do."""
+"""An app of plain tasks that record what they do in the file that `JOURNAL` names."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from mdstore.queue.app import SqsApp
 from mdstore.settings import Settings
 
 
-def note(text: str) -> None:
-    """Append a line."""
-    with Path(os.environ["NOTES"]).open("a") as notes:
-        notes.write(f"{text}\n")
+def record(text: str) -> None:
+    """Append a line to the journal."""
+    with Path(os.environ["JOURNAL"]).open("a") as journal:
+        journal.write(f"{text}\n")
 
 
-def noting_app(settings: Settings | None = None, *, make: Callable[..., SqsApp] = create_app) -> SqsApp:
-    """The app, as `make` makes it."""
+def journaling_app(settings: Settings | None = None, *, make: Callable[..., SqsApp] = create_app) -> SqsApp:
+    """Return an app, made by `make`, with tasks that record what they do."""
     made = make(settings)
 
     @made.task(name="touch", shared=False, ignore_result=True)
     def touch(number: int) -> None:
-        note(f"{number}")
+        record(f"{number}")
 
     @made.task(name="nap", shared=False)
     def nap(seconds: float) -> str:
-        note("begins")
+        record("begins")
         time.sleep(seconds)
-        note("ends")
+        record("ends")
         return "rested"
 
     @made.task(name="die", shared=False)
     def die() -> None:
-        note("dies")
+        record("dies")
         os.kill(os.getpid(), signal.SIGKILL)
 
     @made.task(name="refuse", shared=False)
     def refuse() -> None:
-        note("refuses")
+        record("refuses")
         raise Reject("not for me", requeue=False)
 
     @made.task(name="fail", shared=False)
     def fail() -> None:
-        note("fails")
+        record("fails")
         raise ValueError("on purpose")
 
     @made.task(name="later", shared=False, bind=True, max_retries=2)
     def later(self: Task) -> int:
-        note(f"try {self.request.retries} at {time.time()}")
+        record(f"try {self.request.retries} at {time.time()}")
         if self.request.retries < 1:
             raise self.retry(countdown=2)
         retries: int = self.request.retries
@@ -78,4 +78,4 @@ def noting_app(settings: Settings | None = None, *, make: Callable[..., SqsApp] 
     return made
 
 
-app = noting_app()
+app = journaling_app()

@@ -1,4 +1,4 @@
-"""The end of a run compared with the model: records, outcomes, counts, and what each delivery said."""
+"""Compares the end of a run with the model: records, outcomes, counts, and the results of deliveries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.model.tasks import Message, Requests, Tasks
 
 
 class Comparison:
-    """What the store's own readers find at the end of a run, and what it must be."""
+    """Reads the end of a run with the store's own readers, and raises unless it agrees with the history."""
 
     def __init__(self, environment: Environment, recorder: Recorder, tasks: Tasks, requests: Requests) -> None:
         self._tasks = tasks
@@ -46,12 +46,12 @@ class Comparison:
         require(request.counts == counts, f"{request_id}: counts {request.counts}, not {counts}")
         for one in self._tasks.results[Message("ingest", request_id)]:
             if isinstance(one, RequestStatus) and one.state is State.COMPLETED:
-                require(one.counts == counts, f"{request_id}: a delivery said {one.counts}, not {counts}")
+                require(one.counts == counts, f"{request_id}: a delivery returned {one.counts}, not {counts}")
         self._read_lanes(parts, request, outcomes)
         self.outcomes[request_id] = outcomes
 
     def _outcomes(self, parts: Parts, request: RequestStatus) -> Outcomes:
-        """Each operation's outcome, once, and as the history has it or the model foresees it before anything is sent."""
+        """Return the outcomes. Check that they are the history's, or the model's for operations refused before sending."""
         request_id, sources = request.request_id, self._requests[request.request_id]
         listed = list(parts.outcomes.all(request))
         indexes = [one.index for one in listed]
@@ -67,18 +67,18 @@ class Comparison:
         return found
 
     def _read_lanes(self, parts: Parts, request: RequestStatus, outcomes: Outcomes) -> None:
-        """A key, and a group, lives in one lane, and every delivery of a lane counted the same."""
-        homes: dict[object, int] = {}
+        """Check that each key and each group is in one lane only, and that all deliveries of a lane counted the same."""
+        lane_of: dict[object, int] = {}
         for lane in range(request.lanes):
             items = parts.payloads.lane(request.reference, lane)
             counts = self._counts(request.request_id, {item.index: outcomes[item.index] for item in items})
             for item in items:
                 for name in ((item.entity, item.key), item.group):
-                    require(name is None or homes.setdefault(name, lane) == lane, f"{name} is in several lanes")
+                    require(name is None or lane_of.setdefault(name, lane) == lane, f"{name} is in several lanes")
             for one in self._tasks.results[Message("apply_lane", request.request_id, lane)]:
                 require(one.counts == counts, f"a delivery of lane {lane} counted {one.counts}, not {counts}")
             for one in self._tasks.results[Message("give_up", request.request_id, lane)]:
-                require(one.counts.total == len(items), f"who gave up lane {lane} counted {one.counts}")
+                require(one.counts.total == len(items), f"a delivery that gave up lane {lane} counted {one.counts}")
 
     def _counts(self, request_id: str, outcomes: Outcomes) -> Counts:
         applied: Counter[str] = Counter()
@@ -91,7 +91,7 @@ class Comparison:
         return Counts(applied=dict(applied), refused=dict(refused))
 
     def check_one_by_one(self) -> None:
-        """Raise unless all is as the model foresees it when no request comes between another's operations."""
+        """Raise unless outcomes and records are those of the model when requests run one after another."""
         states: States = {}
         for request_id, sources in self._requests.items():
             plan = Plan.of(sources, RULES)

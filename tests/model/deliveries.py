@@ -1,6 +1,6 @@
-"""Deliveries: work on a thread of its own that stands still at each call until it is told what came of it.
+"""Deliveries: work on its own thread that blocks at each call until it is given the call's result.
 
-Only one thread runs at any time, so what happens follows from the order of the calls alone.
+Only one thread runs at any time, so the order of the calls' results alone decides what happens.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from mdstore.aws.http import Answer, ConcurrentCalls, SignedHttp
 from mdstore.errors import Unavailable
 
-_PATIENCE = 60.0  # seconds that a thread may compute; longer, and it hangs
-Landing = Answer | Unavailable
+_PATIENCE = 60.0  # seconds; a thread that computes for longer hangs
+CallResult = Answer | Unavailable
 
 
 class Killed(BaseException):
-    """The worker's process is no more."""
+    """The worker's process was killed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A call under way: the operation and its body in DynamoDB JSON; `tag` is its sender's."""
+    """A call under way: the operation, its body in DynamoDB JSON, and the `tag` that its sender gave it."""
 
     operation: str
     body: bytes
@@ -33,7 +33,7 @@ class Call:
 
 
 class Clock:
-    """Seconds; what they are is up to the schedule."""
+    """A clock, in seconds, that the schedule sets."""
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -43,7 +43,7 @@ class Clock:
 
 
 class Delivery:
-    """One run of `work`. `calls` are those under way; when `over`, `result` or `error` says how it ended."""
+    """One run of `work`. `calls` are its calls under way; once it is `over`, `result` or `error` is set."""
 
     def __init__(self, clock: Clock, work: Callable[[SignedHttp, Clock], object]) -> None:
         self.clock = clock
@@ -51,33 +51,33 @@ class Delivery:
         self.result: object = None
         self.error: BaseException | None = None
         self.over = False
-        self._completed: SimpleQueue[tuple[Call, Landing] | None] = SimpleQueue()
-        self._standing: SimpleQueue[Sequence[Call] | None] = SimpleQueue()
+        self._completed: SimpleQueue[tuple[Call, CallResult] | None] = SimpleQueue()
+        self._blocked: SimpleQueue[Sequence[Call] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, args=(work,), daemon=True)
         self._thread.start()
         self._wait()
 
-    def land(self, call: Call, landing: Landing) -> None:
-        """Tell what came of a call, and wait until the work stands still again."""
-        self._completed.put((call, landing))
+    def finish_call(self, call: Call, result: CallResult) -> None:
+        """Give a call its result, and wait until the work blocks again or ends."""
+        self._completed.put((call, result))
         self._wait()
 
     def kill(self) -> None:
-        """End it where it stands."""
+        """End the work at the calls where it blocks."""
         while not self.over:
             self._completed.put(None)
             self._wait()
 
-    def flown(self, calls: Sequence[Call]) -> tuple[Call, Landing]:
-        """On the work's thread: stand still until one of `calls` has landed."""
-        self._standing.put(calls)
+    def first_finished(self, calls: Sequence[Call]) -> tuple[Call, CallResult]:
+        """Block until one of `calls` has a result. The work's thread calls this."""
+        self._blocked.put(calls)
         completed = self._completed.get()
         if completed is None:
             raise Killed
         return completed
 
     def _wait(self) -> None:
-        calls = self._standing.get(timeout=_PATIENCE)
+        calls = self._blocked.get(timeout=_PATIENCE)
         self.calls = calls or ()
         if calls is None:
             self.over = True
@@ -86,33 +86,33 @@ class Delivery:
     def _run(self, work: Callable[[SignedHttp, Clock], object]) -> None:
         try:
             self.result = work(GatedHttp(self), self.clock)
-        except BaseException as error:  # it is the schedule's to judge
+        except BaseException as error:  # the world decides which errors a run may end with
             self.error = error
-        self._standing.put(None)
+        self._blocked.put(None)
 
 
 class GatedHttp(SignedHttp):
-    """Calls that go through a delivery's gate."""
+    """A client whose calls block until the delivery is given their results."""
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
 
     def send(self, url: str, headers: Sequence[str] = (), body: bytes | None = None) -> Answer:  # noqa: ARG002
-        _, landing = self._delivery.flown([_call(headers, body)])
-        if isinstance(landing, Unavailable):
-            raise landing
-        return landing
+        _, result = self._delivery.first_finished([_call(headers, body)])
+        if isinstance(result, Unavailable):
+            raise result
+        return result
 
     @contextmanager
     def concurrent_calls(self) -> Iterator[ConcurrentCalls]:
-        yield GatedFlights(self._delivery)
+        yield GatedConcurrentCalls(self._delivery)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
 
-class GatedFlights(ConcurrentCalls):
-    """Calls under way at the same time, through the gate."""
+class GatedConcurrentCalls(ConcurrentCalls):
+    """Concurrent calls that block until the delivery is given a result for one of them."""
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
@@ -124,12 +124,12 @@ class GatedFlights(ConcurrentCalls):
     def start(self, tag: Any, url: str, headers: Sequence[str], body: bytes) -> None:  # noqa: ARG002
         self._calls.append(_call(headers, body, tag))
 
-    def completed(self, timeout: float) -> list[tuple[Any, Landing]]:  # noqa: ARG002
+    def completed(self, timeout: float) -> list[tuple[Any, CallResult]]:  # noqa: ARG002
         if not self._calls:
             return []
-        call, landing = self._delivery.flown(tuple(self._calls))
+        call, result = self._delivery.first_finished(tuple(self._calls))
         self._calls.remove(call)
-        return [(call.tag, landing)]
+        return [(call.tag, result)]
 
 
 def _call(headers: Sequence[str], body: bytes | None, tag: Any = None) -> Call:

@@ -1,4 +1,4 @@
-"""Where a model run takes place: objects, a service for tables, and the store's real parts over them."""
+"""The environment of a model run: objects, a DynamoDB service, and the store's real parts over them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tests.unit.fakes import MemoryDynamo
 
 T = TypeVar("T")
 
-#: Limits so small that a few operations reach them: of a group, an item, a transaction's body, a record.
+#: Limits so small that a few operations reach them: a group's operations, and the bytes of an item, a body and a record.
 GROUP, ITEM, BODY, RECORD = 3, 1_500, 3_000, 2_600
 RULES = Rules(group=GROUP, size=RECORD)
-#: Where the code keeps those that are no settings; a transaction then holds 3 operations.
+#: Where the code has the limits that are not settings. With these, a transaction holds 3 operations.
 LIMITS = {
     "mdstore.store.packing.MAX_ACTIONS": GROUP,
     "mdstore.store.payload_builder.MAX_ACTIONS": GROUP,
@@ -45,14 +45,14 @@ LIMITS = {
 
 
 class Typed(BaseModel):
-    """The model of the entity `typed`."""
+    """The data model of the entity `typed`."""
 
     n: int = Field(ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Objects and tables of one run, under names of their own."""
+    """The objects and tables of one run, under names that no other run uses."""
 
     objects: Objects
     service: Service
@@ -63,7 +63,7 @@ class Environment:
 
 
 class Parts:
-    """One process's store over a site: the parts that `Store` builds, over given calls and a given clock."""
+    """The store of one process: the parts that `Store` builds, over a given HTTP client and clock."""
 
     def __init__(self, environment: Environment, http: SignedHttp, clock: Clock) -> None:
         retry = Retry(clock=clock, sleep=lambda _: None, uniform=lambda low, _: low)
@@ -101,24 +101,24 @@ class Parts:
 
 
 def at_once(environment: Environment, clock: Clock, work: Callable[[Parts], T]) -> T:
-    """Do `work` with a store whose every call is answered at once."""
+    """Run `work` with a store whose every call is answered at once; returns its result."""
     found: list[T] = []
     delivery = Delivery(clock, lambda http, clock: found.append(work(Parts(environment, http, clock))))
     while not delivery.over:
         call = delivery.calls[0]
-        delivery.land(call, environment.service.answer(call.operation, call.body))
+        delivery.finish_call(call, environment.service.answer(call.operation, call.body))
     if delivery.error is not None:
         raise delivery.error
     return found[0]
 
 
 def known(record: Record) -> Known:
-    """A record in the model's words."""
+    """Return a record as the model represents it."""
     return Known(data=record.data, version=record.version, sequence=record.sequence, deleted=record.deleted)
 
 
 def reader(environment: Environment) -> Callable[[Item], Known]:
-    """What an item of the records table says, in the model's words."""
+    """Return a function that turns an item of the records table into the model's representation."""
     blobs = Blobs(objects=environment.objects, prefix=f"{environment.prefix}blobs/", max_bytes=2**20)
     records = Records(dynamo=MemoryDynamo(), table=environment.records, blobs=blobs)
     return lambda item: known(records.read(item))

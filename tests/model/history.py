@@ -1,7 +1,7 @@
-"""Transactions in the order in which they took effect, carried out again on the model: each must be a step that it allows.
+"""Replays transactions on the model, in the order in which they took effect. The model must allow each as its next step.
 
-Where each is, the end is that of a serial order of the transactions, namely of this one. A refusal has no effect; it is
-right where its reason held at some moment between the receipts before it, on its keys, and the receipt that says so.
+If it does, the run was serializable, in this order. A refusal has no effect on the records. It is right if its reason held at
+some moment between the outcomes of the earlier operations on its keys and the receipt that contains the refusal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Outcomes = dict[int, Reason | None]  # None: applied
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """A transaction that took effect: its receipt, the keys of its other actions, and the records of those after it."""
+    """A transaction that took effect: its receipt, the keys of its other actions, and the records of those keys after it."""
 
     request_id: str
     lane: int
@@ -29,17 +29,17 @@ class Commit:
 
 
 class Faulty(AssertionError):
-    """What took effect is not what the design says."""
+    """The model does not allow what took effect."""
 
 
 def require(condition: object, fault: str) -> None:
-    """Raise unless `condition` holds."""
+    """Raise `Faulty` unless `condition` holds."""
     if not condition:
         raise Faulty(fault)
 
 
-class _Course:
-    """How far a request has come: when each operation got its outcome, in commits counted from 1."""
+class _Progress:
+    """The progress of a request: when each operation got its outcome, as the number of the commit, counted from 1."""
 
     def __init__(self, plan: Plan, refused: Mapping[int, Reason]) -> None:
         self.refused = refused
@@ -50,29 +50,29 @@ class _Course:
         self.applied: set[int] = set()
 
     def next_on(self, key: Key) -> int:
-        """The first operation on `key` without outcome."""
+        """Return the index of the first operation on `key` that has no outcome yet."""
         waiting = [i for i in self.unit_of if self.plan.key(i) == key and i not in self.resolved]
         require(waiting, f"{key}: applied more often than there are operations")
         return min(waiting)
 
     def resolve(self, index: int, now: int) -> None:
-        """Note that an operation has its outcome."""
+        """Record that an operation got its outcome."""
         require(index not in self.resolved and index not in self.plan.early, f"operation {index} has two outcomes")
         self.resolved[index] = now
 
     def since(self, unit: Unit) -> int:
-        """When all that goes before `unit` had its outcome."""
+        """Return the number of the commit after which all units before `unit` had their outcomes."""
         before = [index for other in self.plan.before[unit] for index in other.members]
         require(all(index in self.resolved for index in before), f"{unit} went before what is before it on its keys")
         return max((self.resolved[index] for index in before), default=0)
 
     def outcomes(self) -> Outcomes:
-        """What became of each operation that was sent."""
+        """Return the outcome of each operation that was sent."""
         return {index: None if index in self.applied else self.refused[index] for index in self.resolved}
 
 
 class History:
-    """Carries commits out again. `states` is how the model's records stand."""
+    """Replays commits on the model; raises `Faulty` at the first that the model does not allow."""
 
     def __init__(
         self, requests: Mapping[str, Sequence[OperationInput]], commits: Sequence[Commit], rules: Rules
@@ -88,58 +88,58 @@ class History:
             twice = refused[commit.request_id].keys() & commit.refused.keys()
             require(not twice, f"operations {twice} are refused by two receipts")
             refused[commit.request_id] |= commit.refused
-        self._courses = {
-            request_id: _Course(Plan.of(sources, rules), refused[request_id])
+        self._progress = {
+            request_id: _Progress(Plan.of(sources, rules), refused[request_id])
             for request_id, sources in requests.items()
         }
         for now, commit in enumerate(commits, 1):
-            self._carry_out(commit, now)
+            self._replay(commit, now)
 
     @property
     def states(self) -> States:
-        """The records at the end."""
+        """The model's records after the last commit."""
         return {key: line[-1][1] for key, line in self._known.items() if line[-1][1] is not None}
 
     def outcomes(self, request_id: str) -> Outcomes:
-        """What became of each operation of a request; every one that was sent has an outcome."""
-        course = self._courses[request_id]
-        missing = course.plan.operations.keys() - course.resolved.keys() - course.plan.early.keys()
+        """Return the outcome of each operation that was sent; raises `Faulty` if one has none."""
+        progress = self._progress[request_id]
+        missing = progress.plan.operations.keys() - progress.resolved.keys() - progress.plan.early.keys()
         require(not missing, f"{request_id}: operations {missing} have no outcome")
-        return course.outcomes()
+        return progress.outcomes()
 
-    def _carry_out(self, commit: Commit, now: int) -> None:
-        course = self._courses[commit.request_id]
+    def _replay(self, commit: Commit, now: int) -> None:
+        progress = self._progress[commit.request_id]
         for index in commit.refused:
-            course.resolve(index, now)
-        for unit in {course.unit_of[index] for index in commit.refused if index in course.unit_of}:
-            self._check_refusal(course, unit, commit, now)
-        applied = [course.next_on(key) for key in commit.keys]
-        for unit in {course.unit_of[index] for index in applied}:
+            progress.resolve(index, now)
+        for unit in {progress.unit_of[index] for index in commit.refused if index in progress.unit_of}:
+            self._check_refusal(progress, unit, commit, now)
+        applied = [progress.next_on(key) for key in commit.keys]
+        for unit in {progress.unit_of[index] for index in applied}:
             require(set(unit.members) <= set(applied), f"{unit} applied in part")
-            course.since(unit)
+            progress.since(unit)
         for index in applied:
-            self._apply(course, index, now)
+            self._apply(progress, index, now)
         for key, record in commit.records.items():
             known = self._known[key][-1][1]
             require(record == known, f"{commit}: {key} is {record}, not {known}")
 
-    def _apply(self, course: _Course, index: int, now: int) -> None:
-        operation, key = course.plan.operations[index], course.plan.key(index)
+    def _apply(self, progress: _Progress, index: int, now: int) -> None:
+        operation, key = progress.plan.operations[index], progress.plan.key(index)
         known = self._known[key][-1][1]
         why = self._rules.reasons(operation, known)
         require(not why, f"operation {index} ({operation}) applied to {known}, which refuses it: {set(why)}")
-        course.resolve(index, now)
-        course.applied.add(index)
+        progress.resolve(index, now)
+        progress.applied.add(index)
         self._known[key].append((now, effect(operation, known)))
 
-    def _check_refusal(self, course: _Course, unit: Unit, commit: Commit, now: int) -> None:
+    def _check_refusal(self, progress: _Progress, unit: Unit, commit: Commit, now: int) -> None:
         require(set(unit.members) <= commit.refused.keys(), f"{unit} was refused in part")
-        since = course.since(unit)
+        since = progress.since(unit)
         reasons = {index: commit.refused[index] for index in unit.members}
         own = [index for index, reason in reasons.items() if reason is not Reason.GROUP_REFUSED]
         require(own, f"{unit} was refused, and none of it has a reason of its own")
         for index in own:
-            operation, line = course.plan.operations[index], self._known[course.plan.key(index)]
+            operation, line = progress.plan.operations[index], self._known[progress.plan.key(index)]
             first = max(position for position, (when, _) in enumerate(line) if when <= since)
             held = [known for _, known in line[first:]]
             right = any(reasons[index] in self._rules.reasons(operation, known) for known in held)
@@ -147,7 +147,7 @@ class History:
 
 
 def check_prediction(plan: Plan, legal: Mapping[int, frozenset[Reason]], found: Outcomes) -> None:
-    """Raise unless `found` is what the model says of a request that nothing else went between."""
+    """Raise unless `found` is what the model predicts for a request that no other request interrupted."""
     require(found.keys() == legal.keys(), f"outcomes of {sorted(found)}, not of {sorted(legal)}")
     for index, reason in found.items():
         right = reason in legal[index] if reason else legal[index] == APPLIED

@@ -1,7 +1,7 @@
-"""The store in plain Python, from the words of the design and not from the code.
+"""A model of the store in plain Python, written from the text of the design and not from the code.
 
-What an op needs and does, why it is refused, which operations of a request apply together, and in which order. It knows
-nothing of lanes, transactions and receipts: a request is its operations, and a store is a state for each key.
+The model says what an op needs and does, why it is refused, which operations of a request apply together, and in which order.
+It has no lanes, transactions or receipts: a request is a list of operations, and a store is a state per key.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mdstore.model import Operation, Reason
 
 Key = tuple[str, str]  # entity, key
 OperationInput = Operation | bytes  # bytes: a line that cannot be read
-Reasons = frozenset[Reason]  # any of which may be given; none: the operation applies
+Reasons = frozenset[Reason]  # the store may give any of them; if empty, the operation applies
 APPLIED: Reasons = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is known of one key. A tombstone is `deleted`, without data; its version and sequence go on counting."""
+    """The state of one key. A tombstone is `deleted` and has no data; its version and sequence continue to count."""
 
     data: dict[str, Any] | None
     version: int
@@ -35,9 +35,9 @@ States = dict[Key, Known]
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What depends on the deployment: members of a group and bytes of JSON at the most, and two kinds of entities.
+    """The rules that depend on the deployment: the most members of a group, the most bytes of JSON, and two special entities.
 
-    A record of `typed` must have an integer `n` of 0 or more; DynamoDB calls all writes of `odd` malformed.
+    A record of `typed` must have an integer `n` of 0 or more; DynamoDB rejects every write of `odd` as malformed.
     """
 
     group: int
@@ -45,8 +45,8 @@ class Rules:
     typed: str = "typed"
     odd: str = "odd"
 
-    def flaws(self, entity: str, data: dict[str, Any]) -> Reasons:
-        """Why a record of `entity` cannot have `data`."""
+    def data_errors(self, entity: str, data: dict[str, Any]) -> Reasons:
+        """Return why a record of `entity` cannot have `data`."""
         if len(json.dumps(data, separators=(",", ":"))) > self.size:
             return frozenset({Reason.TOO_LARGE})
         number = data.get("n")
@@ -55,19 +55,19 @@ class Rules:
         return APPLIED
 
     def before_sending(self, source: OperationInput) -> Reasons:
-        """Why an operation is refused whatever the records are."""
+        """Return why an operation is refused whatever the records are."""
         if isinstance(source, bytes):
             return frozenset({Reason.INVALID})
         if (source.data is None) != (source.op in ("delete", "check")):
             return frozenset({Reason.INVALID})
         if source.data is None:
             return APPLIED
-        flaws = self.flaws(source.entity, source.data)
-        # A patch is no record yet: whether it fits the entity is seen by what it makes of one.
-        return flaws - {Reason.INVALID} if source.op == "patch" else flaws
+        errors = self.data_errors(source.entity, source.data)
+        # Whether a patch fits the entity depends on the record that it is merged into.
+        return errors - {Reason.INVALID} if source.op == "patch" else errors
 
     def reasons(self, operation: Operation, known: Known | None) -> Reasons:
-        """Every reason for which `operation` may be refused, given what is known of its key."""
+        """Return every reason for which `operation` may be refused, given the state of its key."""
         found: set[Reason] = set()
         present = known is not None and not known.deleted
         if operation.op == "insert" and present:
@@ -81,14 +81,14 @@ class Rules:
         if operation.sequence is not None and known and known.sequence is not None:
             found |= {Reason.STALE} if known.sequence >= operation.sequence else set()
         if operation.op == "patch" and known and present:
-            found |= self.flaws(operation.entity, merged(known.data, operation.data))
+            found |= self.data_errors(operation.entity, merged(known.data, operation.data))
         if operation.entity == self.odd:
             found.add(Reason.INVALID)
         return frozenset(found)
 
 
 def effect(operation: Operation, known: Known | None) -> Known | None:
-    """What becomes of a key that `operation` applies to."""
+    """Return the state of a key after `operation` applied to it."""
     if operation.op == "check":
         return known
     data = operation.data
@@ -103,7 +103,7 @@ def effect(operation: Operation, known: Known | None) -> Known | None:
 
 
 def merged(target: Any, patch: Any) -> Any:
-    """JSON Merge Patch, after the pseudocode of RFC 7396."""
+    """Merge `patch` into `target` as the pseudocode of RFC 7396 (JSON Merge Patch) does."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -118,7 +118,7 @@ def merged(target: Any, patch: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What applies together: the operations of a group, or a single one; by index."""
+    """Operations, by index, that apply together: those of a group, or a single one."""
 
     members: tuple[int, ...]
     group: str | None = None
@@ -126,10 +126,10 @@ class Unit:
 
 @dataclass(kw_only=True)
 class Plan:
-    """A request as it must be carried out.
+    """The order in which a request must be carried out.
 
-    `early` has the refusals that do not depend on the records. `units` are all others, each with the units `before` it:
-    those that have an operation before one of its own, on the same key.
+    `early` has the refusals that do not depend on the records. `units` has all other operations. `before` maps each unit to the
+    units that must precede it: those with an earlier operation on one of its keys.
     """
 
     rules: Rules
@@ -140,27 +140,27 @@ class Plan:
 
     @classmethod
     def of(cls, sources: Sequence[OperationInput], rules: Rules) -> Plan:
-        """The plan of a request."""
+        """Return the plan of a request."""
         operations = {index: source for index, source in enumerate(sources) if isinstance(source, Operation)}
         early = _refused_early(sources, rules)
         units: dict[Any, Unit] = {}
         for index, operation in operations.items():
             if index not in early:
                 name = index if operation.group is None else operation.group
-                former = units[name].members if name in units else ()
-                units[name] = Unit(members=(*former, index), group=operation.group)
+                earlier = units[name].members if name in units else ()
+                units[name] = Unit(members=(*earlier, index), group=operation.group)
         plan = cls(rules=rules, operations=operations, early=early, units=list(units.values()))
         plan.before = plan._ordered(plan.units)
         return plan
 
     def key(self, index: int) -> Key:
-        """The key of an operation."""
+        """Return the key of an operation."""
         return self.operations[index].entity, self.operations[index].key
 
     def without(self, refused: Iterable[Unit]) -> Plan:
-        """The plan when some units are refused as such."""
-        gone = set(refused)
-        units = [unit for unit in self.units if unit not in gone]
+        """Return the plan without the units `refused`."""
+        removed = set(refused)
+        units = [unit for unit in self.units if unit not in removed]
         return Plan(
             rules=self.rules, operations=self.operations, early=self.early, units=units, before=self._ordered(units)
         )
@@ -177,11 +177,11 @@ class Plan:
                 before[unit] |= {other for _, other in line[:position]}
         return before
 
-    def knots(self) -> list[set[Unit]]:
-        """Units that wait for each other, so that no order has them all."""
+    def cycles(self) -> list[set[Unit]]:
+        """Return the sets of units that wait for each other, so that no order satisfies all of them."""
         reached = {unit: self._all_before(unit) for unit in self.units}
-        circles = {unit: frozenset(o for o in reached[unit] if unit in reached[o]) for unit in self.units}
-        return [set(knot) for knot in {circle for unit, circle in circles.items() if unit in circle}]
+        cycles = {unit: frozenset(o for o in reached[unit] if unit in reached[o]) for unit in self.units}
+        return [set(cycle) for cycle in {cycle for unit, cycle in cycles.items() if unit in cycle}]
 
     def _all_before(self, unit: Unit) -> set[Unit]:
         found: set[Unit] = set()
@@ -193,19 +193,19 @@ class Plan:
         return found
 
     def interleaved(self, refused: Mapping[int, Reason]) -> list[Unit]:
-        """The groups that were refused because no order has them and others; raises where that was not called for.
+        """Return the groups that were refused because they wait for each other; raises if the wrong ones were refused.
 
-        The design says of such groups only that they cannot all apply, so any choice will do that leaves an order, and
-        of each knot a group.
+        The design only says that such groups cannot all apply. So any choice is right that leaves at least one group of each
+        cycle, and leaves no cycle.
         """
-        gone: list[Unit] = []
-        for knot in self.knots():
-            groups = {unit for unit in knot if unit.group is not None}
+        found: list[Unit] = []
+        for cycle in self.cycles():
+            groups = {unit for unit in cycle if unit.group is not None}
             chosen = {u for u in groups if all(refused.get(index) is Reason.INVALID for index in u.members)}
-            assert chosen != groups, f"all groups of a knot are refused: {chosen}"
-            gone += chosen
-        assert not self.without(gone).knots(), "groups were kept that no order has"
-        return gone
+            assert chosen != groups, f"all groups of a cycle are refused: {chosen}"
+            found += chosen
+        assert not self.without(found).cycles(), "groups were kept that no order satisfies"
+        return found
 
 
 def _refused_early(sources: Sequence[OperationInput], rules: Rules) -> dict[int, Reasons]:
@@ -218,20 +218,20 @@ def _refused_early(sources: Sequence[OperationInput], rules: Rules) -> dict[int,
     for indexes in groups.values():
         members = [source for index in indexes if isinstance(source := sources[index], Operation)]
         keys = [(one.entity, one.key) for one in members]
-        flaws: set[Reason] = set()
+        reasons: set[Reason] = set()
         if len(keys) > rules.group or len(set(keys)) < len(keys):
-            flaws.add(Reason.INVALID)
-        if unreadable or any(index in found for index in indexes):  # an unreadable line may be of any group
-            flaws.add(Reason.GROUP_REFUSED)
-        if flaws:
-            found |= {index: frozenset(flaws) for index in indexes if index not in found}
+            reasons.add(Reason.INVALID)
+        if unreadable or any(index in found for index in indexes):  # an unreadable line may belong to any group
+            reasons.add(Reason.GROUP_REFUSED)
+        if reasons:
+            found |= {index: frozenset(reasons) for index in indexes if index not in found}
     return found
 
 
 def apply(plan: Plan, states: States) -> dict[int, Reasons]:
-    """Carry out a plan on `states`; returns for each operation why it may be refused, nothing where it applies.
+    """Carry out a plan on `states`; returns for each operation why it may be refused, or no reason if it applies.
 
-    Units that do not wait for each other share no key, so every order that keeps the plan's gives the same.
+    Units that do not wait for each other share no key, so every order that the plan allows has the same result.
     """
     outcomes = dict(plan.early)
     done: set[Unit] = set()

@@ -1,4 +1,4 @@
-"""What is between the writers and DynamoDB: a service that answers calls, and a recorder of what took effect there."""
+"""The services that answer the writers' calls in DynamoDB's place, and a recorder of the transactions that took effect."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _ONE_OF = re.compile(r"(#\w+) IN \((:\w+), (:\w+)\)")
 
 
 class Service(Protocol):
-    """DynamoDB at its door: an operation and a body in DynamoDB JSON, and what it says."""
+    """A DynamoDB that takes an operation and a body in DynamoDB JSON, and returns an answer."""
 
     def answer(self, operation: str, body: bytes) -> Answer:
         """Carry out a call."""
 
     def forget(self) -> None:
-        """Let the ten minutes pass for which DynamoDB remembers tokens."""
+        """Forget all tokens, as DynamoDB does after ten minutes."""
 
 
 class Tables(MemoryDynamo):
-    """Tables in memory that know `UpdateItem` as the ledger calls it, and find writes of one entity malformed."""
+    """Tables in memory that support the ledger's `UpdateItem` calls, and reject the writes of one entity as malformed."""
 
     def __init__(self, odd: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Tables(MemoryDynamo):
 
 
 class MemoryService:
-    """Tables in memory behind DynamoDB's JSON protocol, with its memory for tokens, and limits of a transaction."""
+    """Tables in memory behind DynamoDB's JSON protocol, with its tokens and its limits of a transaction."""
 
     def __init__(self, tables: MemoryDynamo, *, actions: int, size: int) -> None:
         self._tables = tables
@@ -83,7 +83,7 @@ class MemoryService:
         token = call.pop("ClientRequestToken", None)
         if token in self._tokens:
             same = self._tokens[token] == body
-            return said(200) if same else failure("IdempotentParameterMismatchException")
+            return json_answer(200) if same else failure("IdempotentParameterMismatchException")
         try:
             content = self._tables.call(operation, call)
         except TransactionCancelled as cancelled:
@@ -94,7 +94,7 @@ class MemoryService:
             return failure("ValidationException", message=str(rejected))
         if token:
             self._tokens[token] = body
-        return said(200, content)
+        return json_answer(200, content)
 
 
 class RealService:
@@ -105,7 +105,7 @@ class RealService:
         self._url = url
 
     def forget(self) -> None:
-        """Time does not pass faster there."""
+        """Do nothing: a real service cannot be told to forget its tokens."""
 
     def answer(self, operation: str, body: bytes) -> Answer:
         headers = ("Content-Type: application/x-amz-json-1.0", f"X-Amz-Target: DynamoDB_20120810.{operation}")
@@ -126,29 +126,31 @@ class RealService:
         require(answer.status == 200, f"{name}: {answer.body!r}")
 
 
-def said(status: int, content: Any = None) -> Answer:
-    """An answer in JSON."""
+def json_answer(status: int, content: Any = None) -> Answer:
+    """Return an answer in JSON."""
     return Answer(status, [], msgspec.json.encode(content or {}))
 
 
 def failure(code: str, status: int = 400, **more: Any) -> Answer:
-    """An error in DynamoDB's form."""
-    return said(status, {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "said the model", **more})
+    """Return an error in DynamoDB's form."""
+    return json_answer(
+        status, {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "made by the model test", **more}
+    )
 
 
 def actions_of(body: bytes) -> list[dict[str, Any]]:
-    """The actions of a transaction, each without the name of its kind."""
+    """Return the actions of a transaction, without the names of their kinds."""
     return [next(iter(action.values())) for action in msgspec.json.decode(body)["TransactItems"]]
 
 
 def place_of(action: dict[str, Any]) -> tuple[str, str]:
-    """Partition and sort key of what an action is on; of a transaction's last action, its receipt."""
+    """Return the partition key and sort key of an action's item; a transaction's last action is on its receipt."""
     key = action.get("Key") or action["Item"]
     return key["pk"]["S"], key.get("sk", {"S": ""})["S"]
 
 
 class Recorder:
-    """Passes calls on, and keeps each transaction that took effect, in order; `read` says what an item of `records` means."""
+    """Forwards calls, and keeps the transactions that took effect, in order; `read` decodes an item of the table `records`."""
 
     def __init__(self, service: Service, *, records: str, read: Callable[[Item], Known]) -> None:
         self._service = service
@@ -162,7 +164,7 @@ class Recorder:
 
     def answer(self, operation: str, body: bytes) -> Answer:
         answer = self._service.answer(operation, body)
-        # A success that is said again is not one more: by its token, or else its receipt would have cancelled it.
+        # A second success of the same body had no effect: its token answered, else its receipt would have cancelled it.
         if operation == "TransactWriteItems" and answer.status == 200 and body not in self._bodies:
             self._bodies.add(body)
             self.commits.append(self._commit(actions_of(body)))

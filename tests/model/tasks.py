@@ -1,4 +1,4 @@
-"""The tasks of the queue, as `mdstore.tasks.tasks` has them, without Celery: what a message does, and what it sends on."""
+"""The tasks of `mdstore.tasks.tasks` without Celery: what the delivery of a message does, and which messages it sends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kind = Literal["submit", "ingest", "apply_lane", "finish", "finish_early", "give
 
 @dataclass(frozen=True)
 class Message:
-    """What is delivered: a producer's `submit`, one of the three tasks, a `finish` too many, or word that a lane gave up."""
+    """A message to deliver: a producer's `submit`, one of the three tasks, an early `finish`, or a lane's giving up."""
 
     kind: Kind
     request_id: str
@@ -26,7 +26,7 @@ class Message:
 
 
 class Tasks:
-    """Messages that wait until they are done with, and all there ever were: any may be delivered again."""
+    """The messages that wait to be acknowledged, and all messages ever sent (`seen`), any of which may be delivered again."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
@@ -37,11 +37,11 @@ class Tasks:
         self.results: dict[Message, list[Any]] = defaultdict(list)
 
     def submit(self, request_id: str) -> None:
-        """A producer is about to submit a request."""
+        """Add the message of a producer that submits a request."""
         self._send(Message("submit", request_id))
 
     def work(self, message: Message) -> Callable[[Parts], object]:
-        """What a delivery of `message` does."""
+        """Return the work of a delivery of `message`."""
         kinds: dict[Kind, Callable[[Parts, Message], object]] = {
             "submit": self._accept,
             "ingest": self._ingest,
@@ -53,7 +53,7 @@ class Tasks:
         return lambda parts: kinds[message.kind](parts, message)
 
     def done(self, message: Message, result: object) -> None:
-        """A delivery of `message` has ended well: it is acknowledged, and others follow."""
+        """Acknowledge a message whose delivery succeeded, and send the messages that follow from it."""
         if message in self.waiting:
             self.waiting.remove(message)
         self.results[message].append(result)
@@ -72,7 +72,7 @@ class Tasks:
         if message not in self.seen:
             self.seen.append(message)
 
-    # -- what they do
+    # -- the work of each kind of message
 
     def _accept(self, parts: Parts, message: Message) -> object:
         def publish(reference: Reference) -> None:
@@ -83,7 +83,7 @@ class Tasks:
         return parts.ingestor.accept(operations, publish=publish, request_id=message.request_id, on_invalid="refuse")
 
     def _ingest(self, parts: Parts, message: Message) -> object:
-        """The request when it is small or done, else the lanes that are missing."""
+        """Return the request if it has one lane or is done, else the lanes that are missing."""
         reference = self.references[message.request_id]
         if reference.lanes <= 1:
             return parts.writer.apply_request(reference)
@@ -102,7 +102,7 @@ class Tasks:
         return parts.ledger.finish(message.request_id)
 
     def _give_up(self, parts: Parts, message: Message) -> LaneSummary:
-        """As after the last delivery, but whatever the state is: the ledger must know better than to lose what is done."""
+        """Give a lane up as after its last delivery, but in any state: the ledger must not lose what is done already."""
         reference = self.references[message.request_id]
         summary = parts.writer.give_up(reference, message.lane, "attempts were spent")
         parts.ledger.fail(message.request_id, "attempts were spent")

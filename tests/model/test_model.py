@@ -1,4 +1,4 @@
-"""The store against its model: random requests through the real code, delivered, cut short and interleaved at random."""
+"""The store compared with its model: random requests through the real code, with random deliveries, faults and orders."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tests.model.deliveries import Clock
 from tests.model.environment import BODY, GROUP, LIMITS, RULES, Environment, at_once, reader
 from tests.model.network import MemoryService, RealService, Recorder, Tables
 from tests.model.schedule import Step
-from tests.model.strategies import quarrels, requests, schedules
+from tests.model.strategies import contending_requests, requests, schedules
 from tests.model.tasks import Message, Requests, Tasks
 from tests.model.world import World
 from tests.unit.endpoint import Keys
 from tests.unit.fakes import MemoryObjects
 
-lanes = st.sampled_from([3, 100, 1])  # operations of a lane, about
-pytestmark = pytest.mark.timeout(900)  # a failing example is made small, which takes minutes
+lanes = st.sampled_from([3, 100, 1])  # operations per lane, roughly
+pytestmark = pytest.mark.timeout(900)  # seconds; shrinking a failing example takes minutes
 profile = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _limits() -> Iterator[None]:
-    """Limits that a few operations reach."""
+    """Set limits that a few operations reach."""
     with pytest.MonkeyPatch.context() as patch:
         for name, limit in LIMITS.items():
             patch.setattr(name, limit)
@@ -39,17 +39,17 @@ def _limits() -> Iterator[None]:
 
 
 class Run:
-    """One world and its end."""
+    """One run of a world, and the comparison of its end with the model."""
 
     def __init__(self, environment: Environment, given_requests: Requests) -> None:
-        self._site = environment
+        self._environment = environment
         self._requests = given_requests
         self._recorder = Recorder(environment.service, records=environment.records, read=reader(environment))
         self._tasks = Tasks(given_requests)
         self.world = World(environment, self._recorder, self._tasks)
 
     def one_by_one(self, schedule: list[Step]) -> None:
-        """Submit each request when the one before it is completed, with its share of the schedule."""
+        """Submit each request when the one before it is completed; each gets its share of the schedule."""
         share = -(-len(schedule) // len(self._requests))
         for number, request_id in enumerate(self._requests):
             self._tasks.submit(request_id)
@@ -57,7 +57,7 @@ class Run:
         self._end().check_one_by_one()
 
     def at_once(self, schedule: list[Step]) -> None:
-        """Submit the first request, and when it is completed all others at once."""
+        """Submit the first request, and once it is completed all others together."""
         for request_id in self._requests:
             self._tasks.submit(request_id)
             if len(self._tasks.seen) == 1:
@@ -66,9 +66,9 @@ class Run:
         self._end()
 
     def contended(self, schedule: list[Step]) -> None:
-        """As at once, with the messages of all requests in the queue before any is delivered."""
+        """Do as `at_once` does, with the messages of all requests in the queue before any of them is delivered."""
         for request_id in self._requests:
-            at_once(self._site, Clock(1_700_000_000.0), self._tasks.work(Message("submit", request_id)))
+            at_once(self._environment, Clock(1_700_000_000.0), self._tasks.work(Message("submit", request_id)))
             if len(self._tasks.seen) == 1:
                 self.world.run([])
         self.world.run(schedule)
@@ -76,18 +76,18 @@ class Run:
 
     def _end(self) -> Comparison:
         self.world.end()
-        return Comparison(self._site, self._recorder, self._tasks, self._requests)
+        return Comparison(self._environment, self._recorder, self._tasks, self._requests)
 
 
 def in_memory(lane_operations: int) -> Environment:
-    # The token, and the pointers to data that was moved to S3, come on top of what the writer counts.
+    # The writer's count of bytes leaves out the token and the pointers to data in S3.
     service = MemoryService(Tables(RULES.odd), actions=GROUP + 1, size=BODY + 100 + GROUP * 300)
     return Environment(objects=MemoryObjects(), service=service, lane_operations=lane_operations)
 
 
 @pytest.fixture(scope="module")
 def emulated() -> Iterator[Callable[[int], Environment]]:
-    """Makes sites over an emulator's process, each with tables and a prefix of its own."""
+    """Yield a function that makes environments over an emulator's process, each with its own tables and prefix."""
     with EmbeddedAws(port=free_port()) as aws:
         settings = load_settings({"AWS_ENDPOINT_URL": aws.url}).settings
         clients = AwsClients(settings)
@@ -116,44 +116,44 @@ def emulated() -> Iterator[Callable[[int], Environment]]:
 
 @settings(profile, max_examples=250)
 @given(requests(), schedules(), lanes)
-def test_requests_one_by_one_do_what_the_model_does(
+def test_requests_one_by_one_match_the_model(
     given_requests: Requests, schedule: list[Step], lane_operations: int
 ) -> None:
-    """Each operation has the outcome, and each record the state, that the model foresees, whatever befalls the deliveries."""
+    """Whatever happens to the deliveries, each operation has the outcome and each record the state that the model predicts."""
     Run(in_memory(lane_operations), given_requests).one_by_one(schedule)
 
 
 @settings(profile, max_examples=250)
 @given(requests(most=3, operations=6), schedules(), lanes)
-def test_requests_at_once_are_in_some_order(
+def test_concurrent_requests_match_the_model_in_some_order(
     given_requests: Requests, schedule: list[Step], lane_operations: int
 ) -> None:
-    """Transactions of several requests, in the order in which they took effect, are a way that the model could have gone."""
+    """The model allows the transactions of concurrent requests in the order in which they took effect."""
     Run(in_memory(lane_operations), given_requests).at_once(schedule)
 
 
 @settings(profile, max_examples=150)
-@given(quarrels(), schedules(least=40), lanes)
-def test_requests_that_fight_for_two_keys_are_in_some_order(
+@given(contending_requests(), schedules(least=40), lanes)
+def test_contending_requests_match_the_model_in_some_order(
     given_requests: Requests, schedule: list[Step], lane_operations: int
 ) -> None:
-    """The same where most transactions meet others on their keys: patches are based anew, refusals race."""
+    """The model allows the order of transactions when most contend for keys: patches are merged again, and refusals race."""
     Run(in_memory(lane_operations), given_requests).contended(schedule)
 
 
 @settings(profile, max_examples=25)
 @given(given_requests=requests(with_odd=False), schedule=schedules(), lane_operations=lanes)
-def test_an_emulator_s_tables_do_what_the_model_does(
+def test_requests_on_an_emulator_match_the_model(
     emulated: Callable[[int], Environment], given_requests: Requests, schedule: list[Step], lane_operations: int
 ) -> None:
-    """The same one by one, where conditions, updates and reads are those of a real process and not of this package."""
+    """Requests one by one match the model when an emulator's process, not this package, does conditions, updates and reads."""
     Run(emulated(lane_operations), given_requests).one_by_one(schedule)
 
 
 @settings(profile, max_examples=25)
-@given(given_requests=quarrels(), schedule=schedules(least=40), lane_operations=lanes)
-def test_requests_that_fight_over_an_emulator_s_tables_are_in_some_order(
+@given(given_requests=contending_requests(), schedule=schedules(least=40), lane_operations=lanes)
+def test_contending_requests_on_an_emulator_match_the_model_in_some_order(
     emulated: Callable[[int], Environment], given_requests: Requests, schedule: list[Step], lane_operations: int
 ) -> None:
-    """The same fight for two keys of such tables."""
+    """The model allows the order of contending transactions in an emulator's tables."""
     Run(emulated(lane_operations), given_requests).contended(schedule)

@@ -21,13 +21,13 @@ from functools import partial
 from queue import Empty
 from typing import Any
 
-import msgspec
 from kombu.asynchronous import set_event_loop
 from kombu.log import get_logger
 from kombu.transport import SQS, virtual
 
 from mdstore.aws.sqs import Failed, Message, Sqs
 from mdstore.errors import DeploymentBroken, IntegrityError, MdstoreError, Unavailable
+from mdstore.queue.broker.ascii_json import Decoder
 from mdstore.queue.broker.claim_check import ClaimChecks, is_claim, read_claim
 from mdstore.queue.broker.encoding import deduplication_id, due_beyond_sqs, entry_of
 from mdstore.queue.broker.envelope import Malformed, check, task_of
@@ -47,7 +47,7 @@ _CLIENT_WAIT = 1.0  # seconds that a client without a loop waits for a message b
 _CLOSE_WITHIN = 25.0  # seconds
 _GIVE_BACK_WITHIN = 3.0  # seconds
 
-_decode = msgspec.json.Decoder().decode
+_decode = Decoder[dict[str, Any]]().decode
 
 
 class QoS(virtual.QoS):
@@ -276,7 +276,7 @@ class Channel(FanoutChannel):
             if not self._store_dead_letter(message, str(error)):
                 raise Unavailable("it could not be dead-lettered", code="DeadLetters") from error
             return None
-        payload: dict[str, Any] = _decode(text)
+        payload = _decode(text)
         payload["headers"]["receives"] = message.receives
         properties = payload["properties"]
         properties["delivery_tag"] = message.message_id

@@ -40,6 +40,14 @@ def text_app(settings: Settings) -> SqsApp:
     def headers(self: Task) -> list[Any]:
         return [self.request.shadow, self.request.stamps, self.request.own]
 
+    @made.task(name="returns", shared=False)
+    def returns() -> Any:
+        return {"__type__": "nobody", "__value__": 1}
+
+    @made.task(name="raises", shared=False)
+    def raises() -> None:
+        raise ValueError({"__type__": "nobody", "__value__": 1})
+
     def same(value: Any) -> Any:
         return value
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from kombu.utils.json import loads as kombu_loads
 
 T = TypeVar("T")
 
@@ -36,11 +37,21 @@ def escaped(text: str) -> str:
     return text if text.isascii() else _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
+def check_objects(text: str) -> None:
+    """Raise `ValueError` if kombu cannot decode an object in a JSON text, as `{"__type__": "nobody", "__value__": 1}`."""
+    if "__type__" not in text:
+        return
+    try:
+        kombu_loads(text)
+    except Exception as error:  # whatever the decoder of the type raises
+        raise ValueError(f"kombu cannot decode it: {error!r}") from error
+
+
 class Decoder(Generic[T]):
     """Decodes JSON of one type as msgspec does, even if a string has half of a surrogate pair.
 
-    `decode` raises `ValueError` (msgspec's errors are `ValueError`s) or `RecursionError`. A text with half pairs is converted to
-    the type `strict`, if it is given: it can refuse half pairs where other code needs valid Unicode.
+    `decode` raises `ValueError` (msgspec's errors are `ValueError`s) or `RecursionError`. A text with half pairs is converted
+    to the type `strict`, if it is given: it can refuse half pairs where other code needs valid Unicode.
     """
 
     def __init__(self, type_: type[T] | Any = Any, *, strict: Any = None) -> None:

@@ -269,12 +269,13 @@ class Channel(FanoutChannel):
         """
         if self.kind_of(queue):
             return self.open_broadcast(queue, message)
+        text = message.body
         try:
-            text = self._claim_checks.load(message.body) if is_claim(message.body) else message.body
+            if is_claim(text):
+                text = self._claim_checks.load(text)
             check(text, received=True)
         except (Malformed, IntegrityError) as error:
-            if not self._store_dead_letter(message, str(error)):
-                raise Unavailable("it could not be dead-lettered", code="DeadLetters") from error
+            self._refuse(message, text, error)
             return None
         payload = _decode(text)
         payload["headers"]["receives"] = message.receives
@@ -289,6 +290,23 @@ class Channel(FanoutChannel):
             "redelivered": message.receives > 1,
         }
         return payload
+
+    def _refuse(self, message: Message, text: str, error: Exception) -> None:
+        """Fail the task of a message that must not be executed, and dead-letter the message. Raises `Unavailable`."""
+        fail = self.transport_options.get("fail_unexecuted", _report_to_nobody)
+        if not self._report(message, partial(fail, text, error)):
+            raise Unavailable("its failure could not be recorded", code="NotRecorded") from error
+        if not self._store_dead_letter(message, str(error)):
+            raise Unavailable("it could not be dead-lettered", code="DeadLetters") from error
+
+    def _report(self, message: Message, report: Callable[[], Any]) -> bool:
+        """Report that a task has failed. Return False if the next delivery should do that, because this one could not."""
+        try:
+            report()
+        except Exception:
+            logger.exception("message %s is dead-lettered, but its failure could not be recorded", message.message_id)
+            return message.receives >= int(self.transport_options.get("max_receives", 1))
+        return True
 
     def _hand_out(self, held: Held) -> None:
         """Hand a message to its consumer. If the consumer raises, requeue the message, so that it does not block others."""
@@ -325,24 +343,23 @@ class Channel(FanoutChannel):
             self._poller.release(held, seconds=backoff(held.message.receives))
         self._make_room(delivery_tag)
 
-    def dead_letter(self, delivery_tag: str, reason: str, *, then: Callable[[], Any] | None = None) -> None:
-        """On a thread, dead-letter a message, delete it and call `then`. If it cannot be dead-lettered, give it back."""
+    def dead_letter(self, delivery_tag: str, reason: str, *, report: Callable[[], Any] = lambda: None) -> None:
+        """On a thread, call `report`, which records the failure, dead-letter the message, and delete it.
+
+        If one of these is impossible, give the message back, so that the next delivery repeats them all. The last delivery
+        is dead-lettered even if the failure cannot be recorded.
+        """
         held = self._at_work.pop(delivery_tag, None)
         if held is not None and (poller := self._poller) is not None:
             held.is_lost = lambda: False  # its task is over, but the thread still needs it
-            self._dead_letter_thread.submit(self._dead_letter_held, poller, held, reason, then)
+            self._dead_letter_thread.submit(self._dead_letter_held, poller, held, reason, report)
         self._make_room(delivery_tag)
 
-    def _dead_letter_held(self, poller: Poller, held: Held, reason: str, then: Callable[[], Any] | None) -> None:
-        if not self._store_dead_letter(held.message, reason):
+    def _dead_letter_held(self, poller: Poller, held: Held, reason: str, report: Callable[[], Any]) -> None:
+        if self._report(held.message, report) and self._store_dead_letter(held.message, reason):
+            poller.delete(held)
+        else:
             poller.release(held, seconds=backoff(held.message.receives))
-            return
-        poller.delete(held)
-        try:
-            if then is not None:
-                then()
-        except Exception:
-            logger.exception("message %s was dead-lettered, but this could not be reported", held.id)
 
     def watch(self, delivery_tag: str, owner: Any) -> None:
         """Record the object that works on a message. Once nothing refers to `owner` any more, its work is lost."""
@@ -368,6 +385,10 @@ class Channel(FanoutChannel):
             logger.exception("a message could not be dead-lettered: %s", reason)
             return False
         return True
+
+
+def _report_to_nobody(_text: str, _error: Exception) -> None:
+    """Do nothing, where no app has results."""
 
 
 def _task_of(body: str) -> str:

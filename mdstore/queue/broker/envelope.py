@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from mdstore.model import MAX_AGE
-from mdstore.queue.broker.ascii_json import Decoder
+from mdstore.queue.broker.ascii_json import Decoder, check_objects
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 #: Seconds, at least 1: a process that is killed while it still reads its message can take down the whole pool.
@@ -69,13 +69,18 @@ class Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_
     content_encoding: Literal["utf-8"]
 
 
+def is_unicode(text: str) -> bool:
+    """Tell whether a text is valid Unicode: it has no half of a surrogate pair."""
+    return _HALF_PAIR.search(text) is None
+
+
 class _StrictHeaders(Headers):
     """Checks that the names are valid Unicode, because results and chords are stored under them."""
 
     def __post_init__(self) -> None:
         for name in ("task", "id", "root_id", "parent_id", "group"):
             value = getattr(self, name) or ""
-            if _HALF_PAIR.search(value):
+            if not is_unicode(value):
                 raise ValueError(f"{name}={value!r}: expected valid Unicode")
 
 
@@ -97,7 +102,9 @@ def check(text: str, *, received: bool = False) -> None:
         envelope = _envelope.decode(text)
     with _checking("body"):
         is_base64 = envelope.properties.body_encoding == "base64"
-        _body.decode(base64.b64decode(envelope.body, validate=True).decode() if is_base64 else envelope.body)
+        body = base64.b64decode(envelope.body, validate=True).decode() if is_base64 else envelope.body
+        _body.decode(body)
+        check_objects(body)
     with _checking("eta"):
         moment = _moment(envelope.headers.eta)
         if received and moment and moment > datetime.now(UTC) + timedelta(seconds=MAX_AGE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -117,6 +118,18 @@ def test_any_text_may_be_given(message: str) -> None:
     canvas = Canvas()
     fail_text(canvas.app, message, ValueError("why"))
     assert not canvas.table.items
+
+
+@pytest.mark.parametrize(
+    "changes", [{"body": 7}, {"body": "!"}, {"properties": 7}, {"body": None}, {"content-type": 7}], ids=repr
+)
+def test_a_message_with_readable_headers_fails_its_task(changes: dict[str, Any]) -> None:
+    """Whatever else is wrong with it."""
+    canvas = Canvas()
+    properties = {"body_encoding": "base64"}
+    message = {"headers": {"task": "t", "id": "x"}, "body": "", "properties": properties, **changes}
+    fail_text(canvas.app, json.dumps(message), ValueError("why"))
+    assert canvas.app.AsyncResult("x").state == "FAILURE"
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,9 @@ class Channel(FanoutChannel):
     """Connects kombu to SQS. It reads these transport options besides those of kombu.
 
     `sqs`, `claim_checks` and `delayed_table` are functions that return the objects of the calling process. `publisher` is the
-    app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason. `ahead` is how many
-    messages the worker may hold for each one that it can work on at a time.
+    app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason, and `fail_unexecuted`
+    fails its task; the delivery `max_receives` is the last. `ahead` is how many messages the worker may hold for each one that
+    it can work on at a time.
     """
 
     QoS = QoS
@@ -304,7 +305,7 @@ class Channel(FanoutChannel):
         try:
             report()
         except Exception:
-            logger.exception("message %s is dead-lettered, but its failure could not be recorded", message.message_id)
+            logger.exception("the failure of the task of message %s could not be recorded", message.message_id)
             return message.receives >= int(self.transport_options.get("max_receives", 1))
         return True
 

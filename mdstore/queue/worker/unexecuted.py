@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -35,11 +36,13 @@ def fail_text(app: Any, text: str, error: Exception) -> None:
             envelope: dict[str, Any] = {"headers": {"task": claim.task, "id": claim.id}}
         else:
             envelope = _decode(text)
-        headers, body, properties = envelope["headers"], envelope.get("body"), envelope.get("properties") or {}
-        if properties.get("body_encoding") == "base64":
-            body = b64decode(body or "").decode()
+        headers, body, properties = (envelope.get(name) for name in ("headers", "body", "properties"))
     except (*_FAILURES, AttributeError, IntegrityError):
         return
+    properties = properties if isinstance(properties, dict) else {}
+    if properties.get("body_encoding") == "base64":
+        with suppress(*_FAILURES):
+            body = b64decode(body or "")
     fail_message(app, headers, body, properties, error)
 
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from celery import Celery
+from celery.exceptions import InvalidTaskError
 from kombu.utils.objects import cached_property
 
 from mdstore.aws.clients import AwsClients
@@ -23,6 +24,7 @@ from mdstore.queue.delayed.table import DelayedTable
 from mdstore.queue.results.recovery import RecoveryStep
 from mdstore.queue.settings import celery_configuration
 from mdstore.queue.worker import child_process
+from mdstore.queue.worker.unexecuted import fail_text
 from mdstore.queue.worker.watchdog import Watchdog
 from mdstore.settings import Settings, load_settings
 
@@ -117,6 +119,10 @@ class SqsApp(Celery):
         event(
             "message.dead_lettered", level=logging.ERROR, task=task, receives=receives, error=reason.partition("\n")[0]
         )
+
+    def fail_unexecuted(self, text: str, error: Exception) -> None:
+        """Fail the task of a message, given as its text, that no worker can execute. Raises errors of AWS."""
+        fail_text(self, text, InvalidTaskError(str(error)))
 
     def warm_up(self) -> None:
         """Build what tasks use. A worker's child process calls this before its first message."""

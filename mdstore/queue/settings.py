@@ -73,6 +73,8 @@ def _transport_options(app: SqsApp) -> dict[str, Any]:
         "sqs": lambda: app.aws.queues,
         "publisher": app.publisher,
         "dead_letter": app.dead_letter,
+        "fail_unexecuted": app.fail_unexecuted,
+        "max_receives": settings.max_receives,
         "claim_checks": lambda: app.claim_checks,
         "delayed_table": lambda: app.delayed_table,
         "ahead": settings.prefetch,

@@ -13,10 +13,10 @@ import msgspec
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.utils.log import get_task_logger
 
-from mdstore import exactjson
 from mdstore.errors import IntegrityError, MdstoreError, NotFound
 from mdstore.log import event
 from mdstore.model import Reference, State
+from mdstore.queue.broker import ascii_json
 from mdstore.queue.task import SqsTask
 from mdstore.queue.worker.request import SqsRequest
 from mdstore.store import Store
@@ -123,7 +123,7 @@ class StoreTask(SqsTask):
 
     def _dead_letter(self, delivery: _Delivery, reason: str, error: Exception) -> None:
         """Dead-letter a message with the reason. If its reference is genuine, record that its request and task have failed."""
-        body = exactjson.dumps({"task": self.name, "message": delivery.message}).decode()
+        body = ascii_json.dumps({"task": self.name, "message": delivery.message})
         self.app.dead_letter(body=body, reason=reason, task=self.name, receives=self.deliveries.count)
         if delivery.reference is not None and self._is_genuine(delivery.reference):
             self._record_failure(delivery.reference, None, reason)

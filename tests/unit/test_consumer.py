@@ -26,10 +26,9 @@ class RecordingChannel:
     no_ack_consumers: frozenset[str] = frozenset()
     letters: list[tuple[str, str]] = field(default_factory=list)
 
-    def dead_letter(self, delivery_tag: str, reason: str, *, then: Callable[[], Any] | None = None) -> None:
+    def dead_letter(self, delivery_tag: str, reason: str, *, report: Callable[[], Any] = lambda: None) -> None:
         self.letters.append((delivery_tag, reason))
-        if then is not None:
-            then()
+        report()
 
     @property
     def reasons(self) -> list[str]:

@@ -48,10 +48,9 @@ class RecordingChannel:
     def basic_reject(self, *_: Any, requeue: bool = False) -> None:
         self.ended.append("redelivered" if requeue else "rejected")
 
-    def dead_letter(self, _: Any, reason: str, *, then: Callable[[], Any] | None = None) -> None:
+    def dead_letter(self, _: Any, reason: str, *, report: Callable[[], Any] = lambda: None) -> None:
         self.ended.append(f"dead-lettered: {reason.partition(chr(10))[0]}")
-        if then:
-            then()
+        report()
 
 
 def deliver(canvas: Canvas, sent: Any, *, receives: int = 1, **properties: Any) -> str:

@@ -147,16 +147,15 @@ def test_a_rejected_message_is_dead_lettered(channel: Channel, sqs: FakeSqs, let
 
 
 def test_dead_lettering_does_not_block_the_caller(channel: Channel, sqs: FakeSqs, letters: DeadLetters) -> None:
-    """The letter is written on a thread. The message is held until then, and the callback runs afterwards."""
-    dead_lettered = threading.Event()
+    """The failure is reported and the letter written on a thread. The message is held until both are done."""
+    reported = threading.Event()
     letters.may_go.clear()
     sqs.arrive("url of work", text(), handle="h")
     message = first(channel, consume(channel))
-    channel.dead_letter(message.delivery_tag, "unknown", then=dead_lettered.set)
-    assert not dead_lettered.is_set()
+    channel.dead_letter(message.delivery_tag, "unknown", report=reported.set)
+    assert reported.wait(5)
     assert channel.liveness()["held"] == 1
     letters.may_go.set()
-    assert dead_lettered.wait(5)
     until(lambda: sqs.all_deleted == ["h"])
     assert [letter["reason"] for letter in letters] == ["unknown"]
 
@@ -268,7 +267,6 @@ def test_the_body_of_a_message_is_sent_as_json_without_base64(channel: Channel, 
     ("body", "headers", "why"),
     [
         (float("nan"), {}, "body: JSON is malformed"),
-        ("x\ud800", {}, "body: "),
         ("x", {"shadow": ""}, "shadow"),
         ("x", {"timelimit": [None, 0.5]}, "timelimit"),
         ("x", {"compression": "application/x-gzip"}, "compression"),

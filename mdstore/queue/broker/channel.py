@@ -21,13 +21,13 @@ from functools import partial
 from queue import Empty
 from typing import Any
 
-import msgspec
 from kombu.asynchronous import set_event_loop
 from kombu.log import get_logger
 from kombu.transport import SQS, virtual
 
 from mdstore.aws.sqs import Failed, Message, Sqs
 from mdstore.errors import DeploymentBroken, IntegrityError, MdstoreError, Unavailable
+from mdstore.queue.broker.ascii_json import Decoder
 from mdstore.queue.broker.claim_check import ClaimChecks, is_claim, read_claim
 from mdstore.queue.broker.encoding import deduplication_id, due_beyond_sqs, entry_of
 from mdstore.queue.broker.envelope import Malformed, check, task_of
@@ -47,7 +47,7 @@ _CLIENT_WAIT = 1.0  # seconds that a client without a loop waits for a message b
 _CLOSE_WITHIN = 25.0  # seconds
 _GIVE_BACK_WITHIN = 3.0  # seconds
 
-_decode = msgspec.json.Decoder().decode
+_decode = Decoder[dict[str, Any]]().decode
 
 
 class QoS(virtual.QoS):
@@ -60,8 +60,9 @@ class Channel(FanoutChannel):
     """Connects kombu to SQS. It reads these transport options besides those of kombu.
 
     `sqs`, `claim_checks` and `delayed_table` are functions that return the objects of the calling process. `publisher` is the
-    app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason. `ahead` is how many
-    messages the worker may hold for each one that it can work on at a time.
+    app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason, and `fail_unexecuted`
+    fails its task; the delivery `max_receives` is the last. `ahead` is how many messages the worker may hold for each one that
+    it can work on at a time.
     """
 
     QoS = QoS
@@ -269,14 +270,15 @@ class Channel(FanoutChannel):
         """
         if self.kind_of(queue):
             return self.open_broadcast(queue, message)
+        text = message.body
         try:
-            text = self._claim_checks.load(message.body) if is_claim(message.body) else message.body
+            if is_claim(text):
+                text = self._claim_checks.load(text)
             check(text, received=True)
         except (Malformed, IntegrityError) as error:
-            if not self._store_dead_letter(message, str(error)):
-                raise Unavailable("it could not be dead-lettered", code="DeadLetters") from error
+            self._refuse(message, text, error)
             return None
-        payload: dict[str, Any] = _decode(text)
+        payload = _decode(text)
         payload["headers"]["receives"] = message.receives
         properties = payload["properties"]
         properties["delivery_tag"] = message.message_id
@@ -289,6 +291,23 @@ class Channel(FanoutChannel):
             "redelivered": message.receives > 1,
         }
         return payload
+
+    def _refuse(self, message: Message, text: str, error: Exception) -> None:
+        """Fail the task of a message that must not be executed, and dead-letter the message. Raises `Unavailable`."""
+        fail = self.transport_options.get("fail_unexecuted", _report_to_nobody)
+        if not self._report(message, partial(fail, text, error)):
+            raise Unavailable("its failure could not be recorded", code="NotRecorded") from error
+        if not self._store_dead_letter(message, str(error)):
+            raise Unavailable("it could not be dead-lettered", code="DeadLetters") from error
+
+    def _report(self, message: Message, report: Callable[[], Any]) -> bool:
+        """Report that a task has failed. Return False if the next delivery should do that, because this one could not."""
+        try:
+            report()
+        except Exception:
+            logger.exception("the failure of the task of message %s could not be recorded", message.message_id)
+            return message.receives >= int(self.transport_options.get("max_receives", 1))
+        return True
 
     def _hand_out(self, held: Held) -> None:
         """Hand a message to its consumer. If the consumer raises, requeue the message, so that it does not block others."""
@@ -325,24 +344,23 @@ class Channel(FanoutChannel):
             self._poller.release(held, seconds=backoff(held.message.receives))
         self._make_room(delivery_tag)
 
-    def dead_letter(self, delivery_tag: str, reason: str, *, then: Callable[[], Any] | None = None) -> None:
-        """On a thread, dead-letter a message, delete it and call `then`. If it cannot be dead-lettered, give it back."""
+    def dead_letter(self, delivery_tag: str, reason: str, *, report: Callable[[], Any] = lambda: None) -> None:
+        """On a thread, call `report`, which records the failure, dead-letter the message, and delete it.
+
+        If one of these is impossible, give the message back, so that the next delivery repeats them all. The last delivery
+        is dead-lettered even if the failure cannot be recorded.
+        """
         held = self._at_work.pop(delivery_tag, None)
         if held is not None and (poller := self._poller) is not None:
             held.is_lost = lambda: False  # its task is over, but the thread still needs it
-            self._dead_letter_thread.submit(self._dead_letter_held, poller, held, reason, then)
+            self._dead_letter_thread.submit(self._dead_letter_held, poller, held, reason, report)
         self._make_room(delivery_tag)
 
-    def _dead_letter_held(self, poller: Poller, held: Held, reason: str, then: Callable[[], Any] | None) -> None:
-        if not self._store_dead_letter(held.message, reason):
+    def _dead_letter_held(self, poller: Poller, held: Held, reason: str, report: Callable[[], Any]) -> None:
+        if self._report(held.message, report) and self._store_dead_letter(held.message, reason):
+            poller.delete(held)
+        else:
             poller.release(held, seconds=backoff(held.message.receives))
-            return
-        poller.delete(held)
-        try:
-            if then is not None:
-                then()
-        except Exception:
-            logger.exception("message %s was dead-lettered, but this could not be reported", held.id)
 
     def watch(self, delivery_tag: str, owner: Any) -> None:
         """Record the object that works on a message. Once nothing refers to `owner` any more, its work is lost."""
@@ -368,6 +386,10 @@ class Channel(FanoutChannel):
             logger.exception("a message could not be dead-lettered: %s", reason)
             return False
         return True
+
+
+def _report_to_nobody(_text: str, _error: Exception) -> None:
+    """Do nothing, where no app has results."""
 
 
 def _task_of(body: str) -> str:

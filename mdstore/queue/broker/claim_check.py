@@ -26,11 +26,13 @@ from mdstore.aws.blobs import Contents
 from mdstore.aws.s3 import Objects
 from mdstore.errors import IntegrityError, InvalidRequest
 from mdstore.model import CLAIM_DAYS
+from mdstore.queue.broker import ascii_json
 from mdstore.settings import DAY
 
 _MARK = "mdstore-claim"
 _MAX_POINTER = 4_096  # characters
-_MAX_NAME = 255
+#: Characters that a pointer keeps of a name, in ASCII and otherwise: an escape has up to 12 characters.
+_MAX_ASCII_NAME, _MAX_NAME = 255, 100
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
@@ -62,7 +64,7 @@ class _Message(msgspec.Struct):
 
 _claim = msgspec.json.Decoder(Claim)
 _marked = msgspec.json.Decoder(_Marked)
-_message = msgspec.json.Decoder(_Message)
+_message = ascii_json.Decoder[_Message](_Message)
 
 
 class ClaimChecks:
@@ -106,9 +108,9 @@ class ClaimChecks:
             size=len(content),
             days=days,
             stored=stored,
-            **_names(content),
+            **_names(text),
         )
-        return msgspec.json.encode(claim).decode()
+        return ascii_json.dumps(claim)
 
     def load(self, text: str) -> str:
         """Return the message that a pointer names. Raises `IntegrityError` if it is missing or not what was stored."""
@@ -150,9 +152,10 @@ def _lifetime(ahead: float) -> int:
     return next((days for days in CLAIM_DAYS if days >= needed), CLAIM_DAYS[-1])
 
 
-def _names(content: bytes) -> dict[str, Any]:
+def _names(text: str) -> dict[str, Any]:
     try:
-        headers = _message.decode(content).headers
+        headers = _message.decode(text).headers
     except (ValueError, RecursionError):
         return {}
-    return {"task": headers.task[:_MAX_NAME], "id": headers.id[:_MAX_NAME]}
+    named = {"task": headers.task, "id": headers.id}
+    return {key: name[: _MAX_ASCII_NAME if name.isascii() else _MAX_NAME] for key, name in named.items()}

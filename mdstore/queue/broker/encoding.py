@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
-
 from mdstore.aws.sqs import MAX_DELAY, Entry, is_fifo
 from mdstore.errors import InvalidRequest
+from mdstore.queue.broker.ascii_json import dumps
 from mdstore.queue.broker.envelope import Malformed, check
 
-_encode = msgspec.json.Encoder().encode
+#: What SQS accepts as the id of a message group, and for deduplication.
+_ID = re.compile(r"[!-~]{1,128}")
+_NOT_IN_ID = re.compile(r"[^!-~]")
+_NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def entry_of(queue: str, message: dict[str, Any], *, store: Callable[[str], str] = str) -> Entry:
@@ -24,9 +27,9 @@ def entry_of(queue: str, message: dict[str, Any], *, store: Callable[[str], str]
     Raises `InvalidRequest` for a task's message that no worker would accept.
     """
     properties, headers = message.get("properties", {}), message.get("headers") or {}
-    group = properties.get("MessageGroupId")
-    attributes = properties.pop("message_attributes", None)
-    text = _encode(message).decode()
+    group = _checked_id(properties, "MessageGroupId")
+    attributes = _checked_attributes(properties.pop("message_attributes", None))
+    text = dumps(message)
     if "task" in headers:
         _check(text, headers["task"])
     body = store(text)
@@ -39,8 +42,8 @@ def entry_of(queue: str, message: dict[str, Any], *, store: Callable[[str], str]
         )
     return Entry(
         message_body=body,
-        message_group_id=group or str(headers.get("task", "default")),
-        message_deduplication_id=properties.get("MessageDeduplicationId") or deduplication_id(message),
+        message_group_id=group or group_id(str(headers.get("task", "default"))),
+        message_deduplication_id=_checked_id(properties, "MessageDeduplicationId") or deduplication_id(message),
         message_attributes=attributes,
     )
 
@@ -50,6 +53,32 @@ def _check(text: str, task: object) -> None:
         check(text)
     except Malformed as error:
         raise InvalidRequest(field="message", value=task, expected=f"a task that a worker takes ({error})") from error
+
+
+def group_id(name: str) -> str:
+    """Return the message group of a task's name: the name if SQS accepts it, else most of it and a digest of all of it."""
+    if _ID.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:32]
+    return f"{_NOT_IN_ID.sub('-', name)[:95]}-{digest}"
+
+
+def _checked_id(properties: dict[str, Any], field: str) -> str | None:
+    """Return an id that the caller chose, or None. It is never changed, because others may use the same id."""
+    value: str | None = properties.get(field)
+    if value and not (isinstance(value, str) and _ID.fullmatch(value)):
+        raise InvalidRequest(field=field, value=value, expected="1-128 ASCII letters, digits or punctuation")
+    return value
+
+
+def _checked_attributes(attributes: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the message attributes. One that cannot be written would fail the whole batch of messages."""
+    for name, value in (attributes or {}).items():
+        if any(isinstance(text, str) and _NOT_IN_XML.search(text) for text in (name, *value.values())):
+            raise InvalidRequest(
+                field=f"message_attributes[{name!r}]", value=value, expected="characters that SQS accepts (XML 1.0)"
+            )
+    return attributes
 
 
 def due_beyond_sqs(queue: str, message: dict[str, Any]) -> float | None:
@@ -78,4 +107,5 @@ def deduplication_id(message: dict[str, Any]) -> str:
     """Return 64 characters that tell a task's message from those of its retries and of the tasks that replace it."""
     headers = message.get("headers") or {}
     identity = [headers.get(name) for name in ("id", "retries", "replaced_task_nesting", "task")]
-    return hashlib.sha256(_encode(identity if identity[0] else message["properties"]["delivery_tag"])).hexdigest()
+    text = dumps(identity if identity[0] else message["properties"]["delivery_tag"])
+    return hashlib.sha256(text.encode()).hexdigest()

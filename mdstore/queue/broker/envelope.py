@@ -7,6 +7,7 @@ the worker, a compressed body is decompressed without bound, and arguments that 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from mdstore.model import MAX_AGE
+from mdstore.queue.broker.ascii_json import Decoder, check_objects
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 #: Seconds, at least 1: a process that is killed while it still reads its message can take down the whole pool.
@@ -67,8 +69,28 @@ class Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_
     content_encoding: Literal["utf-8"]
 
 
-_envelope = msgspec.json.Decoder(Envelope)
-_body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], dict[str, Any] | None])
+def is_unicode(text: str) -> bool:
+    """Tell whether a text is valid Unicode: it has no half of a surrogate pair."""
+    return _HALF_PAIR.search(text) is None
+
+
+class _StrictHeaders(Headers):
+    """Checks that the names are valid Unicode, because results and chords are stored under them."""
+
+    def __post_init__(self) -> None:
+        for name in ("task", "id", "root_id", "parent_id", "group"):
+            value = getattr(self, name) or ""
+            if not is_unicode(value):
+                raise ValueError(f"{name}={value!r}: expected valid Unicode")
+
+
+class _StrictEnvelope(Envelope):
+    headers: _StrictHeaders
+
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_envelope = Decoder[Envelope](Envelope, strict=_StrictEnvelope)
+_body = Decoder[Any](tuple[list[Any], dict[str, Any], dict[str, Any] | None])
 
 
 def check(text: str, *, received: bool = False) -> None:
@@ -80,7 +102,9 @@ def check(text: str, *, received: bool = False) -> None:
         envelope = _envelope.decode(text)
     with _checking("body"):
         is_base64 = envelope.properties.body_encoding == "base64"
-        _body.decode(base64.b64decode(envelope.body, validate=True) if is_base64 else envelope.body)
+        body = base64.b64decode(envelope.body, validate=True).decode() if is_base64 else envelope.body
+        _body.decode(body)
+        check_objects(body)
     with _checking("eta"):
         moment = _moment(envelope.headers.eta)
         if received and moment and moment > datetime.now(UTC) + timedelta(seconds=MAX_AGE):
@@ -113,7 +137,7 @@ class _TaskMessage(msgspec.Struct):
     headers: _TaskHeader = msgspec.field(default_factory=_TaskHeader)
 
 
-_task_message = msgspec.json.Decoder(_TaskMessage)
+_task_message = Decoder[_TaskMessage](_TaskMessage)
 
 
 def task_of(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from mdstore.queue.broker.ascii_json import Decoder, dumps
 from mdstore.queue.broker.envelope import Malformed, Name, Properties
 from mdstore.queue.control.topics import REPLY_ID, Kind
 
@@ -74,11 +75,11 @@ class Event(msgspec.Struct):
     uuid: Name | None = None
 
 
-_envelope = msgspec.json.Decoder(Envelope)
-_bodies: Mapping[Kind, msgspec.json.Decoder[Any]] = {
-    Kind.CONTROL: msgspec.json.Decoder(Command),
-    Kind.REPLY: msgspec.json.Decoder(dict[Name, Any]),
-    Kind.EVENTS: msgspec.json.Decoder(list[Event] | Event),
+_envelope = Decoder[Envelope](Envelope)
+_bodies: Mapping[Kind, Decoder[Any]] = {
+    Kind.CONTROL: Decoder(Command),
+    Kind.REPLY: Decoder(dict[Name, Any]),
+    Kind.EVENTS: Decoder(list[Event] | Event),
 }
 
 
@@ -86,9 +87,9 @@ def unwrap(kind: Kind, text: str, *, tag: str, reply_exchange: str) -> dict[str,
     """Return a message in kombu's form, with `tag` as its delivery tag. Raises `Malformed`, also for a stale command."""
     try:
         envelope = _envelope.decode(text)
-        body = envelope.body.encode()
+        body = envelope.body
         if envelope.properties.body_encoding == "base64":
-            body = base64.b64decode(body, validate=True)
+            body = base64.b64decode(body, validate=True).decode()
         content = _bodies[kind].decode(body)
         if kind is Kind.CONTROL:
             _check_command(content, envelope.headers, reply_exchange)
@@ -98,7 +99,7 @@ def unwrap(kind: Kind, text: str, *, tag: str, reply_exchange: str) -> dict[str,
         raise Malformed(f"not a message of a {kind} queue: {error}") from error
     headers = {name: value for name, value in msgspec.to_builtins(envelope.headers).items() if value is not None}
     return {
-        "body": body.decode(),
+        "body": body,
         "content-type": envelope.content_type,
         "content-encoding": envelope.content_encoding,
         "headers": headers,
@@ -108,9 +109,9 @@ def unwrap(kind: Kind, text: str, *, tag: str, reply_exchange: str) -> dict[str,
 
 def wrap(body: str) -> str:
     """Return an envelope around a JSON text."""
-    return msgspec.json.encode({
+    return dumps({
         "body": body, "content-type": "application/json", "content-encoding": "utf-8", "headers": {}, "properties": {},
-    }).decode()  # fmt: skip
+    })  # fmt: skip
 
 
 def _check_command(command: Command, headers: Headers, reply_exchange: str) -> None:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from celery.app.events import Events as CeleryEvents
 from celery.events.dispatcher import EventDispatcher
 from celery.events.event import Event as CeleryEvent
@@ -21,6 +20,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import utcoffset
 
 from mdstore.errors import MdstoreError, Unavailable
+from mdstore.queue.broker.ascii_json import dumps
 from mdstore.queue.control.broadcasts import MAX_BYTES, wrap
 
 logger = get_logger(__name__)
@@ -56,7 +56,7 @@ class EventPublisher:
         """Buffer an event, and return at once."""
         text = _encoded(event)
         # The envelope holds the list of events as a string, in which each quote and backslash takes two bytes.
-        size = len(text.encode()) + text.count('"') + text.count("\\") + 1
+        size = len(text) + text.count('"') + text.count("\\") + 1
         with self._changed:
             if size > _BATCH_BYTES:
                 self.dropped += 1
@@ -203,4 +203,4 @@ def _clipped(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encoded(event: dict[str, Any]) -> str:
-    return msgspec.json.encode(event, enc_hook=lambda value: repr(value)[:MAX_FIELD]).decode()
+    return dumps(event, enc_hook=lambda value: repr(value)[:MAX_FIELD])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from mdstore.aws.sqs import Entry, is_fifo
 from mdstore.errors import MdstoreError
 from mdstore.log import event
+from mdstore.queue.broker.ascii_json import escaped
 from mdstore.queue.delayed.table import INTERVAL, DelayedMessage
 from mdstore.queue.worker.periodic import PeriodicStep
 
@@ -29,7 +30,7 @@ class MoverStep(PeriodicStep):
         in_order = is_fifo(queue)
         entries = [
             Entry(
-                message_body=message.body,
+                message_body=escaped(message.body),  # release 0.1.0 stored characters that SQS refuses
                 delay_seconds=message.delay_seconds,
                 message_group_id=message.group_id,
                 message_deduplication_id=message.deduplication_id if in_order else None,

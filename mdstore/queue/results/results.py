@@ -24,6 +24,7 @@ from mdstore.aws.dynamodb.attributes import from_item, to_item
 from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.aws.dynamodb.updates import expressions
 from mdstore.model import CLAIM_DAYS
+from mdstore.queue.broker.ascii_json import check_objects
 from mdstore.settings import DAY
 
 logger = get_logger(__name__)
@@ -83,6 +84,15 @@ class DynamoResults(KeyValueStoreBackend):
         return max(int(self.app.settings.receipt_days * DAY), int(self.expires or 0))
 
     # -- key and value
+
+    def _encode(self, data: Any) -> Any:
+        """Encode what is stored. Raises `EncodeError` if nobody could decode it."""
+        encoded = super()._encode(data)
+        try:
+            check_objects(bytes_to_str(encoded[2]))
+        except ValueError as error:
+            raise EncodeError(str(error)) from error
+        return encoded
 
     def get(self, key: Any) -> str | None:
         """Return the value of a key, or None if there is none."""

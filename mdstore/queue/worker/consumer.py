@@ -1,4 +1,4 @@
-"""Consume messages in a worker. One that cannot become a task is dead-lettered with its reason and never harms the worker."""
+"""Consume messages in a worker. One that cannot become a task is dead-lettered, and its task fails with the reason."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import signals
-from celery.app.task import Context
-from celery.exceptions import NotRegistered
+from celery.exceptions import InvalidTaskError, NotRegistered
 from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.message import Message
@@ -16,6 +15,7 @@ from mdstore.queue.control.events import HEARTBEAT
 from mdstore.queue.control.remote import ControlStep
 from mdstore.queue.worker.patches import await_started
 from mdstore.queue.worker.request import SqsRequest
+from mdstore.queue.worker.unexecuted import fail_message
 
 logger = get_logger(__name__)
 
@@ -78,26 +78,19 @@ class Consumer(CeleryConsumer):
         self._dead_letter(message, exc)
 
     def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002
-        """Dead-letter a task that this worker does not have, and store the failure as its result."""
+        """Dead-letter a task that this worker does not have."""
         headers = message.headers
-        canvas = message.payload[2] or {}  # the task's links, and its chord, which fails with it
-        request = Context(
-            headers,
-            task=headers["task"],
-            correlation_id=message.properties.get("correlation_id"),
-            reply_to=message.properties.get("reply_to"),
-            delivery_info=message.delivery_info or {},
-            **{name: canvas.get(name) for name in ("chord", "chain", "callbacks", "errbacks")},
-        )
-        error = NotRegistered(headers["task"])
-
-        def mark_failed() -> None:
-            self.app.backend.mark_as_failure(headers["id"], error, request=request)
-
-        self._dead_letter(message, f"unknown task {headers['task']!r}", then=mark_failed)
+        self._dead_letter(message, f"unknown task {headers['task']!r}", NotRegistered(headers["task"]))
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=headers["task"], id=headers["id"])
 
-    def _dead_letter(self, message: Message, reason: Exception | str, *, then: Callable[[], Any] | None = None) -> None:
+    def _dead_letter(self, message: Message, reason: Exception | str, failure: Exception | None = None) -> None:
+        """Dead-letter a message, and fail its task with `failure`, or else with the reason."""
         signals.task_rejected.send(sender=self, message=message, exc=reason if isinstance(reason, Exception) else None)
         text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
-        message.channel.dead_letter(message.delivery_tag, text, then=then)
+        error = failure or InvalidTaskError(text)
+        properties = {**message.properties, "delivery_info": message.delivery_info}
+
+        def fail() -> None:
+            fail_message(self.app, message.headers, message.body, properties, error)
+
+        message.channel.dead_letter(message.delivery_tag, text, report=fail)

@@ -9,15 +9,22 @@ from functools import wraps
 from typing import Any
 
 import celery
+from billiard.einfo import ExceptionInfo
 from celery import states
+from celery.app.trace import TraceInfo
 from celery.concurrency.asynpool import AsynPool, gen_not_started
 from celery.utils.log import get_logger
+from celery.utils.serialization import get_pickleable_exception
+
+from mdstore.queue.worker.outages import comes_again
 
 logger = get_logger(__name__)
 
 _TESTED = ((5, 6), (5, 7))
 #: States of a task that ran but is not finished: it is retried or replaced.
 _NOT_FINISHED = frozenset({states.RETRY, states.IGNORED})
+#: Since 5.7, Celery records a failure for a task that raises `Reject(requeue=False)`.
+RECORDS_REJECTION = tuple(celery.VERSION[:2]) >= (5, 7)
 _STARTS_WITHIN = 5.0  # seconds for an idle process to acknowledge a task that is being written to it
 
 
@@ -46,6 +53,24 @@ def without_frames(trace: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return traced
+
+
+def _handle_failure(self: TraceInfo, task: Any, req: Any, **kwargs: Any) -> ExceptionInfo:
+    """Handle the failure of a task, unless its message will be delivered again.
+
+    Such a delivery is not the task's end, so it calls neither `on_failure` and `after_return` nor the receivers of
+    `task_failure`. The worker's main process gives the message back, as it does for any such error.
+    """
+    error = self.retval
+    if not comes_again(error) or not task.acks_late or req.is_eager:
+        return _celery_handle_failure(self, task, req, **kwargs)
+    self.state = states.REJECTED
+    return ExceptionInfo((type(error), get_pickleable_exception(error), error.__traceback__))
+
+
+_celery_handle_failure = TraceInfo.handle_failure
+if is_tested():
+    TraceInfo.handle_failure = _handle_failure
 
 
 def await_started(pool: Any) -> None:

@@ -12,6 +12,7 @@ from celery.worker.state import task_ready
 
 from mdstore.errors import DeliveriesExhausted
 from mdstore.queue.worker.outages import comes_again
+from mdstore.queue.worker.patches import RECORDS_REJECTION
 
 
 class SqsRequest(Request):
@@ -60,8 +61,9 @@ class SqsRequest(Request):
             super().reject(requeue=requeue)
             return
         self.acknowledged = True
-        then = self._record_failure if requeue else None  # if the task itself rejects, Celery 5.7 records the failure
-        self.message.channel.dead_letter(self.message.delivery_tag, self._reason(), then=then)
+        is_recorded = not requeue and RECORDS_REJECTION
+        report = _do_nothing if is_recorded else self._record_failure
+        self.message.channel.dead_letter(self.message.delivery_tag, self._reason(), report=report)
         self.send_event("task-rejected", requeue=False)
 
     def _reason(self) -> str:
@@ -82,3 +84,7 @@ class SqsRequest(Request):
         if comes_again(error):
             error = DeliveriesExhausted(self._reason())
         self.task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
+
+
+def _do_nothing() -> None:
+    """Record nothing, because Celery has recorded the failure."""

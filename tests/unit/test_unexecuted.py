@@ -14,10 +14,10 @@ from mdstore.queue.worker.unexecuted import fail_message, fail_text
 from tests.unit.canvas import Canvas
 from tests.unit.fake_sqs import FakeSqs
 from tests.unit.test_outages import UNAVAILABLE, deliver
-from tests.unit.test_transport import Letters, channel, consume, later, letters, objects, sqs, text
+from tests.unit.test_transport import DeadLetters, channel, consume, delayed_table, letters, objects, sqs, text
 from tests.waiting import until
 
-__all__ = ["channel", "later", "letters", "objects", "sqs"]  # fixtures
+__all__ = ["channel", "delayed_table", "letters", "objects", "sqs"]  # fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")
 
@@ -60,12 +60,12 @@ def test_hooks_are_called_for_an_end_that_is_recorded_and_for_no_other(fails: bo
     def out(_: str) -> None:
         raise UNAVAILABLE
 
-    canvas.table.turn = out
+    canvas.table.before_call = out
     try:
         task.Request = "mdstore.queue.worker.request:SqsRequest"
         assert deliver(canvas, message) == "comes again"
         assert (task.called, heard) == ([], [])
-        canvas.table.turn = lambda _: None
+        canvas.table.before_call = lambda _: None
         assert deliver(canvas, message) == "deleted"
     finally:
         signals.task_failure.disconnect(listen)
@@ -149,7 +149,7 @@ def test_what_is_wrong_in_the_rest_does_not_keep_the_failure(body: Any, index: A
 def test_a_failure_that_cannot_be_recorded_is_recorded_by_the_next_delivery(
     channel: Any,
     sqs: FakeSqs,
-    letters: Letters,
+    letters: DeadLetters,
     receives: int,
     is_kept: bool,
 ) -> None:
@@ -165,7 +165,7 @@ def test_a_failure_that_cannot_be_recorded_is_recorded_by_the_next_delivery(
     channel.drain_events(timeout=5)
     channel.dead_letter(found[0].delivery_tag, "why", report=out)
     if is_kept:
-        until(lambda: ("b", 5) in sqs.shown)
+        until(lambda: ("b", 5) in sqs.visibility_changes)
         assert letters == []
     else:
         until(lambda: sorted(sqs.all_deleted) == ["a", "b"])

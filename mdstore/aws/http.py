@@ -102,7 +102,10 @@ class SignedHttp:
         except pycurl.error as error:
             call.curl.close()
             raise _unavailable(*error.args) from error
-        return call.completed()
+        answer = call.completed()
+        if isinstance(answer, Unavailable):
+            raise answer
+        return answer
 
     @contextmanager
     def concurrent_calls(self) -> Iterator[ConcurrentCalls]:
@@ -231,9 +234,12 @@ class _Call:
         self.content = BytesIO()
         self.headers: list[bytes] = []
 
-    def completed(self) -> Answer:
+    def completed(self) -> Answer | Unavailable:
         """Return the response, and the handle to the idle ones."""
         status = self.curl.getinfo(pycurl.RESPONSE_CODE)
+        if not _are_whole(self.headers):  # libcurl takes such a response for a complete one
+            self.curl.close()
+            return Unavailable(f"the response ended within its headers, after status {status}", code="NoAnswer")
         self._forget_bodies()
         self._idle.append(self.curl)
         return Answer(status, self.headers, self.content.getvalue())
@@ -246,6 +252,16 @@ class _Call:
             self.curl.setopt(pycurl.READFUNCTION, _nothing)
             self.curl.setopt(pycurl.SEEKFUNCTION, _nothing)
             self.curl.setopt(pycurl.INFILESIZE_LARGE, -1)  # after an upload of 0 bytes, libcurl signs any body as empty
+
+
+def _are_whole(headers: list[bytes]) -> bool:
+    """Whether the last response's headers ended with a blank line. Lines after that are trailers of a chunked body."""
+    for line in reversed(headers):
+        if line.isspace():
+            return True
+        if line.startswith(b"HTTP/"):
+            break
+    return False
 
 
 def _nothing(*_: Any) -> None:

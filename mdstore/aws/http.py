@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
 import pycurl
 from botocore.exceptions import BotoCoreError
@@ -23,6 +23,7 @@ from mdstore.errors import ConfigurationError, Unavailable
 
 #: The oldest libcurl whose signatures we found equal to botocore's. Version 7.88 signs a header that it does not send.
 _OLDEST = (8, 11, 1)
+T = TypeVar("T")
 _BYTES_PER_MS = 1_000  # the slowest upload that is not given up: 1 MB a second
 
 
@@ -110,7 +111,8 @@ class SignedHttp:
     @contextmanager
     def concurrent_calls(self) -> Iterator[ConcurrentCalls]:
         """Lend a `ConcurrentCalls` to one thread. Later callers reuse it with its connections."""
-        concurrent_calls = self._idle_concurrent.pop() if self._idle_concurrent else ConcurrentCalls(self)
+        idle = _pop(self._idle_concurrent)
+        concurrent_calls = ConcurrentCalls(self) if idle is None else idle  # not `or`: it is false while no calls run
         try:
             yield concurrent_calls
         finally:
@@ -135,7 +137,7 @@ class SignedHttp:
         lines = list(headers)
         if keys.token:
             lines.append(f"X-Amz-Security-Token: {keys.token}")
-        call = _Call(idle, idle.pop() if idle else self._new(), is_upload=isinstance(body, Upload))
+        call = _Call(idle, _pop(idle) or self._new(), is_upload=isinstance(body, Upload))
         curl = call.curl
         curl.setopt(pycurl.URL, url)
         curl.setopt(pycurl.USERPWD, f"{keys.access_key}:{keys.secret_key}")
@@ -144,18 +146,16 @@ class SignedHttp:
         if isinstance(body, Upload):
             self._give_upload(curl, body)
         else:
-            lines.append(
-                "Expect:"
-            )  # "Expect: 100-continue" would cost a round trip; libcurl sends it with large uploads
+            # "Expect: 100-continue" would cost a round trip. libcurl sends it with uploads of more than 1 MB.
+            lines.append("Expect:")
             curl.setopt(pycurl.TIMEOUT_MS, self._timeout_ms)
             curl.setopt(*((pycurl.HTTPGET, 1) if body is None else (pycurl.POSTFIELDS, body)))
         curl.setopt(pycurl.HTTPHEADER, lines)
         return call
 
     def _give_upload(self, curl: pycurl.Curl, body: Upload) -> None:
-        def seek(
-            offset: int, origin: int
-        ) -> int:  # where a kept connection turns out to be closed, libcurl sends again
+        def seek(offset: int, origin: int) -> int:
+            # libcurl sends the body again if a kept connection turns out to be closed.
             body.content.seek(offset, origin)
             return pycurl.SEEKFUNC_OK
 
@@ -252,6 +252,14 @@ class _Call:
             self.curl.setopt(pycurl.READFUNCTION, _nothing)
             self.curl.setopt(pycurl.SEEKFUNCTION, _nothing)
             self.curl.setopt(pycurl.INFILESIZE_LARGE, -1)  # after an upload of 0 bytes, libcurl signs any body as empty
+
+
+def _pop(idle: deque[T]) -> T | None:
+    """Take one of the idle ones. Another thread may take the last one at the same time, so asking first would not do."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return None
 
 
 def _are_whole(headers: list[bytes]) -> bool:

@@ -9,15 +9,31 @@ import heapq
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from mdstore.aws.http import Answer, ConcurrentCalls
+from mdstore.aws.http import Answer, Body, ConcurrentCalls, SignedHttp
 from mdstore.aws.retry import Retry
 from mdstore.errors import MdstoreError, Unavailable
 
 T = TypeVar("T")
-Call = tuple[str, bytes]  # operation, body in JSON
-Task = Generator[Call, Any, T]
+
+
+class ServiceCall(NamedTuple):
+    """A call to another service than the run's. `http` signs it; `read` reads its response, or raises the error in it."""
+
+    http: SignedHttp
+    url: str
+    headers: Sequence[str]
+    body: Body
+    read: Callable[[Answer], Any]
+
+    def send(self) -> Any:
+        """Make the call on its own, once."""
+        return self.read(self.http.send(self.url, self.headers, self.body))
+
+
+Call = tuple[str, bytes]  # to the run's own service: operation, body in JSON
+Task = Generator[Call | ServiceCall, Any, T]
 
 _NEVER = 3_600.0
 
@@ -29,12 +45,15 @@ class _TaskState(Generic[T]):
     retry_at: float
     number: int
     task: Task[T]
-    call: Call = ("", b"")
+    call: Call | ServiceCall = ("", b"")
     attempt: int = 0
 
 
 class Run(Generic[T]):
-    """Runs tasks once. `begin` turns a call into an HTTP request; `read` decodes its response, or raises the error in it."""
+    """Runs tasks once. `begin` turns a call into an HTTP request; `read` decodes its response, or raises the error in it.
+
+    They serve the calls of one service. A `ServiceCall` to another one brings its own.
+    """
 
     def __init__(
         self,
@@ -94,7 +113,8 @@ class Run(Generic[T]):
         try:
             if isinstance(answer, Unavailable):
                 raise answer
-            value = self._read(state.call[0], answer)
+            call = state.call
+            value = call.read(answer) if isinstance(call, ServiceCall) else self._read(call[0], answer)
         except Unavailable as error:
             self._postpone(state, error)
         except MdstoreError as error:
@@ -111,7 +131,7 @@ class Run(Generic[T]):
         state.retry_at = self._retry.clock() + delay
         heapq.heappush(self._waiting, state)
 
-    def _step(self, state: _TaskState[T], step: Callable[[], Call]) -> None:
+    def _step(self, state: _TaskState[T], step: Callable[[], Call | ServiceCall]) -> None:
         """Resume a task until it yields its next call or ends."""
         try:
             state.call, state.attempt = step(), 0
@@ -124,4 +144,8 @@ class Run(Generic[T]):
                 self._start_call(state)
 
     def _start_call(self, state: _TaskState[T]) -> None:
-        self._calls.start(state, *self._begin(*state.call))
+        call = state.call
+        if isinstance(call, ServiceCall):
+            self._calls.start(state, call.url, call.headers, call.body, http=call.http)
+        else:
+            self._calls.start(state, *self._begin(*call))

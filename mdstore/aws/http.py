@@ -7,21 +7,24 @@ the CPU that botocore's signer and session take (`docs/adr/0010-libcurl.md`).
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
 import pycurl
 from botocore.exceptions import BotoCoreError
 from botocore.httpsession import get_cert_path
 
+from mdstore.aws.forks import note_socket
+from mdstore.aws.transfers import Transfers
 from mdstore.errors import ConfigurationError, Unavailable
 
 #: The oldest libcurl whose signatures we found equal to botocore's. Version 7.88 signs a header that it does not send.
 _OLDEST = (8, 11, 1)
+T = TypeVar("T")
+_BYTES_PER_MS = 1_000  # the slowest upload that is not given up: 1 MB a second
 
 
 class Credentials(Protocol):
@@ -46,8 +49,21 @@ class Answer(NamedTuple):
         return None
 
 
+class Upload(NamedTuple):
+    """The body of a PUT: `size` bytes from the start of `content`."""
+
+    content: IO[bytes]
+    size: int
+
+
+#: A request's body: None makes it a GET, bytes a POST.
+Body = bytes | Upload | None
+
+
 class SignedHttp:
     """Calls to one service, whose connections are kept for reuse. Threads may share it; forked processes may not.
+
+    A call ends within `timeout` seconds; an upload is given a second more for each megabyte.
 
     Raises `ConfigurationError` where pycurl's libcurl is too old or has no TLS.
     """
@@ -68,28 +84,35 @@ class SignedHttp:
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
             pycurl.TCP_NODELAY: 1,  # otherwise a call waits 40 ms for the peer's delayed acknowledgement
             pycurl.CONNECTTIMEOUT_MS: round(connect_timeout * 1000),
-            pycurl.TIMEOUT_MS: round(timeout * 1000),
             pycurl.AWS_SIGV4: f"aws:amz:{region}:{service}",
             pycurl.CAINFO: os.environ.get("AWS_CA_BUNDLE") or get_cert_path(True),
             pycurl.USERAGENT: "mdstore",
+            pycurl.SOCKOPTFUNCTION: note_socket,
         }
+        self._timeout_ms = round(timeout * 1000)
         self._idle: deque[pycurl.Curl] = deque()
+        # Not `_idle`: libcurl closes the connection of a handle when the handle joins concurrent calls.
+        self._idle_in_concurrent: deque[pycurl.Curl] = deque()
         self._idle_concurrent: deque[ConcurrentCalls] = deque()
 
-    def send(self, url: str, headers: Sequence[str] = (), body: bytes | None = None) -> Answer:
-        """POST `body`, or GET if it is None. Raises `Unavailable` if no response arrives; the call may have taken effect."""
-        call = self._prepare(url, headers, body)
+    def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Answer:
+        """Make a call and return its response. Raises `Unavailable` if none arrives; the call may have taken effect."""
+        call = self._prepare(self._idle, url, headers, body)
         try:
             call.curl.perform()
         except pycurl.error as error:
             call.curl.close()
             raise _unavailable(*error.args) from error
-        return self._completed(call)
+        answer = call.completed()
+        if isinstance(answer, Unavailable):
+            raise answer
+        return answer
 
     @contextmanager
     def concurrent_calls(self) -> Iterator[ConcurrentCalls]:
         """Lend a `ConcurrentCalls` to one thread. Later callers reuse it with its connections."""
-        concurrent_calls = self._idle_concurrent.pop() if self._idle_concurrent else ConcurrentCalls(self)
+        idle = _pop(self._idle_concurrent)
+        concurrent_calls = ConcurrentCalls(self) if idle is None else idle  # not `or`: it is false while no calls run
         try:
             yield concurrent_calls
         finally:
@@ -102,29 +125,46 @@ class SignedHttp:
         """Close all idle connections."""
         while self._idle_concurrent:
             self._idle_concurrent.pop().close()
-        while self._idle:
-            self._idle.pop().close()
+        for idle in (self._idle, self._idle_in_concurrent):
+            while idle:
+                idle.pop().close()
 
-    def _prepare(self, url: str, headers: Sequence[str], body: bytes | None) -> _Call:
+    def _prepare(self, idle: deque[pycurl.Curl], url: str, headers: Sequence[str], body: Body) -> _Call:
         try:
             keys = self._credentials.get_frozen_credentials()
         except BotoCoreError as error:  # the keys of a role could not be renewed
             raise Unavailable(str(error), code=type(error).__name__) from error
-        lines = ["Expect:", *headers]  # "Expect: 100-continue" would cost a round trip
+        lines = list(headers)
         if keys.token:
             lines.append(f"X-Amz-Security-Token: {keys.token}")
-        call = _Call(self._idle.pop() if self._idle else self._new())
+        call = _Call(idle, _pop(idle) or self._new(), is_upload=isinstance(body, Upload))
         curl = call.curl
         curl.setopt(pycurl.URL, url)
         curl.setopt(pycurl.USERPWD, f"{keys.access_key}:{keys.secret_key}")
-        curl.setopt(pycurl.HTTPHEADER, lines)
         curl.setopt(pycurl.HEADERFUNCTION, call.headers.append)
-        curl.setopt(pycurl.WRITEDATA, call.content)
-        if body is None:
-            curl.setopt(pycurl.HTTPGET, 1)
+        curl.setopt(pycurl.WRITEFUNCTION, call.content.write)
+        if isinstance(body, Upload):
+            self._give_upload(curl, body)
         else:
-            curl.setopt(pycurl.POSTFIELDS, body)
+            # "Expect: 100-continue" would cost a round trip. libcurl sends it with uploads of more than 1 MB.
+            lines.append("Expect:")
+            curl.setopt(pycurl.TIMEOUT_MS, self._timeout_ms)
+            curl.setopt(*((pycurl.HTTPGET, 1) if body is None else (pycurl.POSTFIELDS, body)))
+        curl.setopt(pycurl.HTTPHEADER, lines)
         return call
+
+    def _give_upload(self, curl: pycurl.Curl, body: Upload) -> None:
+        def seek(offset: int, origin: int) -> int:
+            # libcurl sends the body again if a kept connection turns out to be closed.
+            body.content.seek(offset, origin)
+            return pycurl.SEEKFUNC_OK
+
+        body.content.seek(0)
+        curl.setopt(pycurl.TIMEOUT_MS, self._timeout_ms + body.size // _BYTES_PER_MS)
+        curl.setopt(pycurl.UPLOAD, 1)
+        curl.setopt(pycurl.READFUNCTION, body.content.read)
+        curl.setopt(pycurl.SEEKFUNCTION, seek)
+        curl.setopt(pycurl.INFILESIZE_LARGE, body.size)
 
     def _new(self) -> pycurl.Curl:
         curl = pycurl.Curl()
@@ -132,77 +172,108 @@ class SignedHttp:
             curl.setopt(option, value)
         return curl
 
-    def _completed(self, call: _Call) -> Answer:
-        status = call.curl.getinfo(pycurl.RESPONSE_CODE)
-        self._idle.append(call.curl)
-        return Answer(status, call.headers, call.content.getvalue())
-
 
 class ConcurrentCalls:
     """Calls that run at the same time, driven by the one thread that waits for them."""
 
     def __init__(self, http: SignedHttp) -> None:
         self._http = http
-        self._multi = pycurl.CurlMulti()
+        self._transfers = Transfers()
         self._running: dict[pycurl.Curl, tuple[Any, _Call]] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def start(self, tag: Any, url: str, headers: Sequence[str], body: bytes) -> None:
-        """Start a call. `completed` returns `tag` with the call's response."""
-        call = self._http._prepare(url, headers, body)
+    def start(self, tag: Any, url: str, headers: Sequence[str], body: Body, *, http: SignedHttp | None = None) -> None:
+        """Start a call, and send it before the caller goes on computing. `completed` returns `tag` with the call's response.
+
+        A call to another service than the others' is signed by `http`.
+        """
+        signer = http or self._http
+        call = signer._prepare(signer._idle_in_concurrent, url, headers, body)
         self._running[call.curl] = tag, call
-        self._multi.add_handle(call.curl)
-        self._multi.perform()  # send now, before the caller goes on computing
+        self._transfers.start(call.curl)
 
     def completed(self, timeout: float) -> list[tuple[Any, Answer | Unavailable]]:
         """Return ended calls as `(tag, response or error)`, after waiting up to `timeout` seconds for the first one."""
         found = self._collect()
         if not found and self._running:
-            # libcurl must run at least once a second to check its timeouts. During a DNS lookup, `select` returns -1 at once.
-            if self._multi.select(min(timeout, 1.0)) == -1:
-                time.sleep(0.005)
+            self._transfers.wait(timeout)
             found = self._collect()
         return found
 
     def close(self) -> None:
         """Close all connections and abandon the calls that are running."""
         for curl in self._running:
-            self._multi.remove_handle(curl)
+            self._transfers.abandon(curl)
             curl.close()
         self._running.clear()
-        self._multi.close()
+        self._transfers.close()
 
     def _collect(self) -> list[tuple[Any, Answer | Unavailable]]:
-        self._multi.perform()
         found: list[tuple[Any, Answer | Unavailable]] = []
-        more = 1
-        while more:
-            more, ended, broken = self._multi.info_read()
-            for curl in ended:
-                tag, call = self._take(curl)
-                found.append((tag, self._http._completed(call)))
-            for curl, code, message in broken:
-                tag, _ = self._take(curl)
+        for curl, error in self._transfers.ended():
+            tag, call = self._running.pop(curl)
+            if error is None:
+                found.append((tag, call.completed()))
+            else:
                 curl.close()
-                found.append((tag, _unavailable(code, message)))
+                found.append((tag, _unavailable(*error)))
         return found
-
-    def _take(self, curl: pycurl.Curl) -> tuple[Any, _Call]:
-        self._multi.remove_handle(curl)
-        return self._running.pop(curl)
 
 
 class _Call:
-    """One prepared or running call."""
+    """One prepared or running call. Its handle returns to `idle`."""
 
-    __slots__ = ("content", "curl", "headers")
+    __slots__ = ("_idle", "_is_upload", "content", "curl", "headers")
 
-    def __init__(self, curl: pycurl.Curl) -> None:
+    def __init__(self, idle: deque[pycurl.Curl], curl: pycurl.Curl, *, is_upload: bool) -> None:
         self.curl = curl
+        self._idle = idle
+        self._is_upload = is_upload
         self.content = BytesIO()
         self.headers: list[bytes] = []
+
+    def completed(self) -> Answer | Unavailable:
+        """Return the response, and the handle to the idle ones."""
+        status = self.curl.getinfo(pycurl.RESPONSE_CODE)
+        if not _are_whole(self.headers):  # libcurl takes such a response for a complete one
+            self.curl.close()
+            return Unavailable(f"the response ended within its headers, after status {status}", code="NoAnswer")
+        self._forget_bodies()
+        self._idle.append(self.curl)
+        return Answer(status, self.headers, self.content.getvalue())
+
+    def _forget_bodies(self) -> None:
+        """Let the handle forget both bodies. An idle handle would keep the last ones, of megabytes."""
+        self.curl.setopt(pycurl.POSTFIELDS, b"")
+        self.curl.setopt(pycurl.WRITEFUNCTION, _nothing)
+        if self._is_upload:
+            self.curl.setopt(pycurl.READFUNCTION, _nothing)
+            self.curl.setopt(pycurl.SEEKFUNCTION, _nothing)
+            self.curl.setopt(pycurl.INFILESIZE_LARGE, -1)  # after an upload of 0 bytes, libcurl signs any body as empty
+
+
+def _pop(idle: deque[T]) -> T | None:
+    """Take one of the idle ones. Another thread may take the last one at the same time, so asking first would not do."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return None
+
+
+def _are_whole(headers: list[bytes]) -> bool:
+    """Whether the last response's headers ended with a blank line. Lines after that are trailers of a chunked body."""
+    for line in reversed(headers):
+        if line.isspace():
+            return True
+        if line.startswith(b"HTTP/"):
+            break
+    return False
+
+
+def _nothing(*_: Any) -> None:
+    """Stand in for a callback of a handle that is idle."""
 
 
 def _check_libcurl() -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from mdstore.aws.concurrent import Run, Task
 from mdstore.aws.http import Answer, SignedHttp
-from mdstore.aws.json_protocol import JsonProtocol, decode, encode, failure, is_retryable
+from mdstore.aws.json_protocol import JsonProtocol, encode, failure, is_retryable
 from mdstore.aws.retry import Retry
 from mdstore.errors import DeploymentBroken, MdstoreError, Unavailable
 
@@ -22,6 +22,12 @@ MAX_ENTRIES = 10  # per batch call
 MAX_BYTES = 2**20  # per message, and per batch call
 MAX_DELAY = 900  # seconds per message; FIFO queues do not support it
 _IN_FLIGHT = 8  # batch calls
+#: The operations that SQS may answer without a body.
+_WITHOUT_OUTPUT = frozenset({"AddPermission", "ChangeMessageVisibility", "DeleteMessage", "DeleteQueue", "PurgeQueue",
+                             "RemovePermission", "SetQueueAttributes", "TagQueue", "UntagQueue"})  # fmt: skip
+#: The code of an entry whose text SQS received damaged. It was sent, so it is not retried.
+_DAMAGED = "ChecksumMismatch"
+_object_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
@@ -157,25 +163,22 @@ class Sqs:
     def _batch(
         self, operation: str, url: str, entries: Sequence[Any], span: range, results: list[Failed | None]
     ) -> Task[None]:
-        """Task: make one batch call and retry each failed entry by itself, writing each entry's result to `results`."""
-        answer = yield _batch_call(operation, url, entries, span)
-        to_retry = self._read_results(answer, entries, results)
-        for at in to_retry:
-            self._read_results((yield _batch_call(operation, url, entries, [at])), entries, results)
+        """Task: make one batch call and retry each entry that was not accepted by itself, writing results to `results`."""
+        self._read_results((yield _batch_call(operation, url, entries, span)), entries, results)
+        for at in span:
+            result = results[at]
+            if result is not None and not result.sender_fault and result.code != _DAMAGED:
+                self._read_results((yield _batch_call(operation, url, entries, [at])), entries, results)
 
-    def _read_results(
-        self, answer: Mapping[str, Any], entries: Sequence[Any], results: list[Failed | None]
-    ) -> list[int]:
-        """Write the results in a response to `results` and return the positions of the entries to retry."""
+    def _read_results(self, answer: Mapping[str, Any], entries: Sequence[Any], results: list[Failed | None]) -> None:
+        """Write the results in a response to `results`. A response that leaves an entry out does not change its result."""
         for sent in answer.get("Successful", ()):
             at = int(sent["Id"])
             results[at] = None
             if "MD5OfMessageBody" in sent and sent["MD5OfMessageBody"] != _md5(entries[at].message_body):
-                results[at] = Failed(code="ChecksumMismatch", message="the message was damaged in transit")
-        failed = msgspec.convert(answer.get("Failed") or [], list[Failed])
-        for one in failed:
+                results[at] = Failed(code=_DAMAGED, message="the message was damaged in transit")
+        for one in msgspec.convert(answer.get("Failed") or [], list[Failed]):
             results[int(one.id)] = one
-        return [int(one.id) for one in failed if not one.sender_fault]
 
     def _attempt(self, operation: str, body: bytes) -> dict[str, Any]:
         return read(operation, self.http.send(*self._protocol.request(operation, body)))
@@ -205,17 +208,19 @@ def spans(entries: Sequence[Any]) -> Iterator[range]:
 
 
 def read(operation: str, answer: Answer) -> dict[str, Any]:
-    """Return a response's body or raise its error: `Unavailable` too where every entry of a batch failed and may be retried."""
+    """Return a response's body or raise its error: `Unavailable` too where the response says of no entry that it is done."""
     if answer.status != 200:
         raise _error(operation, answer)
-    if not answer.body:
+    if not answer.body and operation in _WITHOUT_OUTPUT:
         return {}
     try:
-        body: dict[str, Any] = decode(answer.body)
+        body = _object_decoder.decode(answer.body)
     except ValueError as error:
-        raise Unavailable(f"{operation}: the response is not JSON", code="NoAnswer") from error
-    failed = body.get("Failed")
-    if failed and not body.get("Successful") and not any(one.get("SenderFault") for one in failed):
+        raise Unavailable(f"{operation}: the response is not a JSON object", code="NoAnswer") from error
+    failed, successful = body.get("Failed"), body.get("Successful")
+    if operation.endswith("Batch") and not failed and not successful:
+        raise Unavailable(f"{operation}: the response names no entry", code="NoAnswer")
+    if failed and not successful and not any(one.get("SenderFault") for one in failed):
         raise Unavailable(f"{operation}: {failed[0].get('Message') or 'no message'}", code=str(failed[0].get("Code")))
     return body
 

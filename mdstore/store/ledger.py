@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from mdstore.aws.concurrent import Task
 from mdstore.aws.dynamodb.attributes import Item, from_item, to_item
 from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.aws.dynamodb.updates import expressions, given, placeholders, unless_set
@@ -280,7 +281,13 @@ class Ledger:
 
     def receipts(self, request_id: str, lane: int) -> dict[int, Receipt]:
         """Read the receipts of a lane, by transaction number."""
-        found = (receipt_of(item) for item in self._query(f"{request_id}#{lane:05d}"))
+        (found,) = self._dynamo.run([self.receipts_task(request_id, lane)])
+        return found
+
+    def receipts_task(self, request_id: str, lane: int) -> Task[dict[int, Receipt]]:
+        """Task: do what `receipts` does."""
+        items = yield from self._dynamo.query_task(self._query_body(f"{request_id}#{lane:05d}"))
+        found = (receipt_of(from_item(item)) for item in items)
         return {receipt.number: receipt for receipt in found}
 
     def expires_at(self) -> int:
@@ -322,14 +329,16 @@ class Ledger:
         return from_item(item) if item else None
 
     def _query(self, pk: str) -> Iterator[dict[str, Any]]:
-        body: dict[str, Any] = {
+        for page in self._dynamo.pages("Query", self._query_body(pk)):
+            yield from map(from_item, page)
+
+    def _query_body(self, pk: str) -> dict[str, Any]:
+        return {
             "TableName": self._table,
             "KeyConditionExpression": "pk = :pk",
             "ExpressionAttributeValues": to_item({":pk": pk}),
             "ConsistentRead": True,
         }
-        for page in self._dynamo.pages("Query", body):
-            yield from map(from_item, page)
 
 
 def receipt_key(request_id: str, lane: int, number: int) -> dict[str, str]:

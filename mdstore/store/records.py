@@ -99,10 +99,14 @@ class Records:
 
     def read(self, item: Item) -> Record:
         """Read a record from its item, and its data from S3 where the item has a pointer."""
+        return self._blobs.run(self.read_task(item))
+
+    def read_task(self, item: Item) -> Task[Record]:
+        """Task: do what `read` does."""
         values = from_item(item)
         data = values.get("data")
         if "blob" in values:
-            data = self._blobs.get(msgspec.convert(values["blob"], Blob))
+            data = yield from self._blobs.get_task(msgspec.convert(values["blob"], Blob))
         return Record(
             entity=values["entity"],
             key=values["key"],

@@ -25,7 +25,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,7 +147,7 @@ class Writer:
         receipts: list[Receipt] = []
         for wave in pack(self._payloads.lane(reference, lane)):
             self._check_budget(run)
-            run.blobs = self._upload_large_data(wave)
+            run.blobs = self._upload_large_data(run, wave)
             transactions += wave
             receipts += self._dynamo.run(
                 (self._apply_transaction(run, transaction) for transaction in wave),
@@ -201,15 +200,16 @@ class Writer:
 
     # -- prepare
 
-    def _upload_large_data(self, wave: Sequence[Transaction]) -> dict[int, Blob]:
+    def _upload_large_data(self, run: _LaneRun, wave: Sequence[Transaction]) -> dict[int, Blob]:
         """Put data that is too large for an item in S3, and return the pointers by operation index."""
         operations = (item for transaction in wave for item in transaction.operations)
         large = [item for item in operations if item.data and not item.is_merged]
         if not large:
             return {}
-        with ThreadPoolExecutor(_UPLOADS) as pool:
-            blobs = pool.map(lambda item: self._blobs.put(bytes(item.data)), large)
-            return {item.index: blob for item, blob in zip(large, blobs, strict=True)}
+        blobs = self._dynamo.run(
+            (self._blobs.put_task(bytes(item.data)) for item in large), in_flight=_UPLOADS, deadline=run.deadline
+        )
+        return {item.index: blob for item, blob in zip(large, blobs, strict=True)}
 
     def _prepare(self, run: _LaneRun, prepared: _PreparedWrites) -> Task[list[Refusal]]:
         """Task: prepare the operations whose line holds plain JSON; return the refusals that are certain before sending."""
@@ -230,10 +230,10 @@ class Writer:
                 refused.append(refusal(item, *(rejection or (Reason.MISSING, "there is no record"))))
                 continue
             try:
-                record = self._records.read(old)
+                record = yield from self._records.read_task(old)
                 data = merged(record.data, exactjson.loads(bytes(item.data)))
                 attribute = self._validator.check_merged(item, data)
-                prepared.data[item.index] = attribute or self._blobs.put(exactjson.dumps(data))
+                prepared.data[item.index] = attribute or (yield from self._blobs.put_task(exactjson.dumps(data)))
                 prepared.based_on[item.index] = record.version
             except FieldError as error:
                 refused.append(refusal(item, error.reason, str(error)))
@@ -241,13 +241,13 @@ class Writer:
                 refused.append(refusal(item, Reason.INVALID, f"the record cannot be read: {error}"))
         return refused
 
-    def _move_largest_to_s3(self, prepared: _PreparedWrites, excess: int) -> None:
-        """Move the largest data values of a transaction to S3, until its body is `excess` bytes smaller."""
+    def _move_largest_to_s3(self, prepared: _PreparedWrites, excess: int) -> Task[None]:
+        """Task: move the largest data values of a transaction to S3, until its body is `excess` bytes smaller."""
         texts = [(_encode(prepared.data_of(item)), item.index) for item in prepared.operations if item.size]
         for text, index in sorted(texts, key=lambda pair: -len(pair[0])):
             if excess > 0 and not isinstance(prepared.data.get(index), Blob):
                 data = from_attribute(msgspec.json.decode(text))
-                prepared.data[index] = self._blobs.put(exactjson.dumps(data))
+                prepared.data[index] = yield from self._blobs.put_task(exactjson.dumps(data))
                 excess -= len(text)
 
     # -- send, and read the response
@@ -264,7 +264,7 @@ class Writer:
         actions = self._actions(run, prepared, receipt.number)
         body = _encode([*actions, put])
         if len(body) > _MAX_BODY:
-            self._move_largest_to_s3(prepared, len(body) - _MAX_BODY)
+            yield from self._move_largest_to_s3(prepared, len(body) - _MAX_BODY)
             actions = self._actions(run, prepared, receipt.number)
             body = _encode([*actions, put])
         try:
@@ -272,7 +272,8 @@ class Writer:
         except TransactionCancelled as cancelled:
             receipt_reason = cancelled.reasons[-1]
             if receipt_reason.get("Code") == "ConditionalCheckFailed":
-                return self._load_earlier_receipts(run, receipt_of(from_item(receipt_reason["Item"]))), []
+                existing = receipt_of(from_item(receipt_reason["Item"]))
+                return (yield from self._load_earlier_receipts(run, existing)), []
             return None, self._read_reasons(run, prepared, cancelled)
         except RequestRejected as rejected:
             return None, (yield from self._find_malformed(run, prepared, actions, receipt.number, rejected))
@@ -297,11 +298,11 @@ class Writer:
             for item in prepared.operations
         ]
 
-    def _load_earlier_receipts(self, run: _LaneRun, existing: Receipt) -> Receipt:
-        """Read all receipts of the lane at the first existing one. Otherwise each would cost a cancelled transaction."""
+    def _load_earlier_receipts(self, run: _LaneRun, existing: Receipt) -> Task[Receipt]:
+        """Task: read all receipts of the lane at the first existing one. Otherwise each would cost a cancelled transaction."""
         if not run.is_redelivery:
             run.is_redelivery = True
-            run.receipts = self._ledger.receipts(run.reference.request_id, run.lane)
+            run.receipts = yield from self._ledger.receipts_task(run.reference.request_id, run.lane)
         return existing
 
     def _read_reasons(self, run: _LaneRun, prepared: _PreparedWrites, cancelled: TransactionCancelled) -> list[Refusal]:

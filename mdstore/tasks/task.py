@@ -151,7 +151,8 @@ class StoreTask(SqsTask):
             if status.state is State.COMPLETED or status.reference != reference:  # a different one: a forged message
                 return
             for number in missing_lanes(self.store, status) if lane is None else [lane]:
-                with suppress(IntegrityError):  # the operations of an unreadable lane cannot be counted
+                # The operations of a lane that cannot be read, or not in this memory, cannot be counted.
+                with suppress(IntegrityError, MemoryError):
                     self.store.writer.give_up(reference, number, error)
             self.store.ledger.fail(reference.request_id, error)
         except MdstoreError:

@@ -98,11 +98,11 @@ def _after_refusals() -> None:
 
 _around(Payloads, "lane", "fetch")
 _around(mdstore.store.writer, "pack", "pack")
-_around(Blobs, "put", "upload")
+_around_task(Blobs, "put_task", "upload")
 _around_task(Writer, "_merge_patches", "prepare")
 _around_calls()
 _after_refusals()
-_around(Writer, "_load_earlier_receipts", "read:receipts")
+_around_task(Writer, "_load_earlier_receipts", "read:receipts")
 _around(mdstore.store.writer, "count", "count")
 _around(Ledger, "close_lane", "close")
 _around(Ledger, "start", "start")

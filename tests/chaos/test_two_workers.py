@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import pytest
 
+from mdstore.aws.concurrent import Task
 from mdstore.client import Client
 from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.model import Counts, Operation, Reference
@@ -63,7 +64,7 @@ def _apply_at_once(environ: Mapping[str, str], barrier: Barrier, orders: Connect
     overlaps: list[Receipt] = []  # receipts of the other writer that this one met
     load = Writer._load_earlier_receipts
 
-    def loaded(self: Writer, run: Any, existing: Receipt) -> Receipt:
+    def loaded(self: Writer, run: Any, existing: Receipt) -> Task[Receipt]:
         overlaps.append(existing)
         return load(self, run, existing)
 

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from mdstore.aws.http import Answer, ConcurrentCalls, SignedHttp
+from mdstore.aws.http import Answer, Body, ConcurrentCalls, SignedHttp
 from mdstore.errors import Unavailable
 
 _PATIENCE = 60.0  # seconds; a thread that computes for longer hangs
@@ -97,7 +97,7 @@ class GatedHttp(SignedHttp):
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
 
-    def send(self, url: str, headers: Sequence[str] = (), body: bytes | None = None) -> Answer:  # noqa: ARG002
+    def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Answer:  # noqa: ARG002
         _, result = self._delivery.first_finished([_call(headers, body)])
         if isinstance(result, Unavailable):
             raise result
@@ -121,7 +121,15 @@ class GatedConcurrentCalls(ConcurrentCalls):
     def __len__(self) -> int:
         return len(self._calls)
 
-    def start(self, tag: Any, url: str, headers: Sequence[str], body: bytes) -> None:  # noqa: ARG002
+    def start(
+        self,
+        tag: Any,
+        url: str,  # noqa: ARG002
+        headers: Sequence[str],
+        body: Body,
+        *,
+        http: SignedHttp | None = None,  # noqa: ARG002
+    ) -> None:
         self._calls.append(_call(headers, body, tag))
 
     def completed(self, timeout: float) -> list[tuple[Any, CallResult]]:  # noqa: ARG002
@@ -132,6 +140,7 @@ class GatedConcurrentCalls(ConcurrentCalls):
         return [(call.tag, result)]
 
 
-def _call(headers: Sequence[str], body: bytes | None, tag: Any = None) -> Call:
+def _call(headers: Sequence[str], body: Body, tag: Any = None) -> Call:
+    assert isinstance(body, bytes)
     operation = next(line for line in headers if line.startswith("X-Amz-Target")).rpartition(".")[2]
-    return Call(operation, body or b"", tag)
+    return Call(operation, body, tag)

@@ -35,12 +35,13 @@ class FakeTime:
 
 
 class Endpoint:
-    """A server that gives scripted answers, repeats the last one, and records the requests it receives."""
+    """A server that gives scripted answers, repeats the last one, and records the requests and peers that it sees."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
         self.requests: list[tuple[dict[str, str], bytes]] = []
         self.lines: list[str] = []
+        self.peers: set[tuple[str, int]] = set()
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,6 +51,7 @@ class Endpoint:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 endpoint.lines.append(self.requestline)
+                endpoint.peers.add(self.client_address)
                 endpoint.requests.append(({name.lower(): value for name, value in self.headers.items()}, body))
                 status, content, headers = endpoint.answers[0]
                 if len(endpoint.answers) > 1:

@@ -10,7 +10,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from mdstore import exactjson
-from mdstore.aws.concurrent import Call, Task
+from mdstore.aws.concurrent import Call, ServiceCall, Task
 from mdstore.aws.dynamodb.attributes import Item, from_attribute
 from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.aws.retry import Retry
@@ -61,6 +61,14 @@ class MemoryObjects(Objects):
             raise NotFound("object", key)
         return self.stored[key][start:end]
 
+    def put_new_task(self, key: str, body: bytes | IO[bytes]) -> Task[bool]:
+        yield from ()
+        return self.put_new(key, body)
+
+    def get_task(self, key: str, start: int, end: int) -> Task[bytes]:
+        yield from ()
+        return self.get(key, start, end)
+
 
 class MemoryDynamo(DynamoClient):
     """Keeps tables in dicts, and knows the conditions and update expressions that this package writes.
@@ -88,13 +96,15 @@ class MemoryDynamo(DynamoClient):
         return [self._run_task(task) for task in tasks]
 
     def _run_task(self, task: Task[T]) -> T:
-        step: Callable[[], Call] = partial(next, task)
+        step: Callable[[], Call | ServiceCall] = partial(next, task)
         while True:
             try:
-                operation, body = step()
+                call = step()
             except StopIteration as end:
                 result: T = end.value
                 return result
+            assert not isinstance(call, ServiceCall)
+            operation, body = call
             try:
                 step = partial(task.send, self.call(operation, msgspec.json.decode(body)))
             except Unavailable:

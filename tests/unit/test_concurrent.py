@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.aws.concurrent import Call, Run, Task
-from mdstore.aws.http import Answer, ConcurrentCalls
+from mdstore.aws.http import Answer, Body, ConcurrentCalls, SignedHttp
 from mdstore.errors import ConditionFailed, MdstoreError, RequestRejected, Unavailable
 from tests.unit.endpoint import FakeTime
 
@@ -31,7 +31,16 @@ class ScriptedCalls(ConcurrentCalls):
     def __len__(self) -> int:
         return len(self._in_flight)
 
-    def start(self, tag: Any, url: str, headers: Any, body: bytes) -> None:  # noqa: ARG002
+    def start(
+        self,
+        tag: Any,
+        url: str,  # noqa: ARG002
+        headers: Any,  # noqa: ARG002
+        body: Body,
+        *,
+        http: SignedHttp | None = None,  # noqa: ARG002
+    ) -> None:
+        assert isinstance(body, bytes)
         self._in_flight.append((tag, body))
         self.begun.append(body)
         self.most = max(self.most, len(self._in_flight))

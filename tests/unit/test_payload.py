@@ -100,7 +100,7 @@ operations = st.lists(
         op=st.just("upsert"),
         entity=st.sampled_from(["e", "f"]),
         key=st.sampled_from(["a", "b", "ü", "😀"]) | st.text(st.characters(exclude_categories=["C"]), min_size=1),
-        data=st.dictionaries(st.text(), st.text() | st.integers(-(10**30), 10**30) | st.none(), max_size=3),
+        data=st.dictionaries(st.text(min_size=1), st.text() | st.integers(-(10**30), 10**30) | st.none(), max_size=3),
         sequence=st.none() | st.integers(-(10**37), 10**37),
     ),
     max_size=30,

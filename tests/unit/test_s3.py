@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.aws.clients import make_client
-from mdstore.aws.http import Answer, SignedHttp
+from mdstore.aws.http import Answer, Body, SignedHttp
 from mdstore.aws.s3 import READS, Objects, read_again
 from mdstore.errors import DeploymentBroken, IntegrityError, MdstoreError, NotFound, Unavailable
 from mdstore.settings import load_settings
@@ -58,7 +58,7 @@ class RecordingHttp(SignedHttp):
 
     requests: list[tuple[str, Sequence[str]]] = field(default_factory=list)
 
-    def send(self, url: str, headers: Sequence[str] = (), body: bytes | None = None) -> Answer:
+    def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Answer:
         assert body is None
         self.requests.append((url, headers))
         return Answer(206, [], b"x")

@@ -374,18 +374,19 @@ def decimal_of(coefficient: int, exponent: int) -> Decimal:
 whole = st.integers(-(10**38 - 1), 10**38 - 1)
 fractions = st.builds(decimal_of, whole, st.integers(-130, 88))
 texts = st.text() | st.sampled_from(["", "e\u0301", "é", "ﬁ", "😀👩‍🚀", "\x00\x1f\x7f\u2028", '"\\/', "\ufeff", "null"])
+names = texts.filter(bool)
 values = st.recursive(
     st.none() | st.booleans() | whole | fractions | texts,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
     max_leaves=12,
 )
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.dictionaries(texts, values, max_size=5), texts)
-@example({"a": Decimal("1.50"), "b": [True, 1, Decimal("1.0")], "": ""}, "g")
+@given(st.dictionaries(names, values, max_size=5), texts)
+@example({"a": Decimal("1.50"), "b": [True, 1, Decimal("1.0")], "c": ""}, "g")
 def test_any_json_value_survives_exactly(data: dict[str, Any], group: str) -> None:
-    """Any JSON value within the limits survives reading, writing as a line and decoding."""
+    """Any JSON value within the limits survives reading, writing as a line and decoding, exactly."""
     mapping = given_as(data=data, group=(group or "g")[:128])
     operation, attribute = validator.read(mapping)
     assert same(operation.data, data)

@@ -19,7 +19,10 @@ Item = dict[str, AttributeValue]
 
 #: Limits of DynamoDB's data types (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html).
 MAX_DIGITS = 38
-MAX_NESTING = 31  # DynamoDB allows 32 levels, and the item itself is one
+MAX_NESTING = (
+    31  # maps and lists: an attribute is level 1, and what its 31st map or list holds is level 32, the deepest allowed
+)
+MAX_NAME = 65_535  # bytes
 _MOST, _LEAST = 10**MAX_DIGITS, -(10**MAX_DIGITS)
 _NULL: AttributeValue = {"NULL": True}
 _TRUE: AttributeValue = {"BOOL": True}
@@ -95,7 +98,7 @@ def _elements(value: list[Any] | tuple[Any, ...], depth: int) -> list[AttributeV
 
 
 def stored_size(value: Any, depth: int = 1) -> int:
-    """Return the bytes that DynamoDB counts for a JSON value, with the maximum for each number. Raises `Unstorable`.
+    """Return the bytes that DynamoDB counts for a JSON value. Raises `Unstorable`.
 
     Measure large values before marshalling them: measuring takes no memory, marshalling a hundred bytes per number.
     Source: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
@@ -112,7 +115,20 @@ def stored_size(value: Any, depth: int = 1) -> int:
     ((kind, raw),) = to_attribute(value).items()
     if kind == "S":
         return len(raw.encode())
-    return min(21, len(raw) // 2 + 3) if kind == "N" else 1
+    return _number_size(Decimal(raw)) if kind == "N" else 1
+
+
+def _number_size(value: Decimal) -> int:
+    """Return 1 + the pairs of digits, counted from the decimal point both ways, + 1 for a minus: at most 22.
+
+    Zeros at both ends count nothing, except that we count a zero as one pair, because AWS calls its own formula approximate.
+    """
+    sign, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)  # noqa: S101  `to_attribute` refuses NaN and infinity
+    if not value:
+        return 2 + sign
+    lowest = exponent + len(digits) - len("".join(map(str, digits)).rstrip("0"))
+    return 2 + value.adjusted() // 2 - lowest // 2 + sign
 
 
 def _size_within(item: Any, depth: int, step: str) -> int:
@@ -130,14 +146,18 @@ def _check_depth(depth: int) -> None:
 
 def _check_names(value: dict[str, Any]) -> None:
     try:
-        if "".join(value).isascii():
+        names = "".join(value)
+        if names.isascii() and len(names) <= MAX_NAME and "" not in value:  # the most common case
             return
     except TypeError:
         pass
     for name in value:
         if type(name) is not str:
             raise Unstorable(f"name {name!r} is not text")
-        _utf8(name)
+        size = len(_utf8(name).encode())
+        if not 0 < size <= MAX_NAME:
+            shown = repr(name) if len(name) <= 40 else repr(name[:40]) + "..."
+            raise Unstorable(f"name {shown} has {size} bytes, expected 1 to {MAX_NAME}")
 
 
 def _number(value: Decimal) -> str:
@@ -148,11 +168,13 @@ def _number(value: Decimal) -> str:
         return text
     if not value.is_finite():
         raise Unstorable(f"{value} is not a JSON number")
+    if not value:
+        return "0"  # 0E+500 too, whose exponent DynamoDB does not take
     if len(text) > MAX_DIGITS:  # signs, points and trailing zeros are not significant digits
         digits = "".join(map(str, value.as_tuple().digits)).rstrip("0")
         if len(digits) > MAX_DIGITS:
             raise Unstorable(f"{len(digits)} significant digits, at most {MAX_DIGITS} can be stored exactly")
-    if value and not -130 <= value.adjusted() <= 125:
+    if not -130 <= value.adjusted() <= 125:
         raise Unstorable(f"magnitude 1E{value.adjusted():+d} is outside 1E-130 to 9.9E+125")
     return text
 

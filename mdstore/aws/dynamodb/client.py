@@ -75,6 +75,16 @@ class DynamoClient:
                 return
             body = {**body, "ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
+    def query_task(self, body: Mapping[str, Any]) -> Task[list[Item]]:
+        """Task: return all items of a Query."""
+        items: list[Item] = []
+        while True:
+            answer = yield "Query", encode(body)
+            items += answer["Items"]
+            if "LastEvaluatedKey" not in answer:
+                return items
+            body = {**body, "ExclusiveStartKey": answer["LastEvaluatedKey"]}
+
     def run(self, tasks: Iterable[Task[T]], *, in_flight: int = 1, deadline: float | None = None) -> list[T]:
         """Run all tasks, with up to `in_flight` calls at the same time, and return their results in order.
 

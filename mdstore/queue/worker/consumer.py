@@ -45,13 +45,16 @@ class Consumer(CeleryConsumer):
         super().__init__(lambda request: request.begin(on_task_request), *args, worker_options=options, **kwargs)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], Any]:
-        """Return a handler that dead-letters each message on which Celery's fails. It still raises connection errors."""
+        """Return a handler that dead-letters each message on which Celery's fails.
+
+        It raises connection errors, and `MemoryError`, which is no fault of the message: the channel requeues it.
+        """
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Message) -> Any:
             try:
                 return handle(message)
-            except self.connection_errors:
+            except (*self.connection_errors, MemoryError):
                 raise
             except Exception as error:
                 logger.exception("a message cannot become a task")

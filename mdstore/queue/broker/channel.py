@@ -61,7 +61,7 @@ class Channel(FanoutChannel):
 
     `sqs`, `claim_checks` and `delayed_table` are functions that return the objects of the calling process. `publisher` is the
     app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason. `ahead` is how many
-    messages the worker may hold for each one that it can work on at a time.
+    messages the worker may hold for each one that it can work on at a time. `weights` are the queues' shares of a worker.
     """
 
     QoS = QoS
@@ -223,6 +223,7 @@ class Channel(FanoutChannel):
             wake=self._wake,
             is_alive=self._is_alive,
             lost=self._lost,
+            weights=self.transport_options.get("weights"),
         )
 
     def _wake(self) -> None:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from io import BytesIO
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +23,7 @@ from mdstore.errors import ConfigurationError, Unavailable
 
 #: The oldest libcurl whose signatures we found equal to botocore's. Version 7.88 signs a header that it does not send.
 _OLDEST = (8, 11, 1)
+_DATE_TOLERANCE = 2.0  # seconds: a `Date` header has whole seconds, and its response takes some time
 
 
 class Credentials(Protocol):
@@ -75,6 +77,7 @@ class SignedHttp:
         }
         self._idle: deque[pycurl.Curl] = deque()
         self._idle_concurrent: deque[ConcurrentCalls] = deque()
+        self._last_headers: tuple[float, list[bytes]] | None = None  # and when they came, by the monotonic clock
 
     def send(self, url: str, headers: Sequence[str] = (), body: bytes | None = None) -> Answer:
         """POST `body`, or GET if it is None. Raises `Unavailable` if no response arrives; the call may have taken effect."""
@@ -97,6 +100,23 @@ class SignedHttp:
                 concurrent_calls.close()
             else:
                 self._idle_concurrent.append(concurrent_calls)
+
+    def server_time(self) -> float:
+        """Return the time in Unix seconds by the `Date` of the service's last response.
+
+        Return this machine's time if it agrees, and before the first response.
+        """
+        now = time.time()
+        if self._last_headers is None:
+            return now
+        came_at, headers = self._last_headers
+        value = Answer(0, headers, b"").header(b"date:") or b""
+        try:
+            date = parsedate_to_datetime(value.decode("latin-1")).timestamp()
+        except ValueError:  # there is none, or it is no date
+            return now
+        server_now = date + time.monotonic() - came_at
+        return now if abs(server_now - now) <= _DATE_TOLERANCE else server_now
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -135,6 +155,7 @@ class SignedHttp:
     def _completed(self, call: _Call) -> Answer:
         status = call.curl.getinfo(pycurl.RESPONSE_CODE)
         self._idle.append(call.curl)
+        self._last_headers = time.monotonic(), call.headers
         return Answer(status, call.headers, call.content.getvalue())
 
 

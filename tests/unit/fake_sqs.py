@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
@@ -11,7 +12,10 @@ from mdstore.errors import Unavailable
 
 
 class FakeSqs(Sqs):
-    """Queues by their URLs. `refuse` names handles and bodies that fail; `broken` makes every receive fail."""
+    """Queues by their URLs. `refuse` names handles and bodies that fail; `broken` makes every receive fail.
+
+    Its clock is `ahead` of this machine's.
+    """
 
     def __init__(self) -> None:
         self.waiting: dict[str, deque[Message]] = defaultdict(deque)
@@ -21,7 +25,11 @@ class FakeSqs(Sqs):
         self.shown: list[tuple[str, int]] = []
         self.refuse: dict[str, Failed] = {}
         self.broken = False
+        self.ahead = 0.0
         self._changed = threading.Condition()
+
+    def server_time(self) -> float:
+        return time.time() + self.ahead
 
     def arrive(
         self, url: str, body: str, *, ident: str | None = None, handle: str | None = None, receives: int = 1

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from queue import Empty
 from typing import Any
@@ -26,10 +27,10 @@ from kombu.asynchronous import set_event_loop
 from kombu.log import get_logger
 from kombu.transport import SQS, virtual
 
-from mdstore.aws.sqs import Failed, Message, Sqs
-from mdstore.errors import DeploymentBroken, IntegrityError, MdstoreError, Unavailable
+from mdstore.aws.sqs import Failed, Message, Sqs, is_fifo
+from mdstore.errors import DeploymentBroken, IntegrityError, InvalidRequest, MdstoreError, Unavailable
 from mdstore.queue.broker.claim_check import ClaimChecks, is_claim, read_claim
-from mdstore.queue.broker.encoding import deduplication_id, due_beyond_sqs, entry_of
+from mdstore.queue.broker.encoding import DELAYED, deduplication_id, due_beyond_sqs, entry_of, eta_of
 from mdstore.queue.broker.envelope import Malformed, check, task_of
 from mdstore.queue.broker.poller import Held, Poller, backoff
 from mdstore.queue.broker.publisher import BatchPublisher, Unsent
@@ -44,6 +45,7 @@ os.register_at_fork(after_in_child=partial(set_event_loop, None))
 
 _TICK = 1.0  # seconds between ticks of the worker's loop
 _CLIENT_WAIT = 1.0  # seconds that a client without a loop waits for a message by default
+_SOON = 2.0  # seconds: a task that is due within them waits in the worker
 _CLOSE_WITHIN = 25.0  # seconds
 _GIVE_BACK_WITHIN = 3.0  # seconds
 
@@ -109,13 +111,14 @@ class Channel(FanoutChannel):
 
     # -- publish
 
-    def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
+    def _put(self, queue: str, message: dict[str, Any], *, now: float | None = None, **_: Any) -> None:
+        """Send a message. `now` is the time from which its delay counts, by default of this machine's clock."""
         publisher: BatchPublisher = self.transport_options["publisher"]
-        dedup_id, due = deduplication_id(message), due_beyond_sqs(queue, message)
+        dedup_id, due = deduplication_id(message), due_beyond_sqs(queue, message, now=now)
         task_id = str((message.get("headers") or {}).get("id", dedup_id))
         try:
             url = self._new_queue(queue)
-            entry = entry_of(queue, message, store=partial(self._claim_checks.store, due=due))
+            entry = entry_of(queue, message, store=partial(self._claim_checks.store, due=due), now=now)
             if due is not None:
                 table: DelayedTable = self.transport_options["delayed_table"]()
                 name = self.canonical_queue_name(queue)
@@ -273,11 +276,13 @@ class Channel(FanoutChannel):
         try:
             text = self._claim_checks.load(message.body) if is_claim(message.body) else message.body
             check(text, received=True)
-        except (Malformed, IntegrityError) as error:
+            payload: dict[str, Any] = _decode(text)
+            if self._put_back(queue, message, payload):
+                return None
+        except (Malformed, IntegrityError, InvalidRequest) as error:
             if not self._store_dead_letter(message, str(error)):
                 raise Unavailable("it could not be dead-lettered", code="DeadLetters") from error
             return None
-        payload: dict[str, Any] = _decode(text)
         payload["headers"]["receives"] = message.receives
         properties = payload["properties"]
         properties["delivery_tag"] = message.message_id
@@ -290,6 +295,31 @@ class Channel(FanoutChannel):
             "redelivered": message.receives > 1,
         }
         return payload
+
+    def _put_back(self, queue: str, message: Message, payload: dict[str, Any]) -> bool:
+        """Send a message again, with its delay, if its task is not due yet. Return whether that was done.
+
+        Celery would hold it in memory until its `eta`, by this machine's clock, and then take more messages instead. This
+        channel delays its own messages until they are due, so only those of other senders are sent again. Raises
+        `Unavailable` if a message cannot be sent now.
+        """
+        eta = eta_of(payload)
+        if eta is None:
+            return False
+        now = self._sqs_calls.server_time()
+        left = 0.0 if payload["properties"].get(DELAYED) else max(0.0, eta - now)
+        if left <= _SOON:
+            here = time.time()
+            if eta > here + left:  # this machine's clock is behind
+                payload["headers"]["eta"] = datetime.fromtimestamp(here + left, UTC).isoformat()
+            return False
+        if is_fifo(queue):  # SQS would drop a message with an id that it received less than five minutes ago
+            payload["properties"]["MessageDeduplicationId"] = message.message_id
+        try:
+            self._put(queue, payload, now=now)
+        except Unsent as error:
+            raise Unavailable(f"it is due in {left:.0f} s, and was not put back: {error}", code="NotPutBack") from error
+        return True
 
     def _hand_out(self, held: Held) -> None:
         """Hand a message to its consumer. If the consumer raises, requeue the message, so that it does not block others."""

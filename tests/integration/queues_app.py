@@ -35,6 +35,11 @@ def queues_app(settings: Settings | None = None) -> SqsApp:
         route: dict[str, Any] = self.request.delivery_info
         note(str(route["routing_key"]))
 
+    @made.task(name="hold", shared=False)
+    def hold(seconds: float, text: str) -> int:
+        time.sleep(seconds)
+        return len(text)
+
     return made
 
 

@@ -29,7 +29,7 @@ from kombu.transport import SQS, virtual
 
 from mdstore.aws.sqs import Failed, Message, Sqs, is_fifo
 from mdstore.errors import DeploymentBroken, IntegrityError, InvalidRequest, MdstoreError, Unavailable
-from mdstore.queue.broker.claim_check import ClaimChecks, is_claim, read_claim
+from mdstore.queue.broker.claim_check import is_claim, read_claim
 from mdstore.queue.broker.encoding import DELAYED, deduplication_id, due_beyond_sqs, entry_of, eta_of
 from mdstore.queue.broker.envelope import Malformed, check, task_of
 from mdstore.queue.broker.poller import Held, Poller, backoff
@@ -100,11 +100,6 @@ class Channel(FanoutChannel):
         return size
 
     @property
-    def _claim_checks(self) -> ClaimChecks:
-        claim_checks: ClaimChecks = self.transport_options["claim_checks"]()
-        return claim_checks
-
-    @property
     def _sqs_calls(self) -> Sqs:
         sqs: Sqs = self.transport_options["sqs"]()
         return sqs
@@ -118,7 +113,7 @@ class Channel(FanoutChannel):
         task_id = str((message.get("headers") or {}).get("id", dedup_id))
         try:
             url = self._new_queue(queue)
-            entry = entry_of(queue, message, store=partial(self._claim_checks.store, due=due), now=now)
+            entry = entry_of(queue, message, store=partial(self.claim_checks.store, due=due), now=now)
             if due is not None:
                 table: DelayedTable = self.transport_options["delayed_table"]()
                 name = self.canonical_queue_name(queue)
@@ -274,7 +269,7 @@ class Channel(FanoutChannel):
         if self.kind_of(queue):
             return self.open_broadcast(queue, message)
         try:
-            text = self._claim_checks.load(message.body) if is_claim(message.body) else message.body
+            text = self.text_of(message)
             check(text, received=True)
             payload: dict[str, Any] = _decode(text)
             if self._put_back(queue, message, payload):

@@ -28,7 +28,7 @@ from kombu.log import get_logger
 from kombu.transport import SQS, virtual
 
 from mdstore.aws.sqs import Failed, Message, Sqs, is_fifo
-from mdstore.errors import DeploymentBroken, IntegrityError, InvalidRequest, MdstoreError, Unavailable
+from mdstore.errors import DeploymentBroken, IntegrityError, InvalidRequest, Unavailable
 from mdstore.queue.broker.claim_check import is_claim, read_claim
 from mdstore.queue.broker.encoding import DELAYED, deduplication_id, due_beyond_sqs, entry_of, eta_of
 from mdstore.queue.broker.envelope import Malformed, check, task_of
@@ -192,8 +192,8 @@ class Channel(FanoutChannel):
     def liveness(self) -> dict[str, float]:
         """Return the channel's signs of life, or an empty dict before it consumes.
 
-        `answer`, `receive` and `loop` are the seconds since the last SQS response, the last progress of a receive and the
-        last loop tick; `held` is the number of messages held.
+        `answer`, `receive`, `leases` and `loop` are the seconds since the last SQS response, the last progress of a receive
+        and of the lease extender, and the last loop tick; `held` is the number of messages held.
         """
         if self._poller is None:
             return {}
@@ -390,7 +390,7 @@ class Channel(FanoutChannel):
             self.transport_options["dead_letter"](
                 body=message.body, reason=reason, task=_task_of(message.body), receives=message.receives
             )
-        except MdstoreError:
+        except Exception:  # whatever it is, the message must come again
             logger.exception("a message could not be dead-lettered: %s", reason)
             return False
         return True

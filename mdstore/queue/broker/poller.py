@@ -108,7 +108,7 @@ class Poller:
             wait_time=wait_time, ahead=ahead, room=room, rate=self._pace.rate, clock=clock, weights=weights
         )
         self._lease_extender = LeaseExtender(
-            sqs=sqs, visibility=visibility, expiring=self._expiring_leases, abandon=self._abandon
+            sqs=sqs, visibility=visibility, expiring=self._expiring_leases, abandon=self._abandon, clock=clock
         )
 
     # -- for the channel
@@ -180,10 +180,10 @@ class Poller:
         self._lease_extender.close(max(0.1, deadline - self._clock()))
 
     def liveness(self) -> dict[str, float]:
-        """Return the seconds since the last SQS response (`answer`) and since the last progress of a receive (`receive`).
+        """Return the seconds since the last SQS response (`answer`) and the last progress of a receive and of `leases`.
 
         A receive makes progress when it returns and when one of its messages is opened. One that fails returns, but is no
-        response. Each number is that of the slowest queue; idle queues do not count.
+        response. The first two numbers are those of the slowest queue; idle queues do not count.
         """
         now = self._clock()
         with self._lock:
@@ -193,6 +193,7 @@ class Poller:
             "receive": max(
                 (now - queue.returned_at for queue in queues if queue.reserved or queue.unopened), default=0.0
             ),
+            "leases": self._lease_extender.stalled_for(),
         }
 
     def count(self) -> int:

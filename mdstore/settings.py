@@ -45,7 +45,19 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _split_weights(value: object) -> object:
+    """Parse `a=3,b=1`, which is how the environment gives what the file gives as a table."""
+    parts = _split(value)
+    if not isinstance(value, str) or not isinstance(parts, list):
+        return value
+    pairs = [part.partition("=") for part in parts]
+    return {name.strip(): weight.strip() for name, _, weight in pairs}
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Weights = Annotated[
+    dict[Annotated[str, Field(min_length=1)], Annotated[int, Field(ge=1, le=1_000)]], BeforeValidator(_split_weights)
+]
 
 
 class Settings(BaseModel):
@@ -112,6 +124,8 @@ class Settings(BaseModel):
     visibility_timeout: int = Field(default=120, ge=2, le=43_200)  # after this, SQS redelivers a dead worker's messages
     max_receives: int = Field(default=10, ge=1, le=999)  # SQS counts to 1,000, and the queue needs one more than this
     wait_time: int = Field(default=10, ge=1, le=20)  # the duration of one long poll
+    # A queue's share of a worker's room while several of its queues have a backlog. Queues that are not named have weight 1.
+    queue_weights: Weights = {}
     remote_control: bool = True  # workers take commands (celery inspect, celery control, Flower)
     events: bool = True  # workers report their tasks (celery events, Flower)
 

@@ -7,9 +7,11 @@ the CPU that botocore's signer and session take (`docs/adr/0010-libcurl.md`).
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from io import BytesIO
 from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
@@ -25,6 +27,7 @@ from mdstore.errors import ConfigurationError, Unavailable
 _OLDEST = (8, 11, 1)
 T = TypeVar("T")
 _BYTES_PER_MS = 1_000  # the slowest upload that is not given up: 1 MB a second
+_DATE_TOLERANCE = 2.0  # seconds: a `Date` header has whole seconds, and its response takes some time
 
 
 class Credentials(Protocol):
@@ -94,6 +97,7 @@ class SignedHttp:
         # Not `_idle`: libcurl closes the connection of a handle when the handle joins concurrent calls.
         self._idle_in_concurrent: deque[pycurl.Curl] = deque()
         self._idle_concurrent: deque[ConcurrentCalls] = deque()
+        self._last_headers: tuple[float, list[bytes]] | None = None  # and when they came, by the monotonic clock
 
     def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Answer:
         """Make a call and return its response. Raises `Unavailable` if none arrives; the call may have taken effect."""
@@ -106,6 +110,7 @@ class SignedHttp:
         answer = call.completed()
         if isinstance(answer, Unavailable):
             raise answer
+        self._last_headers = time.monotonic(), answer.headers
         return answer
 
     @contextmanager
@@ -120,6 +125,23 @@ class SignedHttp:
                 concurrent_calls.close()
             else:
                 self._idle_concurrent.append(concurrent_calls)
+
+    def server_time(self) -> float:
+        """Return the time in Unix seconds by the `Date` of the service's last response.
+
+        Return this machine's time if it agrees, and before the first response.
+        """
+        now = time.time()
+        if self._last_headers is None:
+            return now
+        came_at, headers = self._last_headers
+        value = Answer(0, headers, b"").header(b"date:") or b""
+        try:
+            date = parsedate_to_datetime(value.decode("latin-1")).timestamp()
+        except ValueError:  # there is none, or it is no date
+            return now
+        server_now = date + time.monotonic() - came_at
+        return now if abs(server_now - now) <= _DATE_TOLERANCE else server_now
 
     def close(self) -> None:
         """Close all idle connections."""

@@ -93,6 +93,10 @@ class Sqs:
         self._retry = retry or Retry()
         self._urls: dict[str, str] = {}
 
+    def server_time(self) -> float:
+        """Return the time in Unix seconds by SQS's clock."""
+        return self.http.server_time()
+
     def call(self, operation: str, body: dict[str, Any]) -> dict[str, Any]:
         """Make any call, retrying while SQS says "not now". Raises `Unavailable` or `DeploymentBroken`."""
         encoded = encode(body)

@@ -78,6 +78,7 @@ def _transport_options(app: SqsApp) -> dict[str, Any]:
         "claim_checks": lambda: app.claim_checks,
         "delayed_table": lambda: app.delayed_table,
         "ahead": settings.prefetch,
+        "weights": settings.queue_weights,
         "visibility_timeout": settings.visibility_timeout,
         "wait_time_seconds": settings.wait_time,
     }

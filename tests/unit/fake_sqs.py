@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ class FakeSqs(Sqs):
     """Holds queues by URL. A received message is not received again until it arrives again.
 
     `refuse` maps handles and message bodies to failures; while `broken` is set, every receive fails.
+    Its clock is `ahead` of this machine's.
     """
 
     def __init__(self) -> None:
@@ -24,7 +26,11 @@ class FakeSqs(Sqs):
         self.visibility_changes: list[tuple[str, int]] = []
         self.refuse: dict[str, Failed] = {}
         self.broken = False
+        self.ahead = 0.0
         self._changed = threading.Condition()
+
+    def server_time(self) -> float:
+        return time.time() + self.ahead
 
     def arrive(
         self, url: str, body: str, *, message_id: str | None = None, handle: str | None = None, receives: int = 1

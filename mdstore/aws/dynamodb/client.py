@@ -42,6 +42,10 @@ class DynamoClient:
         self._protocol = JsonProtocol(endpoint=endpoint, target="DynamoDB_20120810")
         self.retry = retry or Retry()
 
+    def server_time(self) -> float:
+        """Return the time in Unix seconds by DynamoDB's clock."""
+        return self._http.server_time()
+
     def call(self, operation: str, body: Mapping[str, Any] | bytes, *, deadline: float | None = None) -> Any:
         """Call `operation` with a body in DynamoDB JSON and return the response's body. Retries while AWS says "not now".
 

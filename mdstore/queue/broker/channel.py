@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from queue import Empty
 from typing import Any
@@ -25,11 +26,11 @@ from kombu.asynchronous import set_event_loop
 from kombu.log import get_logger
 from kombu.transport import SQS, virtual
 
-from mdstore.aws.sqs import Failed, Message, Sqs
-from mdstore.errors import DeploymentBroken, IntegrityError, MdstoreError, Unavailable
+from mdstore.aws.sqs import Failed, Message, Sqs, is_fifo
+from mdstore.errors import DeploymentBroken, IntegrityError, InvalidRequest, Unavailable
 from mdstore.queue.broker.ascii_json import Decoder
-from mdstore.queue.broker.claim_check import ClaimChecks, is_claim, read_claim
-from mdstore.queue.broker.encoding import deduplication_id, due_beyond_sqs, entry_of
+from mdstore.queue.broker.claim_check import is_claim, read_claim
+from mdstore.queue.broker.encoding import DELAYED, deduplication_id, due_beyond_sqs, entry_of, eta_of
 from mdstore.queue.broker.envelope import Malformed, check, task_of
 from mdstore.queue.broker.poller import Held, Poller, backoff
 from mdstore.queue.broker.publisher import BatchPublisher, Unsent
@@ -44,6 +45,7 @@ os.register_at_fork(after_in_child=partial(set_event_loop, None))
 
 _TICK = 1.0  # seconds between ticks of the worker's loop
 _CLIENT_WAIT = 1.0  # seconds that a client without a loop waits for a message by default
+_SOON = 2.0  # seconds: a task that is due within them waits in the worker
 _CLOSE_WITHIN = 25.0  # seconds
 _GIVE_BACK_WITHIN = 3.0  # seconds
 
@@ -62,7 +64,7 @@ class Channel(FanoutChannel):
     `sqs`, `claim_checks` and `delayed_table` are functions that return the objects of the calling process. `publisher` is the
     app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason, and `fail_unexecuted`
     fails its task; the delivery `max_receives` is the last. `ahead` is how many messages the worker may hold for each one that
-    it can work on at a time.
+    it can work on at a time. `weights` are the queues' shares of a worker.
     """
 
     QoS = QoS
@@ -99,24 +101,20 @@ class Channel(FanoutChannel):
         return size
 
     @property
-    def _claim_checks(self) -> ClaimChecks:
-        claim_checks: ClaimChecks = self.transport_options["claim_checks"]()
-        return claim_checks
-
-    @property
     def _sqs_calls(self) -> Sqs:
         sqs: Sqs = self.transport_options["sqs"]()
         return sqs
 
     # -- publish
 
-    def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
+    def _put(self, queue: str, message: dict[str, Any], *, now: float | None = None, **_: Any) -> None:
+        """Send a message. `now` is the time from which its delay counts, by default of this machine's clock."""
         publisher: BatchPublisher = self.transport_options["publisher"]
-        dedup_id, due = deduplication_id(message), due_beyond_sqs(queue, message)
+        dedup_id, due = deduplication_id(message), due_beyond_sqs(queue, message, now=now)
         task_id = str((message.get("headers") or {}).get("id", dedup_id))
         try:
             url = self._new_queue(queue)
-            entry = entry_of(queue, message, store=partial(self._claim_checks.store, due=due))
+            entry = entry_of(queue, message, store=partial(self.claim_checks.store, due=due), now=now)
             if due is not None:
                 table: DelayedTable = self.transport_options["delayed_table"]()
                 name = self.canonical_queue_name(queue)
@@ -195,8 +193,8 @@ class Channel(FanoutChannel):
     def liveness(self) -> dict[str, float]:
         """Return the channel's signs of life, or an empty dict before it consumes.
 
-        `answer`, `receive` and `loop` are the seconds since the last SQS response, the last progress of a receive and the
-        last loop tick; `held` is the number of messages held.
+        `answer`, `receive`, `leases` and `loop` are the seconds since the last SQS response, the last progress of a receive
+        and of the lease extender, and the last loop tick; `held` is the number of messages held.
         """
         if self._poller is None:
             return {}
@@ -224,6 +222,7 @@ class Channel(FanoutChannel):
             wake=self._wake,
             is_alive=self._is_alive,
             lost=self._lost,
+            weights=self.transport_options.get("weights"),
         )
 
     def _wake(self) -> None:
@@ -272,13 +271,14 @@ class Channel(FanoutChannel):
             return self.open_broadcast(queue, message)
         text = message.body
         try:
-            if is_claim(text):
-                text = self._claim_checks.load(text)
+            text = self.text_of(message)
             check(text, received=True)
-        except (Malformed, IntegrityError) as error:
+            payload: dict[str, Any] = _decode(text)
+            if self._put_back(queue, message, payload):
+                return None
+        except (Malformed, IntegrityError, InvalidRequest) as error:
             self._refuse(message, text, error)
             return None
-        payload = _decode(text)
         payload["headers"]["receives"] = message.receives
         properties = payload["properties"]
         properties["delivery_tag"] = message.message_id
@@ -307,6 +307,31 @@ class Channel(FanoutChannel):
         except Exception:
             logger.exception("the failure of the task of message %s could not be recorded", message.message_id)
             return message.receives >= int(self.transport_options.get("max_receives", 1))
+        return True
+
+    def _put_back(self, queue: str, message: Message, payload: dict[str, Any]) -> bool:
+        """Send a message again, with its delay, if its task is not due yet. Return whether that was done.
+
+        Celery would hold it in memory until its `eta`, by this machine's clock, and then take more messages instead. This
+        channel delays its own messages until they are due, so only those of other senders are sent again. Raises
+        `Unavailable` if a message cannot be sent now.
+        """
+        eta = eta_of(payload)
+        if eta is None:
+            return False
+        now = self._sqs_calls.server_time()
+        left = 0.0 if payload["properties"].get(DELAYED) else max(0.0, eta - now)
+        if left <= _SOON:
+            here = time.time()
+            if eta > here + left:  # this machine's clock is behind
+                payload["headers"]["eta"] = datetime.fromtimestamp(here + left, UTC).isoformat()
+            return False
+        if is_fifo(queue):  # SQS would drop a message with an id that it received less than five minutes ago
+            payload["properties"]["MessageDeduplicationId"] = message.message_id
+        try:
+            self._put(queue, payload, now=now)
+        except Unsent as error:
+            raise Unavailable(f"it is due in {left:.0f} s, and was not put back: {error}", code="NotPutBack") from error
         return True
 
     def _hand_out(self, held: Held) -> None:
@@ -382,7 +407,7 @@ class Channel(FanoutChannel):
             self.transport_options["dead_letter"](
                 body=message.body, reason=reason, task=_task_of(message.body), receives=message.receives
             )
-        except MdstoreError:
+        except Exception:  # whatever it is, the message must come again
             logger.exception("a message could not be dead-lettered: %s", reason)
             return False
         return True

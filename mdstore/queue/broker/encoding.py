@@ -15,20 +15,28 @@ from mdstore.errors import InvalidRequest
 from mdstore.queue.broker.ascii_json import dumps
 from mdstore.queue.broker.envelope import Malformed, check
 
+#: The property of a message that is not delivered before its `eta`, because SQS or the table delays it.
+DELAYED = "delayed"
 #: What SQS accepts as the id of a message group, and for deduplication.
 _ID = re.compile(r"[!-~]{1,128}")
 _NOT_IN_ID = re.compile(r"[^!-~]")
 _NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def entry_of(queue: str, message: dict[str, Any], *, store: Callable[[str], str] = str) -> Entry:
+def entry_of(
+    queue: str, message: dict[str, Any], *, store: Callable[[str], str] = str, now: float | None = None
+) -> Entry:
     """Return the entry that is sent to SQS. `store` returns the body to send for a text, e.g. a pointer to it.
+
+    `now` is the time in Unix seconds, by default of this machine's clock.
 
     Raises `InvalidRequest` for a task's message that no worker would accept.
     """
     properties, headers = message.get("properties", {}), message.get("headers") or {}
     group = _checked_id(properties, "MessageGroupId")
     attributes = _checked_attributes(properties.pop("message_attributes", None))
+    if headers.get("eta"):
+        properties[DELAYED] = True
     text = dumps(message)
     if "task" in headers:
         _check(text, headers["task"])
@@ -36,7 +44,7 @@ def entry_of(queue: str, message: dict[str, Any], *, store: Callable[[str], str]
     if not is_fifo(queue):
         return Entry(
             message_body=body,
-            delay_seconds=min(MAX_DELAY, delay_of(message)) or None,
+            delay_seconds=min(MAX_DELAY, delay_of(message, now=now)) or None,
             message_group_id=group,
             message_attributes=attributes,
         )
@@ -81,26 +89,35 @@ def _checked_attributes(attributes: dict[str, Any] | None) -> dict[str, Any] | N
     return attributes
 
 
-def due_beyond_sqs(queue: str, message: dict[str, Any]) -> float | None:
+def due_beyond_sqs(queue: str, message: dict[str, Any], *, now: float | None = None) -> float | None:
     """Return when a message is due, in Unix seconds, if SQS cannot delay it for that long; else None.
 
     SQS delays a message for 15 minutes at most, and a single message of a FIFO queue not at all.
     """
-    delay = delay_of(message)
-    return time.time() + delay if delay > (0 if is_fifo(queue) else MAX_DELAY) else None
+    now = time.time() if now is None else now
+    delay = delay_of(message, now=now)
+    return now + delay if delay > (0 if is_fifo(queue) else MAX_DELAY) else None
 
 
-def delay_of(message: dict[str, Any]) -> int:
+def delay_of(message: dict[str, Any], *, now: float | None = None) -> int:
     """Return in how many whole seconds a message is due.
 
     That is the later of its task's `eta` (which a countdown sets too) and kombu's `delay_seconds`.
     """
-    properties, eta = message.get("properties", {}), (message.get("headers") or {}).get("eta")
+    properties, due = message.get("properties", {}), eta_of(message)
     seconds = float(properties.get("delay_seconds") or properties.get("DelaySeconds") or 0)
-    if eta:
-        due = datetime.fromisoformat(eta)
-        seconds = max(seconds, due.replace(tzinfo=due.tzinfo or UTC).timestamp() - time.time())
+    if due is not None:
+        seconds = max(seconds, due - (time.time() if now is None else now))
     return max(0, math.ceil(seconds))
+
+
+def eta_of(message: dict[str, Any]) -> float | None:
+    """Return the `eta` of a message's task in Unix seconds, or None if it has none."""
+    eta = (message.get("headers") or {}).get("eta")
+    if not eta:
+        return None
+    due = datetime.fromisoformat(eta)
+    return due.replace(tzinfo=due.tzinfo or UTC).timestamp()
 
 
 def deduplication_id(message: dict[str, Any]) -> str:

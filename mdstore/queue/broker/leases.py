@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,13 @@ class LeaseExtender:
     """
 
     def __init__(
-        self, *, sqs: Sqs, visibility: int, expiring: Callable[[], list[Held]], abandon: Callable[[Held], None]
+        self,
+        *,
+        sqs: Sqs,
+        visibility: int,
+        expiring: Callable[[], list[Held]],
+        abandon: Callable[[Held], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sqs = sqs
         self._visibility = visibility
@@ -48,11 +55,14 @@ class LeaseExtender:
         self._changed = threading.Condition()
         self._changes: deque[_Change] = deque()
         self._is_closing = False
+        self._clock = clock
+        self._progress_at = clock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread, unless it runs already."""
         if self._thread is None:
+            self._progress_at = self._clock()
             self._thread = threading.Thread(target=self._run, name="sqs leases", daemon=True)
             self._thread.start()
 
@@ -74,18 +84,39 @@ class LeaseExtender:
         if self._changes or (self._thread is not None and self._thread.is_alive()):
             logger.warning("some messages could not be deleted or given back in time; they will be redelivered")
 
+    def stalled_for(self) -> float:
+        """Return the seconds since the thread last made progress. Before it starts and once it is closing, return 0."""
+        return 0.0 if self._thread is None or self._is_closing else self._clock() - self._progress_at
+
     def _add(self, change: _Change) -> None:
         with self._changed:
             self._changes.append(change)
             self._changed.notify_all()
 
     def _run(self) -> None:
-        while changes := self._next():
+        while self._send_next():
+            pass
+
+    def _send_next(self) -> bool:
+        """Send the next changes, and return whether there may be more.
+
+        No error may end the thread: without it, all tasks that run for long would run twice.
+        """
+        changes: list[_Change] = []
+        try:
+            changes = self._next()
             self._send(changes)
+        except Exception as error:
+            logger.exception("deleting messages and renewing leases failed, retry in %s s", _CHECK_EVERY)
+            time.sleep(_CHECK_EVERY)
+            for change in changes:  # some may be sent twice, which does no harm
+                self._failed(change, Failed(code=type(error).__name__, message=str(error)))
+        return bool(changes) or not self._is_closing
 
     def _next(self) -> list[_Change]:
         """Wait for changes and return them. Return an empty list once the extender is closing and all changes are sent."""
         while True:
+            self._progress_at = self._clock()
             with self._changed:
                 self._changed.wait_for(lambda: self._changes or self._is_closing, _CHECK_EVERY)
                 if self._changes and not self._is_closing:
@@ -111,7 +142,9 @@ class LeaseExtender:
             calls[change.held.url, change.seconds is None].append(change)
         # Deletes come last, because they can wait.
         for (url, is_delete), some in sorted(calls.items(), key=lambda call: call[0][1]):
-            for change, failed in zip(some, self._answers(url, some, is_delete=is_delete), strict=True):
+            answers = self._answers(url, some, is_delete=is_delete)
+            self._progress_at = self._clock()  # of a call that failed, too: an outage is no reason to end the worker
+            for change, failed in zip(some, answers, strict=True):
                 if failed is not None:
                     self._failed(change, failed)
 

@@ -1,6 +1,6 @@
 """Receive and hold messages on separate threads, so that the worker's loop never waits for a call to SQS.
 
-    receivers        one per queue, two while there is a backlog: long polls, for as many messages as there is room for
+    receivers        up to two per queue: each makes the poll that the schedule chooses next, whichever queue it is of
     lease extender   one: deletes finished messages, gives back others and renews leases, ten messages per call
 
 A message is *held* from its receive until it is deleted or given back: it waits until the worker takes it, and then a task
@@ -15,21 +15,22 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kombu.log import get_logger
 
-from mdstore.aws.sqs import MAX_ENTRIES, Message, Sqs
+from mdstore.aws.sqs import Message, Sqs
 from mdstore.errors import MdstoreError, Unavailable
 from mdstore.queue.broker.leases import LeaseExtender
+from mdstore.queue.broker.schedule import Poll, PolledQueue, Schedule
 
 logger = get_logger(__name__)
 
 _LINGER = 0.02  # seconds that a receiver waits for room for ten messages
 _RECEIVE_AGAIN = 2.0  # seconds until a failed receive is retried
-_RECEIVERS = 2  # per queue, at most
+_RECEIVERS = 2  # per queue, at most: as many as a queue has polls at the same time
 _READ_AGAIN = 300  # seconds until an unreadable message is redelivered, after about 20 s of retries
 _URGENT = 1_000  # urgent messages that may wait to be handed out, 256 KB each at most
 _REMEMBERED = 10_000  # deleted messages whose ids are kept, because SQS may redeliver them anyway
@@ -56,26 +57,6 @@ class Held:
         return self.message.message_id
 
 
-@dataclass(slots=True, eq=False)
-class _Queue:
-    """Describes a queue that is consumed.
-
-    Without `needs_room`, its messages are urgent: they are deleted on arrival and handed out first.
-    """
-
-    name: str
-    url: str
-    needs_room: bool
-    cancelled: bool = False
-    has_backlog: bool = False  # the last receive returned as many messages as it asked for
-    is_failing: bool = False
-    reserved: int = 0  # messages that receives under way asked for
-    unopened: int = 0  # messages that were received and are not yet opened
-    answered_at: float = 0.0
-    returned_at: float = 0.0
-    receivers: int = 0
-
-
 def backoff(receives: int) -> int:
     """Return for how many seconds to hide a message that was received `receives` times: 5, 10, 20 ... 300."""
     return min(300, 5 << min(receives - 1, 10))
@@ -85,8 +66,9 @@ class Poller:
     """Receives and holds the messages of one channel. All methods may be called from any thread.
 
     `room` returns how many messages the worker works on at the same time (0: any number); up to `ahead` times as many are
-    held. `open_message` decodes a message, or returns None if it is invalid and dealt with. `wake` is called when there is a
-    message to take. `is_alive` returns whether the worker's loop ticks. `lost` is called with a message whose work is lost.
+    held. While several queues have a backlog, each gets a share by its weight in `weights`, which is 1 by default.
+    `open_message` decodes a message, or returns None if it is invalid and dealt with. `wake` is called when there is a message
+    to take. `is_alive` returns whether the worker's loop ticks. `lost` is called with a message whose work is lost.
     """
 
     def __init__(
@@ -101,50 +83,55 @@ class Poller:
         wake: Callable[[], None],
         is_alive: Callable[[], bool] = lambda: True,
         lost: Callable[[Held], None] = lambda _: None,
+        weights: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sqs = sqs
         self._wait_time = wait_time
         self._visibility = visibility
-        self._ahead = ahead
-        self._room = room
         self._open = open_message
         self._wake = wake
         self._is_alive = is_alive
         self._lost = lost
         self._clock = clock
-        self._changed = threading.Condition()
-        self._queues: dict[str, _Queue] = {}
+        self._lock = threading.RLock()
+        self._arrived = threading.Condition(self._lock)  # there is a message to take, or a poll has ended
+        self._freed = threading.Condition(self._lock)  # there may be room for another poll
         self._waiting: deque[Held] = deque()
         self._urgent: deque[Held] = deque()
         self._held: dict[str, Held] = {}
         self._done: OrderedDict[str, None] = OrderedDict()
-        self._receivers: list[threading.Thread] = []
+        self._receivers = 0
+        self._polls_with_room = 0  # under way, or with messages that are not yet opened
         self._pace = Pace(clock)
+        self._schedule = Schedule(
+            wait_time=wait_time, ahead=ahead, room=room, rate=self._pace.rate, clock=clock, weights=weights
+        )
         self._lease_extender = LeaseExtender(
-            sqs=sqs, visibility=visibility, expiring=self._expiring_leases, abandon=self._abandon
+            sqs=sqs, visibility=visibility, expiring=self._expiring_leases, abandon=self._abandon, clock=clock
         )
 
     # -- for the channel
 
     def consume(self, queue: str, url: str, *, needs_room: bool) -> None:
         """Start receiving from a queue."""
-        found = _Queue(queue, url, needs_room)
-        with self._changed:
-            self._queues[queue] = found
         self._lease_extender.start()
-        self._start_receiver(found)
+        with self._lock:
+            self._schedule.add(queue, url, needs_room=needs_room)
+            self._start_receiver()
+            self._freed.notify()
 
     def cancel(self, queue: str) -> None:
         """Stop receiving from a queue, and give back its waiting messages. A poll under way gives its messages back, too."""
-        with self._changed:
-            found = self._queues.pop(queue, None)
+        with self._lock:
+            found = self._schedule.queues.pop(queue, None)
             if found is None:
                 return
-            found.cancelled = True
+            found.cancelled.set()
+            self._receivers -= found.polls  # a receiver ends after the poll of a queue that is no longer consumed
             unstarted = [held for held in self._waiting if held.queue == queue]
             self._waiting = deque(held for held in self._waiting if held.queue != queue)
-            self._changed.notify_all()
+            self._freed.notify_all()
         for held in unstarted:
             self.release(held)
 
@@ -153,23 +140,24 @@ class Poller:
 
         `only_urgent` leaves out messages that need room.
         """
-        with self._changed:
+        with self._lock:
             if not self._urgent and (only_urgent or not self._waiting):
-                self._changed.wait_for(lambda: self._urgent or (self._waiting and not only_urgent), timeout)
+                self._arrived.wait_for(lambda: self._urgent or (self._waiting and not only_urgent), timeout)
             if self._urgent:
+                self._freed.notify()
                 return self._urgent.popleft()
             return self._waiting.popleft() if self._waiting and not only_urgent else None
 
     def delete(self, held: Held) -> None:
         """Record that a message is done, and queue it for deletion."""
-        with self._changed:
+        with self._lock:
             self._pace.count()
             self._forget(held, done=True)
         self._lease_extender.delete(held)
 
     def release(self, held: Held, *, seconds: int = 0) -> None:
         """Stop holding a message, and give it back; SQS makes it visible again after `seconds`."""
-        with self._changed:
+        with self._lock:
             self._forget(held)
         self._lease_extender.set_visibility(held, seconds)
 
@@ -180,31 +168,32 @@ class Poller:
         for polls under way.
         """
         deadline = self._clock() + timeout
-        queues = list(self._queues.values())
-        for queue in queues:
-            self.cancel(queue.name)
-        with self._changed:
+        for queue in list(self._schedule.queues):
+            self.cancel(queue)
+        with self._lock:
             every = list(self._held.values())
         for held in every:
             self.release(held)
-        for thread in self._receivers if wait else ():
-            thread.join(max(0.0, deadline - self._clock()))
+        if wait:
+            with self._lock:
+                self._arrived.wait_for(lambda: not self._polls_with_room, max(0.0, deadline - self._clock()))
         self._lease_extender.close(max(0.1, deadline - self._clock()))
 
     def liveness(self) -> dict[str, float]:
-        """Return the seconds since the last SQS response (`answer`) and since the last progress of a receive (`receive`).
+        """Return the seconds since the last SQS response (`answer`) and the last progress of a receive and of `leases`.
 
         A receive makes progress when it returns and when one of its messages is opened. One that fails returns, but is no
-        response. Each number is that of the slowest queue; idle queues do not count.
+        response. The first two numbers are those of the slowest queue; idle queues do not count.
         """
         now = self._clock()
-        with self._changed:
-            queues = list(self._queues.values())
+        with self._lock:
+            queues = list(self._schedule.queues.values())
         return {
             "answer": max((now - queue.answered_at for queue in queues if queue.reserved), default=0.0),
             "receive": max(
                 (now - queue.returned_at for queue in queues if queue.reserved or queue.unopened), default=0.0
             ),
+            "leases": self._lease_extender.stalled_for(),
         }
 
     def count(self) -> int:
@@ -220,105 +209,111 @@ class Poller:
         """
         self._lease_extender.start()
         found = self._sqs.receive(url, 1, wait=self._wait_time, visibility=self._visibility)
-        polled = _Queue(queue, url, needs_room=True)
+        polled = PolledQueue(queue, url, needs_room=True)
         return next(filter(None, (self._read(polled, held) for held in self._hold(polled, found))), None)
 
-    def _start_receiver(self, queue: _Queue, *, is_spare: bool = False) -> None:
-        thread = threading.Thread(
-            target=self._receive, args=(queue, is_spare), name=f"receive {queue.name}", daemon=True
-        )
-        queue.receivers += 1
-        thread.start()
-        if queue.needs_room:
-            self._receivers = [one for one in self._receivers if one.is_alive()] + [thread]
+    def _start_receiver(self) -> None:
+        with self._lock:
+            if self._receivers >= _RECEIVERS * len(self._schedule.queues):
+                return
+            self._receivers += 1
+        threading.Thread(target=self._run_receiver, name="sqs receiver", daemon=True).start()
 
-    def _receive(self, queue: _Queue, is_spare: bool) -> None:
-        while count := self._reserve(queue, is_spare):
+    def _run_receiver(self) -> None:
+        is_needed = True
+        while is_needed:
             try:
-                messages = self._sqs.receive(queue.url, count, wait=self._wait_time, visibility=self._visibility)
-            except Exception as error:  # whatever it is, the queue must be polled again
-                queue.is_failing = True
-                self._hold_and_open(queue, count, [])
-                if not queue.cancelled:
-                    self._receive_failed(queue, error)
-                continue
-            queue.is_failing = False
-            queue.answered_at = queue.returned_at = self._clock()
-            self._hold_and_open(queue, count, messages)
+                is_needed = self._make_poll()
+            except Exception:  # whatever it is, the queues must be polled again
+                logger.exception("a receiver failed; it goes on in %d s", _RECEIVE_AGAIN)
+                time.sleep(_RECEIVE_AGAIN)
 
-    def _receive_failed(self, queue: _Queue, error: Exception) -> None:
-        trace = None if isinstance(error, MdstoreError) else error
-        logger.error("receiving from %s failed, retry in %d s: %s", queue.name, _RECEIVE_AGAIN, error, exc_info=trace)
-        with self._changed:
-            self._changed.wait_for(lambda: queue.cancelled, _RECEIVE_AGAIN)
+    def _make_poll(self) -> bool:
+        """Wait for the next poll and make it. Return whether this thread is needed for another one."""
+        poll = self._begin_next()
+        if poll is None:
+            return False
+        try:
+            self._receive(poll)
+        finally:
+            with self._lock:
+                poll.queue.polls -= 1
+                self._polls_with_room -= poll.queue.needs_room
+                self._arrived.notify_all()
+                is_needed = not poll.queue.cancelled.is_set()
+        return is_needed
 
-    def _reserve(self, queue: _Queue, is_spare: bool) -> int:
-        """Wait for room and reserve it. Return the number of messages, or 0 when the queue is no longer consumed."""
-        with self._changed:
-            while True:
-                while not queue.cancelled and not self._has_room(queue, is_spare):
-                    self._changed.wait(1.0)
-                if 0 < self._free_room(queue) < MAX_ENTRIES and self._held and self._target() > MAX_ENTRIES:
-                    self._changed.wait_for(lambda: queue.cancelled or self._free_room(queue) >= MAX_ENTRIES, _LINGER)
-                if queue.cancelled:
-                    return 0
-                count = min(self._free_room(queue), MAX_ENTRIES)
-                if count > 0:  # while this receiver lingered, another one may have taken the room
-                    break
-            if not queue.reserved:
-                queue.returned_at = self._clock()
-                queue.answered_at = queue.answered_at if queue.is_failing else queue.returned_at
-            queue.reserved += count
-            return count
+    def _begin_next(self) -> Poll | None:
+        """Wait for a poll to make, and reserve its room. Return None if there are more receivers than the queues need."""
+        with self._lock:
+            while self._receivers <= _RECEIVERS * len(self._schedule.queues):
+                if (poll := self._next_poll()) and poll.may_grow:
+                    self._freed.wait(_LINGER)
+                    poll = self._next_poll()  # meanwhile another receiver may have taken the room
+                if poll is not None:
+                    self._schedule.begin(poll)
+                    self._polls_with_room += poll.queue.needs_room
+                    self._freed.notify()  # for the next queue
+                    return poll
+                self._freed.wait(1.0)
+            self._receivers -= 1
+            return None
 
-    def _has_room(self, queue: _Queue, is_spare: bool) -> bool:
-        return self._free_room(queue) > 0 and (queue.has_backlog or not is_spare)
+    def _next_poll(self) -> Poll | None:
+        return self._schedule.next(len(self._held), takes_urgent=len(self._urgent) < _URGENT)
 
-    def _free_room(self, queue: _Queue) -> int:
-        if not queue.needs_room:  # a listener that is slower than the senders leaves the rest in SQS
-            return MAX_ENTRIES if len(self._urgent) < _URGENT else 0
-        if not self._room():
-            return MAX_ENTRIES
-        reserved = sum(one.reserved for one in self._queues.values() if one.needs_room)
-        return self._target() - len(self._held) - reserved
-
-    def _target(self) -> int:
-        """Return how many messages to hold.
-
-        It is what was done in the last second, but at least one and at most `ahead` for each that the worker can work on.
-        """
-        room = self._room()
-        return min(room * self._ahead, max(room, math.ceil(self._pace.rate())))
-
-    def _hold_and_open(self, queue: _Queue, count: int, messages: Sequence[Message]) -> None:
-        """Hold every message of a receive first, because opening one may take long; then open them one by one."""
-        with self._changed:
+    def _receive(self, poll: Poll) -> None:
+        """Hold every message of a poll first, because opening one may take long; then open them one by one."""
+        queue = poll.queue
+        messages = self._answer(poll)
+        with self._lock:
             held = self._hold(queue, messages)
-            queue.reserved -= count
             queue.unopened += len(held)
-            queue.has_backlog = len(messages) == count
-            self._changed.notify_all()
+            self._schedule.received(poll, len(messages))
+            self._freed.notify()
+        if queue.is_failing:
+            queue.cancelled.wait(_RECEIVE_AGAIN)
+        if queue.has_backlog and queue.needs_room and not queue.cancelled.is_set():
+            self._start_receiver()
         for one in held:
-            read = self._read(queue, one)
-            with self._changed:
-                queue.unopened -= 1
-                queue.returned_at = self._clock()
-                cancelled = queue.cancelled
-                if read is not None and not cancelled:
-                    (self._waiting if queue.needs_room else self._urgent).append(read)
-                self._changed.notify_all()
-            if read is not None and cancelled:
-                self.release(read)
-            elif read is not None:
-                self._wake()
-        if queue.has_backlog and queue.needs_room and queue.receivers < _RECEIVERS and not queue.cancelled:
-            self._start_receiver(queue, is_spare=True)
+            self._open_and_offer(queue, one)
 
-    def _hold(self, queue: _Queue, messages: Sequence[Message]) -> list[Held]:
+    def _answer(self, poll: Poll) -> Sequence[Message]:
+        """Return the messages that SQS has for a poll: none if it fails."""
+        queue = poll.queue
+        try:
+            messages = self._sqs.receive(queue.url, poll.count, wait=poll.wait, visibility=self._visibility)
+        except Exception as error:  # whatever it is, the poll's room must be freed
+            queue.is_failing = True
+            if not queue.cancelled.is_set():
+                trace = None if isinstance(error, MdstoreError) else error
+                retry = "receiving from %s failed, retry in %d s: %s"
+                logger.error(retry, queue.name, _RECEIVE_AGAIN, error, exc_info=trace)  # noqa: TRY400
+            return ()
+        queue.is_failing = False
+        queue.answered_at = queue.returned_at = self._clock()
+        return messages
+
+    def _open_and_offer(self, queue: PolledQueue, held: Held) -> None:
+        """Open a held message, and hand it out or, if its queue is no longer consumed, give it back."""
+        read = self._read(queue, held)
+        with self._lock:
+            queue.unopened -= 1
+            queue.returned_at = self._clock()
+            cancelled = queue.cancelled.is_set()
+            if read is not None and not cancelled:
+                (self._waiting if queue.needs_room else self._urgent).append(read)
+                self._arrived.notify_all()
+        if read is not None and cancelled:
+            self.release(read)
+        elif read is not None:
+            self._wake()
+
+    def _hold(self, queue: PolledQueue, messages: Sequence[Message]) -> list[Held]:
         """Hold received messages, except those that are done or already held. Return the new ones."""
         renew_at = self._clock() + self._visibility / 3
         found = []
-        with self._changed:
+        with self._lock:
             for message in messages:
                 held = Held(queue.name, queue.url, message, None, renew_at)
                 if message.message_id in self._done:
@@ -332,9 +327,9 @@ class Poller:
                     found.append(held)
         return found
 
-    def _read(self, queue: _Queue, held: Held) -> Held | None:
+    def _read(self, queue: PolledQueue, held: Held) -> Held | None:
         """Open a message; return None if there is nothing to hand out."""
-        if queue.cancelled:  # while earlier messages were opened
+        if queue.cancelled.is_set():  # while earlier messages were opened
             self.release(held)
             return None
         try:
@@ -347,7 +342,7 @@ class Poller:
             logger.exception(
                 "message %s cannot be read; SQS redelivers it until its redrive policy dead-letters it", held.id
             )
-            with self._changed:
+            with self._lock:
                 self._forget(held)
             return None
         if held.payload is None:
@@ -366,11 +361,11 @@ class Poller:
             self._done[held.id] = None
             if len(self._done) > _REMEMBERED:
                 self._done.popitem(last=False)
-        self._changed.notify_all()
+        self._freed.notify()
 
     def _expiring_leases(self) -> list[Held]:
         """Return the messages whose leases must be renewed now; give back those whose work is lost."""
-        with self._changed:
+        with self._lock:
             every = list(self._held.values())
         # The owner of an acknowledged message goes away too, but by then the message is no longer held.
         lost = [held for held in every if held.is_lost() and held.id in self._held]
@@ -389,7 +384,7 @@ class Poller:
 
         A message that waits is not started here. For one that is at work, a redelivery to this worker resumes the renewals.
         """
-        with self._changed:
+        with self._lock:
             if held in self._waiting:
                 self._waiting.remove(held)
                 self._forget(held)

@@ -19,7 +19,7 @@ from celery.events.event import group_from
 from celery.utils.log import get_logger
 from celery.utils.time import utcoffset
 
-from mdstore.errors import MdstoreError, Unavailable
+from mdstore.errors import Unavailable
 from mdstore.queue.broker.ascii_json import dumps
 from mdstore.queue.control.broadcasts import MAX_BYTES, wrap
 
@@ -43,7 +43,7 @@ class EventPublisher:
     def __init__(
         self, publish: Callable[[str], None], *, interval: float = _INTERVAL, size: int = _MAX_BUFFERED
     ) -> None:
-        """`publish` sends a JSON list of events, and raises `MdstoreError` if that fails. `size` limits the buffered events."""
+        """`publish` sends a JSON list of events, and raises `Unavailable` where a retry may work. `size` limits the buffer."""
         self._publish = publish
         self._interval = interval
         self._buffer: deque[tuple[str, int]] = deque(maxlen=size)
@@ -93,7 +93,7 @@ class EventPublisher:
             try:
                 self._publish("[" + ",".join(text for text, _ in batch) + "]")
                 pause = 0.0
-            except MdstoreError as error:
+            except Exception as error:  # whatever it is, later events must be published
                 pause = min(max(1.0, 2 * pause), _MAX_PAUSE)
                 if isinstance(error, Unavailable):
                     with self._changed:

@@ -14,7 +14,8 @@ from kombu.transport import SQS
 from kombu.utils.json import dumps
 
 from mdstore.aws.sqs import Message
-from mdstore.errors import MdstoreError
+from mdstore.errors import IntegrityError, MdstoreError
+from mdstore.queue.broker.claim_check import ClaimChecks, is_claim
 from mdstore.queue.broker.envelope import Malformed
 from mdstore.queue.control.broadcasts import unwrap
 from mdstore.queue.control.topics import Kind, Topics
@@ -100,6 +101,16 @@ class FanoutChannel(SQS.Channel):
 
     # -- messages
 
+    @property
+    def claim_checks(self) -> ClaimChecks:
+        """Return the calling process's claim checks."""
+        claim_checks: ClaimChecks = self.transport_options["claim_checks"]()
+        return claim_checks
+
+    def text_of(self, message: Message) -> str:
+        """Return a message's text, from S3 if its body is a pointer. Raises `IntegrityError` or `Unavailable`."""
+        return self.claim_checks.load(message.body) if is_claim(message.body) else message.body
+
     def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **_: Any) -> None:  # noqa: ARG002
         if self.topics:
             self.topics.publish(exchange, dumps(message))
@@ -117,7 +128,9 @@ class FanoutChannel(SQS.Channel):
         if not (topics and kind):
             return None
         try:
-            return unwrap(kind, message.body, tag=message.message_id, reply_exchange=topics.reply_exchange)
-        except Malformed as error:
+            # Answers are sent as tasks are, so large ones are in S3. Commands and events come over SNS, which takes 256 KiB.
+            text = self.text_of(message) if kind is Kind.REPLY else message.body
+            return unwrap(kind, text, tag=message.message_id, reply_exchange=topics.reply_exchange)
+        except (Malformed, IntegrityError) as error:
             logger.warning("a message of queue %s was refused: %s", queue, error)
             return None

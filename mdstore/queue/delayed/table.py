@@ -63,7 +63,8 @@ LEASE = 60.0
 #: Seconds after which a leased run begins nothing more. If the calls for its last batch are retried until the lease has ended,
 #: the next run may send that batch too; delivery is at least once anyway.
 MAX_RUN = 15.0
-#: Seconds allowed for a wrong clock and for the duration of a put. AWS refuses a call whose time is off by 15 minutes.
+#: Seconds allowed for the duration of a put, and for the wrong clock of a process that has had no response from DynamoDB yet.
+#: AWS refuses a call whose time is off by 15 minutes.
 CLOCK_TOLERANCE = 3_600
 CALL_TIMEOUT = 5.0  # seconds for each call that `move` makes; the next check repeats a call that failed
 RETENTION = 90 * DAY
@@ -103,10 +104,12 @@ class DelayedTable:
     raise `Unavailable` or `DeploymentBroken`.
     """
 
-    def __init__(self, *, dynamo: DynamoClient, table: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, dynamo: DynamoClient, table: str, clock: Callable[[], float] | None = None) -> None:
         self._dynamo = dynamo
         self._table = table
-        self._clock = clock
+        self._clock = (
+            clock or dynamo.server_time
+        )  # a worker with a wrong clock must not move messages too early or too late
         self._has_state = False
 
     def put(self, queue: str, body: str, due_at: float, *, deduplication_id: str, group_id: str | None = None) -> bool:

@@ -1,6 +1,6 @@
-"""Watch a worker: its loop must tick, and its receives must return. A worker that hangs exits, so that it is restarted.
+"""Watch a worker: its loop must tick, its receives return and its leases be renewed. If one hangs, it exits to be restarted.
 
-    a receive does not return, or the loop hangs    log all stacks and open new connections; after twice the limit: exit 70
+    receives, leases or the loop hang               log all stacks and open new connections; after twice the limit: exit 70
     tasks still run when the grace period ends      kill them and give their messages back: exit 71
 
 The limit is three long polls, but at least 30 s. The grace period begins with SIGTERM.
@@ -67,7 +67,7 @@ class Watchdog(bootsteps.StartStopStep):
     def health(self) -> dict[str, Any]:
         """Return the body of `/livez`: the channel's liveness, and which of its ages exceed the limit."""
         liveness = self._liveness()
-        wrong = [name for name in ("answer", "receive", "loop") if liveness.get(name, 0.0) > self._limit]
+        wrong = [name for name in ("answer", "receive", "leases", "loop") if liveness.get(name, 0.0) > self._limit]
         return {"ok": not wrong, "wrong": wrong, **{name: round(value, 1) for name, value in liveness.items()}}
 
     def _liveness(self) -> dict[str, float]:
@@ -97,7 +97,7 @@ class Watchdog(bootsteps.StartStopStep):
                 self._end_tasks()
             return
         liveness = self._liveness()
-        hung_for = max(liveness.get("receive", 0.0), liveness.get("loop", 0.0))
+        hung_for = max(liveness.get(name, 0.0) for name in ("receive", "leases", "loop"))
         if hung_for > 2 * self._limit:
             logger.critical("the worker has hung for %d s: exit", hung_for)
             os._exit(EX_HANGS)

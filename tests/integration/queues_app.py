@@ -1,4 +1,4 @@
-"""An app of many queues, whose tasks say in a file, `NOTES`, which queue they came from. `QUEUES` is the number of queues."""
+"""An app of many queues, whose tasks say in a file, `JOURNAL`, which queue they came from. `QUEUES` is the number of queues."""
 
 from __future__ import annotations
 

@@ -44,10 +44,10 @@ def worker(environ: Environ, log: Path, queues: list[str], *, processes: int = 1
 def environ(aws: EmbeddedAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environ:
     """A namespace of twenty queues, with polls as long as they are on AWS."""
     made = namespace(aws, with_store=False)
-    made |= {"NOTES": str(tmp_path / "notes"), "QUEUES": str(QUEUES), "MDSTORE_WAIT_TIME": "10"}
+    made |= {"JOURNAL": str(tmp_path / "journal"), "QUEUES": str(QUEUES), "MDSTORE_WAIT_TIME": "10"}
     made |= {"MDSTORE_VISIBILITY_TIMEOUT": "120", "MDSTORE_EVENTS": "false", "MDSTORE_REMOTE_CONTROL": "false"}
-    (tmp_path / "notes").touch()
-    for name in ("NOTES", "QUEUES"):
+    (tmp_path / "journal").touch()
+    for name in ("JOURNAL", "QUEUES"):
         monkeypatch.setenv(name, made[name])
     return made
 
@@ -98,11 +98,11 @@ def test_a_backlog_of_one_queue_does_not_hold_up_another(app: SqsApp, environ: E
         for _ in range(300):
             app.tasks["origin"].apply_async((0.1,), queue=one)
     with worker(environ, tmp_path / "log", [one, other]):
-        until(lambda: len((tmp_path / "notes").read_text().splitlines()) > 20)
+        until(lambda: len((tmp_path / "journal").read_text().splitlines()) > 20)
         began = time.monotonic()
         assert app.tasks["add"].apply_async((1, 1), queue=other).get(timeout=20) == 2
         assert time.monotonic() - began < 10
-        assert len((tmp_path / "notes").read_text().splitlines()) < 250
+        assert len((tmp_path / "journal").read_text().splitlines()) < 250
 
 
 def test_shares_of_a_loaded_worker_follow_the_weights(app: SqsApp, environ: Environ, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_shares_of_a_loaded_worker_follow_the_weights(app: SqsApp, environ: Envi
             for _ in range(200):
                 app.tasks["origin"].apply_async((0.02,), queue=queue)
     weights = {"MDSTORE_QUEUE_WEIGHTS": f"{used[1]}=3"}
-    notes = tmp_path / "notes"
+    notes = tmp_path / "journal"
     with worker(environ | weights, tmp_path / "log", used):
         until(lambda: len(notes.read_text().splitlines()) >= 250, within=120)
     done = Counter(notes.read_text().splitlines()[50:250])

@@ -63,7 +63,7 @@ def test_hooks_are_called_for_an_end_that_is_recorded_and_for_no_other(fails: bo
     canvas.table.before_call = out
     try:
         task.Request = "mdstore.queue.worker.request:SqsRequest"
-        assert deliver(canvas, message) == "comes again"
+        assert deliver(canvas, message) == "redelivered"
         assert (task.called, heard) == ([], [])
         canvas.table.before_call = lambda _: None
         assert deliver(canvas, message) == "deleted"

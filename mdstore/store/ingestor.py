@@ -71,12 +71,14 @@ class Ingestor:
         request_id: str | None = None,
         source: str = "default",
         on_invalid: OnInvalid = "raise",
+        newest_wins: bool = False,
         republish: bool = False,
     ) -> Accepted:
         """Make `operations` a durable request; return once its payload is in S3 and its message is in SQS.
 
         An invalid operation raises `InvalidOperations` before anything is stored. With `on_invalid="refuse"` it gets the
-        outcome `refused` instead, and the other operations are accepted.
+        outcome `refused` instead, and the other operations are accepted. With `newest_wins`, each key ends in the state of its
+        operation with the highest sequence, in whatever order requests are applied: see `store.newest_wins`.
 
         Raises `RequestConflict` if `request_id` already has other content. A known request that is completed or in progress is
         not published again, unless `republish`; publishing again is harmless for 14 days. An older request is never published
@@ -84,7 +86,11 @@ class Ingestor:
         """
         request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
         check_source(source)
-        encoded = self._encode(operations, request_id, source, on_invalid)
+        builder = PayloadBuilder(
+            validator=self._validator, settings=self._settings, newest_wins=newest_wins, clock=self._clock
+        )
+        with closing(builder):
+            encoded = _encode(builder, operations, request_id, source, on_invalid)
         with closing(encoded.body):
             reference, new = self._payloads.put(encoded)
         header = encoded.header
@@ -120,19 +126,6 @@ class Ingestor:
                 accepted_at=float(header.created_at),
             )
 
-    def _encode(
-        self, operations: Iterable[OperationInput], request_id: str, source: str, on_invalid: OnInvalid
-    ) -> Encoded:
-        with closing(PayloadBuilder(validator=self._validator, settings=self._settings, clock=self._clock)) as builder:
-            problems = _Problems()
-            for operation in operations:
-                problems.add(builder.add(operation))
-            if on_invalid == "raise":
-                for refused in builder.refused_groups():
-                    problems.add(refused)
-                problems.raise_any()
-            return builder.encode(request_id, source)
-
     def _record_accepted(self, reference: Reference, header: Header) -> None:
         try:
             self._ledger.record_accepted(reference, operations=header.operations, refused=header.refused_counts)
@@ -164,6 +157,19 @@ class Ingestor:
         if request.state in FINAL_STATES:
             return request.state is State.COMPLETED
         return self._clock() - (request.started_at or request.accepted_at) < self._settings.visibility_timeout
+
+
+def _encode(
+    builder: PayloadBuilder, operations: Iterable[OperationInput], request_id: str, source: str, on_invalid: OnInvalid
+) -> Encoded:
+    problems = _Problems()
+    for operation in operations:
+        problems.add(builder.add(operation))
+    if on_invalid == "raise":
+        for refused in builder.refused_groups():
+            problems.add(refused)
+        problems.raise_any()
+    return builder.encode(request_id, source)
 
 
 class _Problems:

@@ -19,6 +19,7 @@ from mdstore.compression import compressor
 from mdstore.errors import PayloadTooLarge
 from mdstore.model import SCHEMA_VERSION, Operation, Reason, Refusal
 from mdstore.settings import Settings
+from mdstore.store.newest_wins import by_sequence
 from mdstore.store.operations import NOTHING, OPERATIONS, Effect, Indexed
 from mdstore.store.packing import MAX_ACTIONS, refusal
 from mdstore.store.partitioning import MAX_LANE_OPERATIONS, Partition
@@ -80,8 +81,16 @@ class PayloadBuilder:
     they exceed 4 MB.
     """
 
-    def __init__(self, *, validator: Validator, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        validator: Validator,
+        settings: Settings,
+        newest_wins: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._clock = clock
+        self._newest_wins = newest_wins
         self._validator = validator
         self._settings = settings
         self._lines = SpillBuffer(_SPILL_BEYOND)
@@ -103,6 +112,8 @@ class PayloadBuilder:
             raise PayloadTooLarge(field="operations", value=self.count, expected=f"at most {limit}")
         try:
             operation, attribute = self._validator.read(given)
+            if self._newest_wins:
+                operation = by_sequence(operation)
         except FieldError as error:
             return self._refuse(index, given, error)
         line = exactjson.dumps(_indexed(index, operation, attribute)) + b"\n"

@@ -25,8 +25,9 @@ class IngestTask(StoreTask):
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult:
         """Store the operations, send a reference to them, and return the request's result.
 
-        `args` is `(operations,)`; `kwargs` may contain `request_id`, `source` and `on_invalid`. A request that was accepted
-        before is not sent again, unless the caller set a task id: then somebody waits for the result of that task.
+        `args` is `(operations,)`; `kwargs` may contain `request_id`, `source`, `on_invalid` and `newest_wins`. A request
+        that was accepted before is not sent again, unless the caller set a task id: then somebody waits for the result of that
+        task.
         """
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         if options.get("expires") is not None:
@@ -50,6 +51,7 @@ class IngestTask(StoreTask):
         request_id: str | None = None,
         source: str = "default",
         on_invalid: OnInvalid = "raise",
+        newest_wins: bool = False,
         task_id: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Accepted:
@@ -75,6 +77,7 @@ class IngestTask(StoreTask):
             request_id=request_id,
             source=source,
             on_invalid=on_invalid,
+            newest_wins=newest_wins,
             republish=task_id is not None,
         )
 

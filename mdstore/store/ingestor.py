@@ -17,14 +17,14 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Literal
 
 import msgspec
 
 from mdstore.errors import DeploymentBroken, InvalidOperations, NotFound, Problem, RequestConflict, Unavailable
 from mdstore.log import event
-from mdstore.model import FINAL_STATES, MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
+from mdstore.model import MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
 from mdstore.settings import Settings
 from mdstore.store.ledger import Ledger, RequestStatus
 from mdstore.store.payload import Encoded, Header, Payloads
@@ -80,8 +80,8 @@ class Ingestor:
         outcome `refused` instead, and the other operations are accepted. With `newest_wins`, each key ends in the state of its
         operation with the highest sequence, in whatever order requests are applied: see `store.newest_wins`.
 
-        Raises `RequestConflict` if `request_id` already has other content. A known request that is completed or in progress is
-        not published again, unless `republish`; publishing again is harmless for 14 days. An older request is never published
+        Raises `RequestConflict` if `request_id` already has other content. A known request is published again only if it failed
+        or its lease is over, or with `republish`; publishing again is harmless for 14 days. An older request is never published
         again: it raises `RequestConflict`, unless the ledger knows that it is completed.
         """
         request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
@@ -96,7 +96,12 @@ class Ingestor:
         header = encoded.header
         if not new and self._may_skip_publishing(reference, republish=republish):
             return _accepted(reference, header, new=False)
-        published = publish(reference)
+        try:
+            published = publish(reference)
+        except (Unavailable, DeploymentBroken) as error:
+            if not new and not republish:
+                self._record_unsent(reference, error)
+            raise
         self._record_accepted(reference, header)
         return _accepted(reference, header, new=new, published=published)
 
@@ -147,16 +152,22 @@ class Ingestor:
             if request is None or request.state is not State.COMPLETED:
                 raise RequestConflict(reference.request_id, "is more than 14 days old, and not known to be completed")
             return True
-        return not republish and request is not None and self._is_done_or_in_progress(request)
+        return not republish and request is not None and not self._take_over(request)
 
-    def _is_done_or_in_progress(self, request: RequestStatus) -> bool:
-        """Whether the request is completed, or was published or started within the last visibility timeout.
+    def _take_over(self, request: RequestStatus) -> bool:
+        """Whether the caller must send a known request again: nobody works on it, and no other caller sends it.
 
-        Any other request may have lost its message, so it is published again. Its receipts make that harmless.
+        It may have lost its message. If it has not, its receipts make the second message harmless.
         """
-        if request.state in FINAL_STATES:
-            return request.state is State.COMPLETED
-        return self._clock() - (request.started_at or request.accepted_at) < self._settings.visibility_timeout
+        lease = self._settings.request_lease
+        if request.is_abandoned(self._clock(), lease):
+            request = self._ledger.progress(request.request_id)  # a lane may have ended since the request started
+        return request.is_abandoned(self._clock(), lease) and self._ledger.reopen(request)
+
+    def _record_unsent(self, reference: Reference, error: Exception) -> None:
+        """Record that a request could not be sent again, so that the next repeat need not wait until its lease is over."""
+        with suppress(Unavailable, DeploymentBroken, NotFound):
+            self._ledger.fail(reference.request_id, f"the request could not be sent again: {error}")
 
 
 def _encode(

@@ -14,6 +14,7 @@ from mdstore.errors import DeploymentBroken, InvalidRequest, Unavailable
 from mdstore.model import Reference
 from mdstore.queue.broker.publisher import Unsent
 from mdstore.store.ingestor import Accepted, OnInvalid
+from mdstore.tasks.result import KnownRequestResult
 from mdstore.tasks.task import StoreTask
 
 
@@ -39,8 +40,8 @@ class IngestTask(StoreTask):
         task_id = options.pop("task_id", None)
         request_id = kwargs.pop("request_id", None) or task_id
         accepted = self.accept(*args, request_id=request_id, task_id=task_id, options=options, **kwargs)
-        if accepted.published is None:
-            return self.AsyncResult(accepted.reference.request_id)
+        if not accepted.new and (task_id is None or accepted.published is None):
+            return KnownRequestResult(accepted.reference.request_id, ledger=self.store.ledger, app=self.app)
         result: AsyncResult = accepted.published
         return result
 

@@ -91,14 +91,20 @@ class Client:
         request_id: str | None = None,
         source: str = "default",
         on_invalid: OnInvalid = "raise",
+        newest_wins: bool = False,
     ) -> Submission:
         """Store `operations` (any iterable, read once) as a durable request and send its message.
 
         If an operation is invalid, this raises `InvalidOperations` and stores nothing. With `on_invalid="refuse"`, invalid
-        operations are refused and the others are applied. Raises `RequestConflict` if `request_id` was used before for other
-        content, or for a request that is more than 14 days old and not known to be completed.
+        operations are refused and the others are applied. With `newest_wins`, each key ends in the state of its operation with
+        the highest sequence, in whatever order requests are applied: inserts and updates are then upserts.
+
+        Raises `RequestConflict` if `request_id` was used before for other content, or for a request that is more than 14 days
+        old and not known to be completed.
         """
-        accepted = self.ingest.accept(operations, request_id=request_id, source=source, on_invalid=on_invalid)
+        accepted = self.ingest.accept(
+            operations, request_id=request_id, source=source, on_invalid=on_invalid, newest_wins=newest_wins
+        )
         return Submission(self, accepted)
 
     def status(self, request_id: str) -> RequestStatus:

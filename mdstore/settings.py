@@ -166,6 +166,11 @@ class Settings(BaseModel):
             raise ConfigurationError(key="claim_prefix", value=self.claim_prefix, expected=expected)
         return self
 
+    @property
+    def request_lease(self) -> int:
+        """Seconds after which a request without a sign of work is taken for abandoned: no task can still be running then."""
+        return self.task_time_limit + self.visibility_timeout
+
     def endpoint(self, service: Literal["sqs", "s3", "dynamodb", "sns"]) -> str | None:
         """Return the URL of `service`, or None for AWS's own endpoint."""
         own: str | None = getattr(self, f"endpoint_url_{service}")

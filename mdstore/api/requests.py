@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 from urllib.parse import quote
 
 import anyio
@@ -51,6 +51,13 @@ IdempotencyKey = Annotated[
     ),
 ]
 Wait = Annotated[float, Query(ge=0, allow_inf_nan=False, description="Seconds to wait for the final state.")]
+NewestWins = Annotated[
+    bool,
+    Query(
+        description="Let the highest sequence of each key win, in whatever order requests are applied: inserts and updates"
+        " become upserts, and operations that a sequence alone cannot decide are an error."
+    ),
+]
 
 
 @router.post(
@@ -64,7 +71,13 @@ Wait = Annotated[float, Query(ge=0, allow_inf_nan=False, description="Seconds to
     openapi_extra={"requestBody": _BODY},
 )
 async def submit(
-    request: Request, client: TheClient, key: Writer, wait: Wait = 0, idempotency_key: IdempotencyKey = None
+    *,
+    request: Request,
+    client: TheClient,
+    key: Writer,
+    wait: Wait = 0,
+    newest_wins: NewestWins = False,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit operations as one request. It is durable when this call succeeds, and not acknowledged when the call fails."""
     settings = client.settings
@@ -73,7 +86,9 @@ async def submit(
     if wait > settings.api_max_wait:
         raise InvalidRequest(field="wait", value=wait, expected=f"at most {settings.api_max_wait} seconds")
     async with body.received(request, limit=body.limit_of(form, settings.api_max_body_bytes)) as file:
-        submit_one = partial(_submit, client, file, form, request_id, key.source)
+        submit_one = partial(
+            _submit, client, file, form, request_id=request_id, source=key.source, newest_wins=newest_wins
+        )
         await anyio.to_thread.run_sync(submit_one, limiter=request.app.state.submit_threads)
     status_url = request.scope.get("root_path", "") + status_path(request_id)
     headers = {"Location": status_url}
@@ -146,8 +161,8 @@ def _request_id(source: str, idempotency_key: str | None) -> str:
     raise InvalidRequest(field="Idempotency-Key", value=idempotency_key, expected=expected)
 
 
-def _submit(client: Client, file: IO[bytes], form: body.Form, request_id: str, source: str) -> None:
-    client.ingest.accept(body.operations(file, form), request_id=request_id, source=source)
+def _submit(client: Client, file: IO[bytes], form: body.Form, **options: Any) -> None:
+    client.ingest.accept(body.operations(file, form), **options)
 
 
 async def _wait_until_final(

@@ -48,6 +48,11 @@ from mdstore.store.operations import OPERATIONS, WRITING_OPS
     show_default=True,
     help="Operation for each row of a CSV or Parquet file.",
 )
+@click.option(
+    "--newest-wins",
+    is_flag=True,
+    help="Let the highest `sequence` of each key win; inserts and updates become upserts.",
+)
 @json_option
 def load(
     files: tuple[str, ...],
@@ -58,6 +63,7 @@ def load(
     entity: str | None,
     key_column: str | None,
     op: Any,
+    newest_wins: bool,
     as_json: bool,
 ) -> None:
     """Load operations from files; each file becomes one request. Invalid lines are refused, and the others are applied."""
@@ -70,7 +76,8 @@ def load(
     for file, operations in zip(files, inputs, strict=True):
         name = request_id or f"load-{uuid.uuid4()}"
         with progress_bar(hidden=as_json) as bar:
-            summaries.append(_load_one(client, bar, operations, name, source, timeout if wait else None))
+            options = {"request_id": name, "source": source, "newest_wins": newest_wins}
+            summaries.append(_load_one(client, bar, operations, options, timeout if wait else None))
         if not as_json:
             _print_load(client, file, summaries[-1])
     if as_json:
@@ -80,12 +87,11 @@ def load(
 
 
 def _load_one(
-    client: Client, bar: Progress, operations: Iterable[Any], request_id: str, source: str, timeout: float | None
+    client: Client, bar: Progress, operations: Iterable[Any], options: dict[str, Any], timeout: float | None
 ) -> dict[str, Any]:
     task = bar.add_task("reading", total=None)
-    submission = client.submit(
-        _counted(operations, bar, task), request_id=request_id, source=source, on_invalid="refuse"
-    )
+    submission = client.submit(_counted(operations, bar, task), on_invalid="refuse", **options)
+    request_id = submission.request_id
     bar.update(task, description="applying", total=submission.operations, completed=0)
     bar.console.print(f"request {request_id} accepted")
 

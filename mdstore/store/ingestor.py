@@ -17,14 +17,14 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Literal
 
 import msgspec
 
 from mdstore.errors import DeploymentBroken, InvalidOperations, NotFound, Problem, RequestConflict, Unavailable
 from mdstore.log import event
-from mdstore.model import FINAL_STATES, MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
+from mdstore.model import MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
 from mdstore.settings import Settings
 from mdstore.store.ledger import Ledger, RequestStatus
 from mdstore.store.payload import Encoded, Header, Payloads
@@ -71,26 +71,37 @@ class Ingestor:
         request_id: str | None = None,
         source: str = "default",
         on_invalid: OnInvalid = "raise",
+        newest_wins: bool = False,
         republish: bool = False,
     ) -> Accepted:
         """Make `operations` a durable request; return once its payload is in S3 and its message is in SQS.
 
         An invalid operation raises `InvalidOperations` before anything is stored. With `on_invalid="refuse"` it gets the
-        outcome `refused` instead, and the other operations are accepted.
+        outcome `refused` instead, and the other operations are accepted. With `newest_wins`, each key ends in the state of its
+        operation with the highest sequence, in whatever order requests are applied: see `store.newest_wins`.
 
-        Raises `RequestConflict` if `request_id` already has other content. A known request that is completed or in progress is
-        not published again, unless `republish`; publishing again is harmless for 14 days. An older request is never published
+        Raises `RequestConflict` if `request_id` already has other content. A known request is published again only if it failed
+        or its lease is over, or with `republish`; publishing again is harmless for 14 days. An older request is never published
         again: it raises `RequestConflict`, unless the ledger knows that it is completed.
         """
         request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
         check_source(source)
-        encoded = self._encode(operations, request_id, source, on_invalid)
+        builder = PayloadBuilder(
+            validator=self._validator, settings=self._settings, newest_wins=newest_wins, clock=self._clock
+        )
+        with closing(builder):
+            encoded = _encode(builder, operations, request_id, source, on_invalid)
         with closing(encoded.body):
             reference, new = self._payloads.put(encoded)
         header = encoded.header
         if not new and self._may_skip_publishing(reference, republish=republish):
             return _accepted(reference, header, new=False)
-        published = publish(reference)
+        try:
+            published = publish(reference)
+        except (Unavailable, DeploymentBroken) as error:
+            if not new and not republish:
+                self._record_unsent(reference, error)
+            raise
         self._record_accepted(reference, header)
         return _accepted(reference, header, new=new, published=published)
 
@@ -120,19 +131,6 @@ class Ingestor:
                 accepted_at=float(header.created_at),
             )
 
-    def _encode(
-        self, operations: Iterable[OperationInput], request_id: str, source: str, on_invalid: OnInvalid
-    ) -> Encoded:
-        with closing(PayloadBuilder(validator=self._validator, settings=self._settings, clock=self._clock)) as builder:
-            problems = _Problems()
-            for operation in operations:
-                problems.add(builder.add(operation))
-            if on_invalid == "raise":
-                for refused in builder.refused_groups():
-                    problems.add(refused)
-                problems.raise_any()
-            return builder.encode(request_id, source)
-
     def _record_accepted(self, reference: Reference, header: Header) -> None:
         try:
             self._ledger.record_accepted(reference, operations=header.operations, refused=header.refused_counts)
@@ -154,16 +152,35 @@ class Ingestor:
             if request is None or request.state is not State.COMPLETED:
                 raise RequestConflict(reference.request_id, "is more than 14 days old, and not known to be completed")
             return True
-        return not republish and request is not None and self._is_done_or_in_progress(request)
+        return not republish and request is not None and not self._take_over(request)
 
-    def _is_done_or_in_progress(self, request: RequestStatus) -> bool:
-        """Whether the request is completed, or was published or started within the last visibility timeout.
+    def _take_over(self, request: RequestStatus) -> bool:
+        """Whether the caller must send a known request again: nobody works on it, and no other caller sends it.
 
-        Any other request may have lost its message, so it is published again. Its receipts make that harmless.
+        It may have lost its message. If it has not, its receipts make the second message harmless.
         """
-        if request.state in FINAL_STATES:
-            return request.state is State.COMPLETED
-        return self._clock() - (request.started_at or request.accepted_at) < self._settings.visibility_timeout
+        lease = self._settings.request_lease
+        if request.is_abandoned(self._clock(), lease):
+            request = self._ledger.progress(request.request_id)  # a lane may have ended since the request started
+        return request.is_abandoned(self._clock(), lease) and self._ledger.reopen(request)
+
+    def _record_unsent(self, reference: Reference, error: Exception) -> None:
+        """Record that a request could not be sent again, so that the next repeat need not wait until its lease is over."""
+        with suppress(Unavailable, DeploymentBroken, NotFound):
+            self._ledger.fail(reference.request_id, f"the request could not be sent again: {error}")
+
+
+def _encode(
+    builder: PayloadBuilder, operations: Iterable[OperationInput], request_id: str, source: str, on_invalid: OnInvalid
+) -> Encoded:
+    problems = _Problems()
+    for operation in operations:
+        problems.add(builder.add(operation))
+    if on_invalid == "raise":
+        for refused in builder.refused_groups():
+            problems.add(refused)
+        problems.raise_any()
+    return builder.encode(request_id, source)
 
 
 class _Problems:

@@ -24,8 +24,10 @@ from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.aws.dynamodb.updates import expressions, given, placeholders, unless_set
 from mdstore.errors import NotFound
 from mdstore.log import event
-from mdstore.model import Counts, Reference, Refusal, State
+from mdstore.model import FINAL_STATES, Counts, Reference, Refusal, State
 from mdstore.settings import DAY
+
+_MOST_DOUBLINGS = 12  # by then, a lease of some minutes is longer than the 14 days of a message
 
 
 class LaneSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +45,8 @@ class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A request's state. Times are in Unix seconds.
 
     `early` counts the operations that were refused before the request was published. `counts` covers all lanes once the state
-    is final.
+    is final. `started_by` is the id of the task that started it. `sent_again` counts how often it was sent again.
+    `active_at` is the last sign of work; lanes count only where their summaries were read.
     """
 
     request_id: str
@@ -58,6 +61,20 @@ class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float | None = None
     finished_at: float | None = None
     error: str = ""
+    started_by: str = ""
+    sent_again: int = 0
+    active_at: float = 0.0
+
+    def is_abandoned(self, now: float, lease: float) -> bool:
+        """Whether nobody works on the request, so that it must be sent again: it failed, or its lease is over.
+
+        Without a sign of work the messages may be lost, or wait in a long queue. So each time that the request is sent again
+        doubles the lease: a long queue is not filled with copies.
+        """
+        if self.state in FINAL_STATES:
+            return self.state is State.FAILED
+        doublings = min(self.sent_again, _MOST_DOUBLINGS)
+        return now - self.active_at > lease * (1 << doublings)
 
     def summary(self) -> dict[str, Any]:
         """Return the result of the `ingest` task: JSON scalars and two small maps."""
@@ -109,8 +126,13 @@ class Ledger:
             event("request.accepted", request_id=reference.request_id, operations=operations, lanes=reference.lanes)
         return is_new
 
-    def start(self, reference: Reference, *, operations: int, refused: Mapping[str, int]) -> RequestStatus:
-        """Make the transition accepted or failed -> running; also from (none), if the producer's record is late or lost."""
+    def start(
+        self, reference: Reference, *, operations: int, refused: Mapping[str, int], by: str = ""
+    ) -> RequestStatus:
+        """Make the transition accepted or failed -> running; also from (none), if the producer's record is late or lost.
+
+        `by` is the id of the task that starts the request.
+        """
         now = _milliseconds(self._clock())
         defaults = {
             **_request_values(reference, operations, refused),
@@ -119,7 +141,7 @@ class Ledger:
         }
         changed = self._update(
             reference.request_id,
-            always={"state": State.RUNNING, "started_at": now},
+            always={"state": State.RUNNING, "started_at": now, "started_by": by},
             defaults=defaults,
             removed=("error", "finished_at"),
             condition="attribute_not_exists(pk) OR #state IN (:accepted, :failed)",
@@ -128,6 +150,32 @@ class Ledger:
         if changed:
             event("request.started", request_id=reference.request_id, operations=operations, lanes=reference.lanes)
         return changed or self.get(reference.request_id)
+
+    def reopen(self, request: RequestStatus) -> bool:
+        """Make the transition to accepted, because `request`, as it was read, is abandoned and about to be sent again.
+
+        Return False if another process was faster: it sends the request again, or the request has gone on.
+        """
+        before = {"state_before": request.state, "times": request.sent_again}
+        times = (
+            "#sent_again = :times"
+            if request.sent_again
+            else "(attribute_not_exists(#sent_again) OR #sent_again = :times)"
+        )
+        changed = self._update(
+            request.request_id,
+            always={
+                "state": State.ACCEPTED,
+                "sent_at": _milliseconds(self._clock()),
+                "sent_again": request.sent_again + 1,
+            },
+            removed=("counts", "error", "finished_at"),
+            condition=f"#state = :state_before AND {times}",
+            arguments=before,
+        )
+        if changed:
+            event("request.reopened", request_id=request.request_id, times=changed.sent_again)
+        return changed is not None
 
     def complete(
         self, reference: Reference, *, operations: int, refused: Mapping[str, int], lane: LaneSummary | None
@@ -209,7 +257,9 @@ class Ledger:
         if "request" not in items:
             raise NotFound("request", request_id)
         request = _request(items.pop("request"))
-        return request, [_lane(item) for item in items.values()]
+        lanes = [_lane(item) for item in items.values()]
+        active_at = max([request.active_at, *(lane.finished_at for lane in lanes)])
+        return msgspec.structs.replace(request, active_at=active_at), lanes
 
     # -- lanes
 
@@ -389,6 +439,9 @@ def _request(item: Mapping[str, Any]) -> RequestStatus:
         started_at=item["started_at"] / 1000 if "started_at" in item else None,
         finished_at=item["finished_at"] / 1000 if "finished_at" in item else None,
         error=item.get("error", ""),
+        started_by=item.get("started_by", ""),
+        sent_again=item.get("sent_again", 0),
+        active_at=max(item.get(name, 0) for name in ("accepted_at", "sent_at", "started_at")) / 1000,
     )
 
 

@@ -53,15 +53,13 @@ class OperationSpec:
         """Whether the operation must have data; without this, it must not have any."""
         return self.effect in (Effect.SET, Effect.MERGE)
 
-    @property
-    def needs_record(self) -> bool:
-        """Whether the record must exist."""
-        return self.needs is Needs.PRESENT
+    def needs_of(self, *, has_sequence: bool) -> Needs:
+        """Return the state that an operation with or without a sequence requires of its record.
 
-    @property
-    def may_create(self) -> bool:
-        """Whether the write may have to create the item. Even an expected tombstone may expire at any moment."""
-        return not self.needs_record
+        A delete with a sequence requires none. If there is no record yet, the delete was faster than the older operation that
+        creates the record. The tombstone that the delete leaves refuses that operation.
+        """
+        return Needs.EITHER if has_sequence and self.effect is Effect.REMOVE else self.needs
 
     @property
     def writes(self) -> bool:

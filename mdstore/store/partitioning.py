@@ -31,13 +31,14 @@ class Partition:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, operation: Operation | Indexed, size: int) -> None:
-        """Record the next operation; `size` is the length of its JSON line in bytes."""
+    def add(self, operation: Operation | Indexed, size: int) -> int:
+        """Record the next operation, and return the hash of its key; `size` is the length of its JSON line in bytes."""
         key = _hash(f"{operation.entity}#{operation.key}")
         self._keys.append(key)
         self._sizes.append(size)
         if operation.group is not None:
             self._unite(key, self._group_keys.setdefault(operation.group, key))
+        return key
 
     def lanes(self, *, operations: int, size: int, limit: int = 2**63) -> list[array[int]]:
         """Return the positions of each lane's operations, in the order given: about `operations` and `size` bytes per lane.
@@ -81,6 +82,8 @@ class Partition:
         return {lane for lane, size in sizes.items() if size > most}
 
     def _unite(self, left: int, right: int) -> None:
+        if left == right:  # the first operation of a group
+            return
         self._parents.setdefault(left, left)
         self._parents.setdefault(right, right)
         left, right = self._find(left), self._find(right)

@@ -19,6 +19,7 @@ from mdstore.compression import compressor
 from mdstore.errors import PayloadTooLarge
 from mdstore.model import SCHEMA_VERSION, Operation, Reason, Refusal
 from mdstore.settings import Settings
+from mdstore.store.newest_wins import by_sequence
 from mdstore.store.operations import NOTHING, OPERATIONS, Effect, Indexed
 from mdstore.store.packing import MAX_ACTIONS, refusal
 from mdstore.store.partitioning import MAX_LANE_OPERATIONS, Partition
@@ -34,31 +35,43 @@ _decoder = msgspec.json.Decoder(Indexed)
 OperationInput = bytes | Mapping[str, Any] | Operation
 
 
-class _Group:
-    """A group whose operations are still being added. `refusal_reason` says why none of them can apply."""
+class _Groups:
+    """The groups of a request: the hashes of each group's keys, and why none of a group's operations can apply.
+
+    A request may have as many groups as operations, so a group takes one small tuple.
+    """
 
     def __init__(self) -> None:
-        self._count = 0
-        self._keys: set[tuple[str, str]] = set()
-        self.refusal_reason: tuple[Reason, str] | None = None
+        self._keys: dict[str, tuple[int, ...]] = {}
+        self._refused: dict[str, tuple[Reason, str]] = {}
 
-    def add(self, operation: Operation) -> None:
-        """Add the next operation of the group."""
-        self._count += 1
-        key = operation.entity, operation.key
-        if self._count > MAX_ACTIONS:
-            self.refusal_reason = Reason.INVALID, f"group: more than {MAX_ACTIONS} operations cannot apply atomically"
-        elif key in self._keys:
-            self.refusal_reason = self.refusal_reason or (
-                Reason.INVALID,
-                f"group: two of its operations are on key {operation.key!r}",
-            )
-        else:
-            self._keys.add(key)
+    def add(self, group: str, key: int, name: str) -> None:
+        """Add the next operation of a group, on the key with the hash `key`; `name` is the key for texts."""
+        keys = self._keys.get(group, ())
+        if len(keys) == MAX_ACTIONS:
+            self._refused[group] = Reason.INVALID, f"group: more than {MAX_ACTIONS} operations cannot apply atomically"
+            return
+        if key in keys:
+            self._refused.setdefault(group, (Reason.INVALID, f"group: two of its operations are on key {name!r}"))
+        self._keys[group] = (*keys, key)
 
-    def refuse(self, why: str) -> None:
-        """Refuse the group, because one of its operations cannot apply."""
-        self.refusal_reason = self.refusal_reason or (Reason.GROUP_REFUSED, why)
+    def refuse(self, group: str, why: str) -> None:
+        """Refuse a group, because one of its operations cannot apply."""
+        self._refused.setdefault(group, (Reason.GROUP_REFUSED, why))
+
+    def refuse_all(self, why: str) -> None:
+        """Refuse every group that has operations."""
+        for group in self._keys:
+            self.refuse(group, why)
+
+    def refusal(self, group: str | None) -> tuple[Reason, str] | None:
+        """Return why the operations of a group cannot apply, or None if they can."""
+        return self._refused.get(group) if group is not None else None
+
+    @property
+    def any_refused(self) -> bool:
+        """Whether any group is refused."""
+        return bool(self._refused)
 
 
 class PayloadBuilder:
@@ -68,14 +81,22 @@ class PayloadBuilder:
     they exceed 4 MB.
     """
 
-    def __init__(self, *, validator: Validator, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        validator: Validator,
+        settings: Settings,
+        newest_wins: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._clock = clock
+        self._newest_wins = newest_wins
         self._validator = validator
         self._settings = settings
         self._lines = SpillBuffer(_SPILL_BEYOND)
         self._ends = array("Q", [0])
         self._partition = Partition()
-        self._groups: dict[str, _Group] = {}
+        self._groups = _Groups()
         self._refused = _Compressor()
         self._refused_counts: Counter[str] = Counter()
         self._content = hashlib.sha256()
@@ -91,23 +112,24 @@ class PayloadBuilder:
             raise PayloadTooLarge(field="operations", value=self.count, expected=f"at most {limit}")
         try:
             operation, attribute = self._validator.read(given)
+            if self._newest_wins:
+                operation = by_sequence(operation)
         except FieldError as error:
             return self._refuse(index, given, error)
         line = exactjson.dumps(_indexed(index, operation, attribute)) + b"\n"
         self._content.update(line)
         self._lines.append(line)
         self._ends.append(self._ends[-1] + len(line))
-        self._partition.add(operation, len(line))
+        key = self._partition.add(operation, len(line))
         if operation.group is not None:
-            self._groups.setdefault(operation.group, _Group()).add(operation)
+            self._groups.add(operation.group, key, operation.key)
         return None
 
     def refused_groups(self) -> Iterator[Refusal]:
         """Yield refusals of operations whose group cannot apply. Call this after all operations have been added."""
         if self._has_unknown_group:
-            for group in self._groups.values():
-                group.refuse("a line that cannot be read may belong to the group")
-        if any(group.refusal_reason for group in self._groups.values()):
+            self._groups.refuse_all("a line that cannot be read may belong to the group")
+        if self._groups.any_refused:
             for position in range(len(self._partition)):
                 found = self._refused_with_group(self._item(position))
                 if found:
@@ -149,7 +171,7 @@ class PayloadBuilder:
 
     def _lane(self, positions: array[int]) -> _Compressor:
         lane = _Compressor()
-        some_refused = any(group.refusal_reason for group in self._groups.values())
+        some_refused = self._groups.any_refused
         limit = self._settings.max_lane_bytes
         for position in positions:
             if some_refused and self._refused_with_group(self._item(position)):
@@ -175,7 +197,7 @@ class PayloadBuilder:
             key=fields.key,
         )
         for name in fields.groups:
-            self._groups.setdefault(name, _Group()).refuse("another operation of the group is invalid")
+            self._groups.refuse(name, "another operation of the group is invalid")
         self._has_unknown_group = self._has_unknown_group or not fields.is_group_known
         self._content.update(b"%d\t!%b\n" % (index, hashlib.sha256(_digest_input(given)).digest()))
         self._record_refusal(found)
@@ -192,8 +214,8 @@ class PayloadBuilder:
             )
 
     def _refused_with_group(self, item: Indexed) -> Refusal | None:
-        group = self._groups.get(item.group or "")
-        return refusal(item, *group.refusal_reason) if group and group.refusal_reason else None
+        why = self._groups.refusal(item.group)
+        return refusal(item, *why) if why else None
 
     def _line(self, position: int) -> bytes:
         return self._lines.read(self._ends[position], self._ends[position + 1])

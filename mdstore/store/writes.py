@@ -81,7 +81,7 @@ def explain_rejection(operation: Indexed, old: Item | None) -> tuple[Reason, str
     sequence = from_attribute(old["sequence"]) if old and "sequence" in old else None
     if operation.sequence is not None and sequence is not None and sequence >= operation.sequence:
         return Reason.STALE, f"the record has sequence {sequence}"
-    needs = OPERATIONS[operation.op].needs
+    needs = OPERATIONS[operation.op].needs_of(has_sequence=operation.sequence is not None)
     if needs is Needs.ABSENT and exists:
         return Reason.EXISTS, f"the record has version {version}"
     if needs is Needs.PRESENT and not exists:
@@ -122,7 +122,7 @@ def _shape(op: OpName, *, has_expected: bool, has_sequence: bool, is_blob: bool)
     if not spec.writes:
         return expressions(condition=condition)
     names = ["updated_at", "updated_by"]
-    if spec.may_create:
+    if spec.needs_of(has_sequence=has_sequence) is not Needs.PRESENT:  # the write may create the item
         names += ["entity", "key"]
     if has_sequence:
         names.append("sequence")
@@ -137,7 +137,8 @@ def _shape(op: OpName, *, has_expected: bool, has_sequence: bool, is_blob: bool)
 
 
 def _conditions(spec: OperationSpec, *, has_expected: bool, has_sequence: bool) -> list[str]:
-    needs = Needs.PRESENT if has_expected else spec.needs  # an insert has no expected version
+    # An insert has no expected version.
+    needs = Needs.PRESENT if has_expected else spec.needs_of(has_sequence=has_sequence)
     conditions = [_REQUIRES[needs]] if needs in _REQUIRES else []
     if has_expected:
         conditions.append("#version = :expected")
@@ -156,7 +157,7 @@ def _values(operation: Indexed, data: Data, metadata: WriteMetadata, expected: i
     if not spec.writes:
         return values
     values |= {":zero": _ZERO, ":one": _ONE, ":updated_at": metadata.updated_at, ":updated_by": metadata.updated_by}
-    if spec.may_create:
+    if spec.needs_of(has_sequence=operation.sequence is not None) is not Needs.PRESENT:
         values |= {":entity": {"S": operation.entity}, ":key": {"S": operation.key}}
     if spec.effect is Effect.REMOVE:
         values |= {":deleted": _TRUE, ":expires_at": metadata.tombstone_expires_at}

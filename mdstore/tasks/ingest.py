@@ -14,6 +14,7 @@ from mdstore.errors import DeploymentBroken, InvalidRequest, Unavailable
 from mdstore.model import Reference
 from mdstore.queue.broker.publisher import Unsent
 from mdstore.store.ingestor import Accepted, OnInvalid
+from mdstore.tasks.result import KnownRequestResult
 from mdstore.tasks.task import StoreTask
 
 
@@ -25,8 +26,9 @@ class IngestTask(StoreTask):
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult:
         """Store the operations, send a reference to them, and return the request's result.
 
-        `args` is `(operations,)`; `kwargs` may contain `request_id`, `source` and `on_invalid`. A request that was accepted
-        before is not sent again, unless the caller set a task id: then somebody waits for the result of that task.
+        `args` is `(operations,)`; `kwargs` may contain `request_id`, `source`, `on_invalid` and `newest_wins`. A request
+        that was accepted before is not sent again, unless the caller set a task id: then somebody waits for the result of that
+        task.
         """
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         if options.get("expires") is not None:
@@ -38,8 +40,8 @@ class IngestTask(StoreTask):
         task_id = options.pop("task_id", None)
         request_id = kwargs.pop("request_id", None) or task_id
         accepted = self.accept(*args, request_id=request_id, task_id=task_id, options=options, **kwargs)
-        if accepted.published is None:
-            return self.AsyncResult(accepted.reference.request_id)
+        if not accepted.new and (task_id is None or accepted.published is None):
+            return KnownRequestResult(accepted.reference.request_id, ledger=self.store.ledger, app=self.app)
         result: AsyncResult = accepted.published
         return result
 
@@ -50,6 +52,7 @@ class IngestTask(StoreTask):
         request_id: str | None = None,
         source: str = "default",
         on_invalid: OnInvalid = "raise",
+        newest_wins: bool = False,
         task_id: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Accepted:
@@ -75,6 +78,7 @@ class IngestTask(StoreTask):
             request_id=request_id,
             source=source,
             on_invalid=on_invalid,
+            newest_wins=newest_wins,
             republish=task_id is not None,
         )
 

@@ -173,10 +173,10 @@ def read_reference(message: Any, *, lane: Any = None) -> Reference:
     return reference
 
 
-def start(store: Store, reference: Reference) -> tuple[RequestStatus, list[int]]:
-    """Record that a request is running. Returns its status and the lanes that are not completed."""
+def start(store: Store, reference: Reference, *, by: str = "") -> tuple[RequestStatus, list[int]]:
+    """Record that the task `by` starts a request. Returns its status and the lanes that are not completed."""
     header = store.payloads.header(reference)
-    status = store.ledger.start(reference, operations=header.operations, refused=header.refused_counts)
+    status = store.ledger.start(reference, operations=header.operations, refused=header.refused_counts, by=by)
     return status, missing_lanes(store, status)
 
 

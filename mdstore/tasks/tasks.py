@@ -2,11 +2,12 @@
 
 ingest       applies and finishes a request of one lane; for more lanes, starts chord(group(apply_lane * N), finish)
 apply_lane   applies one lane; the task of the last lane also finishes the request if all other lanes are done
-finish       sets the request's final state from the lane summaries in the ledger
+finish       sets the request's final state from the lane summaries in the ledger; waits until every lane has one
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,7 @@ from mdstore.tasks.task import StoreTask, read_reference, start
 if TYPE_CHECKING:
     from mdstore.tasks.app import StoreApp
 
-_FINISH_EVERY = 5  # seconds
-_FINISH_TRIES = 360
+_FINISH_EVERY, _LONGEST_WAIT = 5, 60  # seconds between two looks at a request that is not final: at first, and at most
 
 
 def register(app: StoreApp) -> None:
@@ -46,7 +46,7 @@ def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
     def apply_or_start(reference: Reference) -> tuple[RequestStatus, list[int]]:
         if reference.lanes <= 1:
             return self.store.writer.apply_request(reference), []
-        status, missing = start(self.store, reference)
+        status, missing = start(self.store, reference, by=self.request.id)
         if status.state is State.COMPLETED or not missing:
             return self.store.ledger.finish(reference.request_id), []
         return status, missing
@@ -55,6 +55,9 @@ def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
     if not missing:
         return status.summary()
     tasks, options = self.app.tasks, fairness_options(status.reference)
+    if status.started_by not in ("", self.request.id):
+        # Another task has sent the lanes already. Somebody may wait for the result of this one, so wait for the final state.
+        raise self.replace(tasks["mdstore.finish"].si(message).set(**options))
     header = [tasks["mdstore.apply_lane"].si(message, lane).set(**options) for lane in missing]
     raise self.replace(chord(header, tasks["mdstore.finish"].si(message).set(**options), app=self.app))
 
@@ -72,15 +75,22 @@ def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
 
 
 def finish(self: StoreTask, message: dict[str, Any]) -> dict[str, Any]:
-    """Set the request's final state. If another delivery is still applying a lane, retry until the lane is done."""
+    """Set the request's final state. While others apply its lanes, retry; if nobody does, start the missing lanes again."""
 
-    def set_final_state(reference: Reference) -> RequestStatus:
+    def set_final_state(reference: Reference) -> tuple[RequestStatus, bool]:
+        ledger = self.store.ledger
         try:
-            return self.store.ledger.finish(reference.request_id)
+            status = ledger.finish(reference.request_id)
         except NotFound as error:
             raise IntegrityError(f"{error}: a request that was never started cannot be finished") from error
+        if status.state in FINAL_STATES:
+            return status, False
+        return status, status.is_abandoned(time.time(), self.store.settings.request_lease) and ledger.reopen(status)
 
-    status = self.process(message, set_final_state)
+    status, is_reopened = self.process(message, set_final_state)
     if status.state in FINAL_STATES:
         return status.summary()
-    raise self.retry(countdown=_FINISH_EVERY, max_retries=_FINISH_TRIES)
+    if is_reopened:
+        ingest_again = self.app.tasks["mdstore.ingest"].si(message)
+        raise self.replace(ingest_again.set(**fairness_options(status.reference)))
+    raise self.retry(countdown=min(_FINISH_EVERY * 2 ** min(self.request.retries, 4), _LONGEST_WAIT), max_retries=None)

@@ -72,7 +72,11 @@ class Rules:
         present = known is not None and not known.deleted
         if operation.op == "insert" and present:
             found.add(Reason.EXISTS)
-        if operation.op in ("update", "patch", "delete", "check") and not present:
+        # A delete with a sequence needs no record: its tombstone keeps older operations out that arrive later.
+        needs_record = operation.op in ("update", "patch", "check") or (
+            operation.op == "delete" and operation.sequence is None
+        )
+        if needs_record and not present:
             found.add(Reason.MISSING)
         if operation.expect_version is not None and not (
             known and present and known.version == operation.expect_version

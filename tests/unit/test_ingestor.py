@@ -43,8 +43,12 @@ class FakeLedger(Ledger):
         reference = Reference(v=1, request_id=request_id, payload="", digest="", lanes=1, source="default")
         return RequestStatus(
             request_id=request_id, state=state, source="default", operations=1, lanes=1, reference=reference,
-            early=Counts(), counts=Counts(), accepted_at=at,
+            early=Counts(), counts=Counts(), accepted_at=at, active_at=at,
         )  # fmt: skip
+
+    def reopen(self, request: RequestStatus) -> bool:
+        self.states[request.request_id] = State.ACCEPTED, self.now
+        return True
 
 
 class Bench:
@@ -72,9 +76,9 @@ def bench() -> Bench:
 
 
 def test_a_repeated_request_is_not_sent_while_it_is_in_progress_or_completed(bench: Bench) -> None:
-    """Until the visibility timeout has passed, its message must be on its way, so the same request again sends nothing."""
+    """Until its lease is over, its message must be on its way, so the same request again sends nothing."""
     assert bench.submit()
-    bench.ledger.now += SETTINGS.visibility_timeout - 1
+    bench.ledger.now += SETTINGS.request_lease - 1
     assert not bench.submit()
     bench.ledger.states["r"] = State.COMPLETED, 0.0
     bench.ledger.now += MAX_AGE / 2
@@ -82,9 +86,9 @@ def test_a_repeated_request_is_not_sent_while_it_is_in_progress_or_completed(ben
 
 
 def test_a_repeated_request_is_sent_if_it_is_overdue_or_failed(bench: Bench) -> None:
-    """A request is sent again if it failed, or if it is not final after the visibility timeout."""
+    """A request is sent again if it failed, or if it is not final when its lease is over."""
     assert bench.submit()
-    bench.ledger.now += SETTINGS.visibility_timeout + 1
+    bench.ledger.now += SETTINGS.request_lease + 1
     assert bench.submit()
     bench.ledger.states["r"] = State.FAILED, bench.ledger.now
     assert bench.submit()

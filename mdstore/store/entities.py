@@ -28,6 +28,11 @@ class Entities:
         self._models = dict(models)
         self._strict = strict
 
+    @property
+    def bound(self) -> list[str]:
+        """The names of the entities that have a model."""
+        return sorted(self._models)
+
     def problem(self, operation: Operation) -> tuple[str, str] | None:
         """Return `(field, why)` if the operation's data does not fit its entity's model, else None.
 

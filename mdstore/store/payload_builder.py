@@ -30,8 +30,9 @@ _SPILL_BEYOND = 4 * 2**20
 _PIECE = 2**18  # bytes of lines that are compressed in one call
 _decoder = msgspec.json.Decoder(Indexed)
 
-#: The forms in which callers may give an operation: a line of JSON, a mapping, or an `Operation`.
-OperationInput = bytes | Mapping[str, Any] | Operation
+#: The forms in which callers may give an operation: a line of JSON, a mapping, or an `Operation`. A reader of a file gives the
+#: error of a line that it cannot read.
+OperationInput = bytes | Mapping[str, Any] | Operation | FieldError
 
 
 class _Group:
@@ -295,6 +296,8 @@ _GROUP = re.compile(rb'"group"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 def _readable_fields(given: OperationInput) -> _ReadableFields:
+    if isinstance(given, FieldError):
+        return _ReadableFields(is_group_known=False)
     try:
         if isinstance(given, bytes):
             fields = msgspec.json.decode(given, type=_RawFields)

@@ -61,8 +61,13 @@ class Validator:
         self._entities = entities
         self._max_record_bytes = max_record_bytes
 
-    def read(self, given: bytes | str | Mapping[str, Any] | Operation) -> tuple[Operation, bytes]:
-        """Return the operation, and its data in DynamoDB JSON; empty if it does not fit an item. Raises `FieldError`."""
+    def read(self, given: bytes | str | Mapping[str, Any] | Operation | FieldError) -> tuple[Operation, bytes]:
+        """Return the operation, and its data in DynamoDB JSON; empty if it does not fit an item. Raises `FieldError`.
+
+        A `FieldError` stands for an operation that the reader of a file found invalid; it is raised.
+        """
+        if isinstance(given, FieldError):
+            raise given
         size = len(given) if isinstance(given, bytes | str) else 0
         self._check_size(size)  # check before decoding, which takes many times as much memory
         operation = self.decode(given)

@@ -54,7 +54,7 @@ def test_a_csv_file_that_is_none_is_named_with_its_line(tmp_path: Path) -> None:
     path.write_text("code,name\nDE,Deutschland\nFR," + "x" * (2**24 + 1) + "\n", encoding="utf-8")
     code, said = run("load", str(path), "--entity", "country", "--key", "code")
     assert code == 1
-    assert f"file: expected CSV (field larger than field limit (16777216)), got '{path}, after line 2'" in said
+    assert f"file: expected CSV (field larger than field limit (16777216)), got '{path}, line 3'" in said
 
 
 @pytest.mark.usefixtures("stderr")

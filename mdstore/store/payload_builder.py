@@ -27,6 +27,7 @@ from mdstore.store.spill_buffer import SpillBuffer
 from mdstore.store.validation import FieldError, Validator
 
 _SPILL_BEYOND = 4 * 2**20
+_LONGEST_DETAIL = 2_000  # characters of a refusal: all flaws of an operation, as a rule
 _PIECE = 2**18  # bytes of lines that are compressed in one call
 _decoder = msgspec.json.Decoder(Indexed)
 
@@ -170,7 +171,7 @@ class PayloadBuilder:
         found = Refusal(
             index=index,
             reason=error.reason,
-            detail=str(error)[:500],
+            detail=_shortened(str(error)),
             op=fields.op,
             entity=fields.entity,
             key=fields.key,
@@ -251,6 +252,10 @@ def _indexed(index: int, operation: Operation, attribute: bytes) -> Indexed:
         sequence=operation.sequence,
         group=operation.group,
     )
+
+
+def _shortened(detail: str) -> str:
+    return detail if len(detail) <= _LONGEST_DETAIL else f"{detail[:_LONGEST_DETAIL]}..."
 
 
 def _spill_file() -> IO[bytes]:

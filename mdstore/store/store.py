@@ -52,4 +52,6 @@ class Store:
             budget=settings.lane_budget,
         )
         self.outcomes = Outcomes(payloads=self.payloads, ledger=self.ledger)
-        self.verifier = Verifier(payloads=self.payloads, ledger=self.ledger, records=self.records)
+        self.verifier = Verifier(
+            payloads=self.payloads, ledger=self.ledger, records=self.records, entities=self.entities
+        )

@@ -91,9 +91,9 @@ def test_a_column_named_twice_is_refused(cli: Cli, tmp_path: Path, header: str, 
 
 def test_a_name_twice_in_parquet_and_json_is_refused(cli: Cli, client: Client, tmp_path: Path) -> None:
     """Parquet columns, fields of a Parquet struct, and names of a JSON record: none may occur twice."""
-    path = tmp_path / "rows.parquet"
+    path = str(tmp_path / "rows.parquet")
     parquet.write_table(pa.Table.from_arrays([pa.array(["p1"])] * 3, names=["id", "a", "a"]), path)
-    ran = cli("load", str(path), *ROWS)
+    ran = cli("load", path, *ROWS)
     assert (ran.code, f"named once in {path}, got 'a'" in ran.err) == (1, True)
     path = written(
         tmp_path / "rows.jsonl", '{"id":"j1","a":1,"a":2}\n{"id":"j2","a":{"b":1,"b":2}}\n{"id":"j3","a":1}\n'

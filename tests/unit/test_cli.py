@@ -24,7 +24,7 @@ def stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     """The console writes to the stream that the runner reads."""
     from rich.console import Console  # noqa: PLC0415
 
-    for module in (cli.console, cli.requests, cli.records):
+    for module in (cli.console, cli.load, cli.records):
         monkeypatch.setattr(module, "messages", Console(stderr=True, highlight=False, soft_wrap=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from mdstore import exactjson
 from mdstore.aws.http import NO_CONNECTION
+from mdstore.cli.missing import hint
 from mdstore.errors import MdstoreError, NotFound, Unavailable
 from mdstore.model import Outcome
 from mdstore.store.operations import OPERATIONS
@@ -37,11 +39,17 @@ def json_option(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
+        except BrokenPipeError:  # the reader has seen enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes at its end
+            sys.exit(0)
         except (MdstoreError, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+            advice = hint(error) if isinstance(error, MdstoreError) else ""
             if kwargs.get("as_json"):
-                emit({"error": type(error).__name__, "message": str(error)})
+                emit({"error": type(error).__name__, "message": f"{error} {advice}".strip()})
             else:
                 messages.print(f"[bold red]error:[/] {escaped(error)}")
+                if advice:
+                    messages.print(escaped(advice))
                 if isinstance(error, Unavailable) and error.code in ("EndpointConnectionError", NO_CONNECTION):
                     messages.print("Nothing answers there. With the profile local: is `mdstore up` (make up) running?")
             sys.exit(NOT_FOUND if isinstance(error, NotFound) else 1)

@@ -22,6 +22,7 @@ from mdstore.cli.console import (
 from mdstore.client import Client
 from mdstore.model import FINAL_STATES
 from mdstore.store.ledger import RequestStatus
+from mdstore.timestamps import moment
 
 
 @click.command()
@@ -47,6 +48,7 @@ def status(request_id: str, watch: bool, only: Any, as_json: bool) -> None:
                 bar.update(task, completed=request.counts.total)
                 time.sleep(0.5)
                 request = client.status(request_id)
+            bar.update(task, completed=request.counts.total)
     found = client.outcomes(request_id, only=None if only == "all" else only) if only else iter(())
     if as_json:
         value = _status(request)
@@ -67,9 +69,9 @@ def _status(request: RequestStatus) -> dict[str, Any]:
         **request.summary(),
         "source": request.source,
         "lanes": request.lanes,
-        "accepted_at": request.accepted_at,
-        "started_at": request.started_at,
-        "finished_at": request.finished_at,
+        "accepted_at": moment(request.accepted_at),
+        "started_at": moment(request.started_at),
+        "finished_at": moment(request.finished_at),
         "error": request.error,
         "rate": round(rate, 1),
         "eta": eta,

@@ -86,18 +86,20 @@ class Validator:
         if operation.data is None:
             _raise_any(flaws)
             return operation, b""
+        size = size or _json_size(operation)
+        if not flaws:
+            self._check_size(size)
         data = operation.data
-        if (
-            OPERATIONS[operation.op].effect is not Effect.MERGE
-        ):  # a patch is no whole record; the worker checks the merged one
+        if OPERATIONS[operation.op].effect is not Effect.MERGE:  # the worker checks what a patch makes of the record
             data, found = self._entities.validated(operation.entity, data)
             flaws += found
         if flaws:
-            _raise_any([*flaws, *([] if any(field.startswith("data") for field, _ in flaws) else _storage_flaws(data))])
+            has_data_flaw = any(field.startswith("data") for field, _ in flaws)
+            _raise_any(flaws if has_data_flaw else flaws + _storage_flaws(data))
         if data is not operation.data:
-            operation, size = msgspec.structs.replace(operation, data=data), 0
-        size = size or _json_size(operation)
-        self._check_size(size)
+            operation = msgspec.structs.replace(operation, data=data)
+            size = _json_size(operation)
+            self._check_size(size)
         attribute = inline(data, json_size=size)
         return operation, b"" if attribute is None else _encode(attribute)
 

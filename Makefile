@@ -13,16 +13,19 @@ help:
 
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing packages into .venv; this takes a minute or two'
 	$(PIP) -e '.[demo]'
 	touch $@
 
 .venv/dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing packages into .venv; this takes a minute or two'
 	$(PIP) -e '.[dev]'
 	touch $@ .venv/demo
 
 .venv/bench: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing packages into .venv; this takes a minute or two'
 	$(PIP) -e '.[bench]'
 	touch $@ .venv/dev .venv/demo
 

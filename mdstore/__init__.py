@@ -77,3 +77,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names too; they are made on first use."""
+    return sorted({*globals(), *__all__})

@@ -11,10 +11,13 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from mdstore.errors import ConfigurationError
+from mdstore.running_stack import announced_url
 
 LOCAL_PORT = 4566
 DEFAULT_FILE = Path("config/mdstore.toml")
@@ -60,6 +63,20 @@ Weights = Annotated[
 ]
 
 
+def _checked_url(value: str | None) -> str | None:
+    try:
+        parts = urlsplit(value or "")
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port over 65535, or half an IPv6 address
+        is_url = False
+    if value and not is_url:
+        raise PydanticCustomError("endpoint", "a URL such as http://127.0.0.1:4566")
+    return value
+
+
+Endpoint = Annotated[str | None, AfterValidator(_checked_url)]
+
+
 class Settings(BaseModel):
     """All settings. Times are in seconds and sizes in bytes unless a name says otherwise."""
 
@@ -73,11 +90,11 @@ class Settings(BaseModel):
     aws_access_key_id: str | None = None
     aws_secret_access_key: str | None = Field(default=None, repr=False)
     aws_session_token: str | None = Field(default=None, repr=False)
-    endpoint_url: str | None = None
-    endpoint_url_sqs: str | None = None
-    endpoint_url_s3: str | None = None
-    endpoint_url_dynamodb: str | None = None
-    endpoint_url_sns: str | None = None
+    endpoint_url: Endpoint = None
+    endpoint_url_sqs: Endpoint = None
+    endpoint_url_s3: Endpoint = None
+    endpoint_url_dynamodb: Endpoint = None
+    endpoint_url_sns: Endpoint = None
 
     # -- Names of AWS resources. An empty name gets a default that begins with the namespace.
 
@@ -252,8 +269,10 @@ def _from_file(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
 def _from_profile(profile: str) -> dict[str, tuple[object, str]]:
     if profile != "local":
         return {}
-    values = {**_LOCAL, "endpoint_url": f"http://127.0.0.1:{LOCAL_PORT}"}
-    return {name: (value, "profile local") for name, value in values.items()}
+    found: dict[str, tuple[object, str]] = {name: (value, "profile local") for name, value in _LOCAL.items()}
+    url = announced_url()
+    found["endpoint_url"] = (url, "mdstore up") if url else (f"http://127.0.0.1:{LOCAL_PORT}", "profile local")
+    return found
 
 
 def _derived(found: Mapping[str, tuple[object, str]], profile: str) -> dict[str, str]:

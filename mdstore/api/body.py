@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -74,6 +75,7 @@ async def received(request: Request, *, limit: int) -> AsyncIterator[IO[bytes]]:
 
 def operations(file: IO[bytes], form: Form) -> Iterable[bytes]:
     """Return the JSON of each operation as sent. Raises `InvalidRequest` if a JSON body is not `{"operations": [...]}`."""
+    _skip_byte_order_mark(file)
     if form is Form.NDJSON:
         return (line for line in file if line.strip())
     text = file.read()
@@ -81,6 +83,11 @@ def operations(file: IO[bytes], form: Form) -> Iterable[bytes]:
         return map(bytes, _envelope_decoder.decode(text).operations)
     except exactjson.DecodeFailure as error:
         raise InvalidRequest(field="body", value=text[:80], expected=f'{{"operations": [...]}} ({error})') from error
+
+
+def _skip_byte_order_mark(file: IO[bytes]) -> None:
+    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        file.seek(0)
 
 
 def _too_large(size: int, limit: int) -> PayloadTooLarge:

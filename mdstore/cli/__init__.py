@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import click
 
-from mdstore.cli import deployment, processes, records, requests
+from mdstore.cli import deployment, load, processes, records, requests
 
 _EXIT_CODES = (
     "Exit codes: 0 success; 1 an error, or an operation failed; 2 wrong usage; 3 some operations were refused;"
-    " 4 no such record or request; 5 verification found a fault; 130 interrupted."
+    " 4 no such record or request; 5 verification found a fault; 6 `load` waited in vain: the request goes on;"
+    " 130 interrupted."
 )
 
 
@@ -24,7 +25,7 @@ def main() -> None:
 
 for command in (
     processes.up, deployment.provision, processes.worker, processes.api, processes.flower,
-    requests.load, requests.status, requests.verify,
+    load.load, requests.status, requests.verify,
     records.get, records.export,
     deployment.key, deployment.config,
 ):  # fmt: skip

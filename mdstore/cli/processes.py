@@ -11,12 +11,15 @@ import click
 
 from mdstore.cli.console import emit, json_option, messages
 from mdstore.errors import ConfigurationError, MdstoreError
+from mdstore.running_stack import announced
 from mdstore.settings import LOCAL_PORT, load_settings
+
+_PORT = click.IntRange(1, 65_535)
 
 
 @click.command()
-@click.option("--port", default=LOCAL_PORT, show_default=True, help="Port of the embedded AWS.")
-@click.option("--api-port", type=int, help="Port of the HTTP API.")
+@click.option("--port", type=_PORT, default=LOCAL_PORT, show_default=True, help="Port of the embedded AWS.")
+@click.option("--api-port", type=_PORT, help="Port of the HTTP API.")
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -38,11 +41,13 @@ def up(port: int, api_port: int | None, data_dir: Path | None, as_json: bool) ->
         report=(lambda _: None) if as_json else messages.print,
     )
     try:
-        with stack:
+        with stack, announced(stack.aws.url) as is_found:
             if as_json:
                 emit({"aws": stack.aws.url, "api": stack.api_url, "key": stack.api_key})
                 sys.stdout.flush()
             else:
+                found = "commands of mdstore find this stack by themselves; " if is_found else ""
+                messages.print(f"other shells   {found}export AWS_ENDPOINT_URL={stack.aws.url}")
                 messages.print("ready; press Ctrl-C to stop")
             exited = stack.wait()
             raise MdstoreError(f"the process {exited} exited unexpectedly; all others were stopped")
@@ -71,7 +76,7 @@ def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) 
 
 @click.command()
 @click.option("--host", help="Address to listen on.")
-@click.option("--port", type=int, help="Port to listen on.")
+@click.option("--port", type=_PORT, help="Port to listen on.")
 @json_option
 def api(host: str | None, port: int | None, as_json: bool) -> None:
     """Serve the HTTP API."""

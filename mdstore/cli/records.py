@@ -13,6 +13,7 @@ import msgspec
 from mdstore import exactjson
 from mdstore.cli.console import emit, json_option, messages, results
 from mdstore.client import Client
+from mdstore.timestamps import moment
 
 
 @click.command()
@@ -23,7 +24,7 @@ def get(entity: str, key: str, as_json: bool) -> None:
     """Print one record. The exit code is 4 if it does not exist."""
     record = Client().get(entity, key)
     if as_json:
-        emit(record)
+        emit({**msgspec.structs.asdict(record), "updated_at": moment(record.updated_at)})
         return
     results.print(f"{entity}/{key}  version {record.version}  by {record.updated_by}", markup=False)
     click.echo(msgspec.json.format(exactjson.dumps(record.data), indent=2).decode())

@@ -1,5 +1,9 @@
-"""File formats that can be loaded: JSON Lines of operations, and CSV and Parquet tables, whose rows become operations."""
+"""File formats that can be loaded: JSON Lines, CSV and Parquet.
 
-from mdstore.files.reader import read_operations
+A file holds either operations (JSON Lines) or rows, and `Rows` says how a row becomes an operation.
+"""
 
-__all__ = ["read_operations"]
+from mdstore.files.reader import OperationFile, check_readable, read_operations
+from mdstore.files.rows import FIELDS, Rows
+
+__all__ = ["FIELDS", "OperationFile", "Rows", "check_readable", "read_operations"]

@@ -1,7 +1,7 @@
 """Entities: kinds of master records, each optionally bound to a pydantic model that validates its data.
 
-A deployment lists modules in `MDSTORE_ENTITIES`. Each module defines `ENTITIES`, a mapping of entity name to model. A model
-only checks data: records keep the data as given, without defaults filled in or types coerced.
+A deployment lists modules in `MDSTORE_ENTITIES`. Each module defines `ENTITIES`, a mapping of entity name to model. A record
+holds what the model makes of the data given, as `json_form` describes.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from mdstore.errors import ConfigurationError
-from mdstore.model import Operation
-from mdstore.store.operations import OPERATIONS, Effect
+from mdstore.store.json_form import json_form
 
 Model = type[BaseModel]
+Flaw = tuple[str, str]  # the field, and what is wrong with it
 
 
 class Entities:
@@ -28,24 +29,31 @@ class Entities:
         self._models = dict(models)
         self._strict = strict
 
-    def problem(self, operation: Operation) -> tuple[str, str] | None:
-        """Return `(field, why)` if the operation's data does not fit its entity's model, else None.
+    @property
+    def bound(self) -> list[str]:
+        """The names of the entities that have a model."""
+        return sorted(self._models)
 
-        A patch is not a whole record, so it passes here; the writer checks the merged record.
-        """
-        model = self._models.get(operation.entity)
+    def flaws(self, entity: str) -> list[Flaw]:
+        """Return a flaw if the deployment accepts only entities that have a model, and `entity` has none."""
+        is_refused = self._strict and entity not in self._models
+        return [("entity", f"{entity!r} is not bound to a model")] if is_refused else []
+
+    def validated(self, entity: str, data: dict[str, Any]) -> tuple[dict[str, Any], list[Flaw]]:
+        """Return what the entity's model makes of a whole record's data, in JSON form, and all flaws that the model finds."""
+        model = self._models.get(entity)
         if model is None:
-            return ("entity", f"{operation.entity!r} is not bound to a model") if self._strict else None
-        if operation.data is None or OPERATIONS[operation.op].effect is Effect.MERGE:
-            return None
+            return data, []
         try:
-            model.model_validate(operation.data)
+            form = json_form(model.model_validate(data), data)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            return ".".join(["data", *map(str, first["loc"])]), first["msg"]
+            found = error.errors(include_url=False, include_context=False, include_input=False)
+            return data, [(".".join(["data", *map(str, one["loc"])]), one["msg"]) for one in found]
         except Exception as error:
-            return "data", f"the model of {operation.entity!r} raised {type(error).__name__}: {error}"
-        return None
+            return data, [("data", f"the model of {entity!r} raised {type(error).__name__}: {error}")]
+        if not isinstance(form, dict):
+            return data, [("data", f"the model of {entity!r} makes {type(form).__name__} of it, not a JSON object")]
+        return form, []
 
 
 def load_entities(modules: Iterable[str], *, strict: bool) -> Entities:

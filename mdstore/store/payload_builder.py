@@ -28,11 +28,13 @@ from mdstore.store.spill_buffer import SpillBuffer
 from mdstore.store.validation import FieldError, Validator
 
 _SPILL_BEYOND = 4 * 2**20
+_LONGEST_DETAIL = 2_000  # characters of a refusal: all flaws of an operation, as a rule
 _PIECE = 2**18  # bytes of lines that are compressed in one call
 _decoder = msgspec.json.Decoder(Indexed)
 
-#: The forms in which callers may give an operation: a line of JSON, a mapping, or an `Operation`.
-OperationInput = bytes | Mapping[str, Any] | Operation
+#: The forms in which callers may give an operation: a line of JSON, a mapping, or an `Operation`. A reader of a file gives the
+#: error of a line that it cannot read.
+OperationInput = bytes | Mapping[str, Any] | Operation | FieldError
 
 
 class _Groups:
@@ -191,7 +193,7 @@ class PayloadBuilder:
         found = Refusal(
             index=index,
             reason=error.reason,
-            detail=str(error)[:500],
+            detail=_shortened(str(error)),
             op=fields.op,
             entity=fields.entity,
             key=fields.key,
@@ -274,6 +276,10 @@ def _indexed(index: int, operation: Operation, attribute: bytes) -> Indexed:
     )
 
 
+def _shortened(detail: str) -> str:
+    return detail if len(detail) <= _LONGEST_DETAIL else f"{detail[:_LONGEST_DETAIL]}..."
+
+
 def _spill_file() -> IO[bytes]:
     """Make a file that stays in memory while it is small. Its user must close it."""
     return tempfile.SpooledTemporaryFile(max_size=_SPILL_BEYOND)
@@ -317,6 +323,8 @@ _GROUP = re.compile(rb'"group"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 def _readable_fields(given: OperationInput) -> _ReadableFields:
+    if isinstance(given, FieldError):
+        return _ReadableFields(is_group_known=False)
     try:
         if isinstance(given, bytes):
             fields = msgspec.json.decode(given, type=_RawFields)

@@ -34,10 +34,8 @@ class Store:
         self.ledger = Ledger(dynamo=dynamo, table=settings.ledger_table, retention_days=settings.receipt_days)
         self.api_keys = ApiKeys(dynamo=dynamo, table=settings.ledger_table)
         self.records = Records(dynamo=dynamo, table=settings.records_table, blobs=self.blobs)
-        self.validator = Validator(
-            entities=load_entities(settings.entities, strict=settings.strict_entities),
-            max_record_bytes=settings.max_record_bytes,
-        )
+        self.entities = load_entities(settings.entities, strict=settings.strict_entities)
+        self.validator = Validator(entities=self.entities, max_record_bytes=settings.max_record_bytes)
         self.ingestor = Ingestor(
             payloads=self.payloads, ledger=self.ledger, validator=self.validator, settings=settings
         )
@@ -54,4 +52,6 @@ class Store:
             budget=settings.lane_budget,
         )
         self.outcomes = Outcomes(payloads=self.payloads, ledger=self.ledger)
-        self.verifier = Verifier(payloads=self.payloads, ledger=self.ledger, records=self.records)
+        self.verifier = Verifier(
+            payloads=self.payloads, ledger=self.ledger, records=self.records, entities=self.entities
+        )

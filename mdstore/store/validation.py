@@ -9,8 +9,9 @@ Data is *inline* when it fits the record's item, as DynamoDB counts bytes. Large
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,8 +19,8 @@ import msgspec
 from mdstore import exactjson
 from mdstore.aws.dynamodb.attributes import AttributeValue, Unstorable, stored_size, to_attribute
 from mdstore.model import Operation, Reason
-from mdstore.store.entities import Entities
-from mdstore.store.operations import OPERATIONS, Indexed
+from mdstore.store.entities import Entities, Flaw
+from mdstore.store.operations import OPERATIONS, Effect
 
 MAX_KEY_BYTES = 1024
 MAX_GROUP_CHARACTERS = 128
@@ -29,9 +30,15 @@ MAX_INLINE = 390 * 2**10
 #: JSON of up to this length always fits `MAX_INLINE`, so only longer data is measured.
 _SURELY_INLINE = 128 * 2**10
 
+_MOST_FLAWS = 20  # of one operation's data
+
 _ENTITY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _decoder = msgspec.json.Decoder(Operation, float_hook=exactjson.fraction)
+_field_decoders = {
+    info.name: msgspec.json.Decoder(info.type, float_hook=exactjson.fraction)
+    for info in msgspec.structs.fields(Operation)
+}
 _encode = msgspec.json.Encoder().encode
 
 _WITHOUT_VERSION, _WITHOUT_SEQUENCE = (
@@ -44,14 +51,17 @@ _WITHOUT_VERSION, _WITHOUT_SEQUENCE = (
 
 
 class FieldError(Exception):
-    """One operation is invalid. Its fields are `field`, `why`, and `reason` (`invalid` or `too_large`)."""
+    """One operation is invalid. Its fields are `field`, `why`, `reason` (`invalid` or `too_large`), and `others`.
 
-    def __init__(self, field: str, why: str, *, reason: Reason = Reason.INVALID) -> None:
+    `others` holds the operation's other flaws, each with its field and what is wrong with it.
+    """
+
+    def __init__(self, field: str, why: str, *, reason: Reason = Reason.INVALID, others: Sequence[Flaw] = ()) -> None:
         super().__init__(field, why)
-        self.field, self.why, self.reason = field, why, reason
+        self.field, self.why, self.reason, self.others = field, why, reason, tuple(others)
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.why}"
+        return "; ".join(f"{field}: {why}" for field, why in ((self.field, self.why), *self.others))
 
 
 class Validator:
@@ -61,28 +71,49 @@ class Validator:
         self._entities = entities
         self._max_record_bytes = max_record_bytes
 
-    def read(self, given: bytes | str | Mapping[str, Any] | Operation) -> tuple[Operation, bytes]:
-        """Return the operation, and its data in DynamoDB JSON; empty if it does not fit an item. Raises `FieldError`."""
+    def read(self, given: bytes | str | Mapping[str, Any] | Operation | FieldError) -> tuple[Operation, bytes]:
+        """Return the operation, and its data in DynamoDB JSON; empty if it does not fit an item.
+
+        The data of a whole record is what the entity's model makes of it. Raises `FieldError` with all flaws. A `FieldError`
+        that is given stands for an operation that the reader of a file found invalid; it is raised.
+        """
+        if isinstance(given, FieldError):
+            raise given
         size = len(given) if isinstance(given, bytes | str) else 0
         self._check_size(size)  # check before decoding, which takes many times as much memory
         operation = self.decode(given)
-        self._check_fields(operation)
-        text = b""
-        if operation.data is not None:
-            size = size or _json_size(operation)
+        flaws = _field_flaws(operation) + self._entities.flaws(operation.entity)
+        if operation.data is None:
+            _raise_any(flaws)
+            return operation, b""
+        size = size or _json_size(operation)
+        if not flaws:
             self._check_size(size)
-            attribute = inline(operation.data, json_size=size)
-            text = b"" if attribute is None else _encode(attribute)
-        self._check_model(operation)
-        return operation, text
+        data = operation.data
+        if OPERATIONS[operation.op].effect is not Effect.MERGE:  # the worker checks what a patch makes of the record
+            data, found = self._entities.validated(operation.entity, data)
+            flaws += found
+        if flaws:
+            has_data_flaw = any(field.startswith("data") for field, _ in flaws)
+            _raise_any(flaws if has_data_flaw else flaws + _storage_flaws(data))
+        if data is not operation.data:
+            operation = msgspec.structs.replace(operation, data=data)
+            size = _json_size(operation)
+            self._check_size(size)
+        attribute = inline(data, json_size=size)
+        return operation, b"" if attribute is None else _encode(attribute)
 
-    def check_merged(self, operation: Indexed, data: dict[str, Any]) -> AttributeValue | None:
-        """Check a record's data after a patch, as if it were an update. Return it as `inline` does. Raises `FieldError`."""
+    def read_merged(self, entity: str, data: dict[str, Any]) -> tuple[dict[str, Any], AttributeValue | None]:
+        """Return a record's data after a patch as the entity's model makes it, and the same as `inline` does.
+
+        Raises `FieldError`.
+        """
+        self._check_size(len(exactjson.dumps(data)))
+        data, flaws = self._entities.validated(entity, data)
+        _raise_any(self._entities.flaws(entity) + flaws)
         size = len(exactjson.dumps(data))
         self._check_size(size)
-        attribute = inline(data, json_size=size)
-        self._check_model(Operation(op="update", entity=operation.entity, key=operation.key, data=data))
-        return attribute
+        return data, inline(data, json_size=size)
 
     @staticmethod
     def decode(given: bytes | str | Mapping[str, Any] | Operation) -> Operation:
@@ -94,9 +125,7 @@ class Validator:
             fields = msgspec.structs.asdict(given) if isinstance(given, Operation) else given
             return msgspec.convert(fields, Operation)
         except msgspec.ValidationError as error:
-            why, _, path = str(error).partition(" - at ")
-            field = path.rpartition("$")[2].strip("`.")
-            raise FieldError(field or _named_field(why) or "operation", why) from error
+            raise _type_error(error, _type_flaws(given)) from error
         except (*exactjson.DecodeFailure, TypeError) as error:
             raise FieldError("line", f"not a JSON object of an operation: {error}") from error
 
@@ -105,29 +134,71 @@ class Validator:
             why = f"{size} bytes as JSON, at most {self._max_record_bytes} are allowed"
             raise FieldError("data", why, reason=Reason.TOO_LARGE)
 
-    def _check_fields(self, operation: Operation) -> None:
-        check_entity(operation.entity)
-        check_key(operation.key)
-        spec = OPERATIONS[operation.op]
-        if spec.needs_data and operation.data is None:
-            raise FieldError("data", f"{operation.op} needs a JSON object")
-        if not spec.needs_data and operation.data is not None:
-            raise FieldError("data", f"{operation.op} takes none")
-        if operation.expect_version is not None and (
-            not spec.takes_version or not 1 <= operation.expect_version <= MAX_SEQUENCE
-        ):
-            raise FieldError("expect_version", f"must be between 1 and 10^37{_WITHOUT_VERSION}")
-        if operation.sequence is not None and (not spec.takes_sequence or abs(operation.sequence) > MAX_SEQUENCE):
-            raise FieldError("sequence", f"must be between -10^37 and 10^37{_WITHOUT_SEQUENCE}")
-        if operation.group is not None:
-            _utf8(operation.group, "group")
-            if not 0 < len(operation.group) <= MAX_GROUP_CHARACTERS:
-                raise FieldError("group", f"must have 1-{MAX_GROUP_CHARACTERS} characters")
 
-    def _check_model(self, operation: Operation) -> None:
-        problem = self._entities.problem(operation)
-        if problem:
-            raise FieldError(*problem)
+def _raise_any(flaws: Sequence[Flaw]) -> None:
+    if flaws:
+        (field, why), *others = flaws
+        raise FieldError(field, why, others=others)
+
+
+def _field_flaws(operation: Operation) -> list[Flaw]:
+    """Return the flaws of an operation whose fields have the right types. Its data is checked elsewhere."""
+    spec = OPERATIONS[operation.op]
+    flaws = _flaws_of(check_entity, operation.entity) + _flaws_of(check_key, operation.key)
+    if spec.needs_data and operation.data is None:
+        flaws.append(("data", f"{operation.op} needs a JSON object"))
+    if not spec.needs_data and operation.data is not None:
+        flaws.append(("data", f"{operation.op} takes none"))
+    version, sequence = operation.expect_version, operation.sequence
+    if version is not None and (not spec.takes_version or not 1 <= version <= MAX_SEQUENCE):
+        flaws.append(("expect_version", f"must be between 1 and 10^37{_WITHOUT_VERSION}"))
+    if sequence is not None and (not spec.takes_sequence or abs(sequence) > MAX_SEQUENCE):
+        flaws.append(("sequence", f"must be between -10^37 and 10^37{_WITHOUT_SEQUENCE}"))
+    return flaws if operation.group is None else flaws + _flaws_of(_check_group, operation.group)
+
+
+def _flaws_of(check: Callable[[str], None], value: str) -> list[Flaw]:
+    try:
+        check(value)
+    except FieldError as error:
+        return [(error.field, error.why)]
+    return []
+
+
+def _type_error(error: msgspec.ValidationError, flaws: Sequence[Flaw]) -> FieldError:
+    """Build the error of an operation whose fields have wrong types; msgspec reports only the first of them."""
+    why, _, path = str(error).partition(" - at ")
+    first = path.rpartition("$")[2].strip("`.") or _named_field(why) or "operation"
+    root = re.split(r"[.\[]", first)[0]
+    return FieldError(first, why, others=[flaw for flaw in flaws if flaw[0] != root])
+
+
+def _type_flaws(given: bytes | str | Mapping[str, Any] | Operation) -> list[Flaw]:
+    """Return the flaws of each field by itself: its type, whether it is missing, and whether it is known."""
+    fields: Any = given
+    try:
+        if isinstance(given, bytes | str):
+            fields = msgspec.json.decode(given, type=dict[str, msgspec.Raw])
+    except exactjson.DecodeFailure:
+        return []
+    if not isinstance(fields, Mapping):
+        return []
+    flaws: list[Flaw] = []
+    for info in msgspec.structs.fields(Operation):
+        if info.name not in fields:
+            if info.required:
+                flaws.append((info.name, f"Object missing required field `{info.name}`"))
+            continue
+        value = fields[info.name]
+        try:
+            if isinstance(value, msgspec.Raw):
+                _field_decoders[info.name].decode(value)
+            else:
+                msgspec.convert(value, info.type)
+        except exactjson.DecodeFailure as error:
+            flaws.append((info.name, str(error)))
+    known = Operation.__struct_fields__
+    return flaws + [(str(name), f"Object contains unknown field `{name}`") for name in fields if name not in known]
 
 
 @lru_cache(maxsize=1_024)  # a request repeats a few entities many times
@@ -146,6 +217,12 @@ def check_key(key: str) -> None:
         raise FieldError("key", f"must not hold control characters: {key[:80]!r}")
 
 
+def _check_group(group: str) -> None:
+    _utf8(group, "group")
+    if not 0 < len(group) <= MAX_GROUP_CHARACTERS:
+        raise FieldError("group", f"must have 1-{MAX_GROUP_CHARACTERS} characters")
+
+
 def inline(data: dict[str, Any], *, json_size: int) -> AttributeValue | None:
     """Marshal `data` to keep it inline, in its item. Return None if it is too large for an item.
 
@@ -156,7 +233,29 @@ def inline(data: dict[str, Any], *, json_size: int) -> AttributeValue | None:
             return None
         return to_attribute(data)
     except Unstorable as error:
-        raise FieldError(f"data{error.path}", error.why) from error
+        first = (f"data{error.path}", error.why)
+        raise FieldError(*first, others=[flaw for flaw in _storage_flaws(data) if flaw != first]) from error
+
+
+def _storage_flaws(data: dict[str, Any]) -> list[Flaw]:
+    """Return the first flaws of the values that DynamoDB cannot hold; marshalling stops at the first of them."""
+    return list(islice(_unstorable(data, "data", 1), _MOST_FLAWS))
+
+
+def _unstorable(value: Any, path: str, depth: int) -> Iterator[Flaw]:
+    members: Iterable[tuple[Any, Any]] = ()
+    shell: Any = value
+    if isinstance(value, dict):
+        members, shell = value.items(), dict.fromkeys(value)
+    elif isinstance(value, list | tuple):
+        members, shell = enumerate(value), []
+    try:
+        to_attribute(shell, depth)  # a name, the nesting, or a value without members
+    except Unstorable as error:
+        yield path, error.why
+        return
+    for name, item in members:
+        yield from _unstorable(item, f"{path}.{name}" if isinstance(value, dict) else f"{path}[{name}]", depth + 1)
 
 
 def _json_size(operation: Operation) -> int:

@@ -10,6 +10,7 @@ from mdstore import exactjson
 from mdstore.aws.dynamodb.attributes import from_attribute
 from mdstore.errors import IntegrityError
 from mdstore.model import Outcome, State
+from mdstore.store.entities import Entities
 from mdstore.store.ledger import Ledger, RequestStatus
 from mdstore.store.operations import OPERATIONS, Effect, Indexed, Needs, effect_on
 from mdstore.store.outcomes import Outcomes
@@ -45,10 +46,11 @@ class Verification:
 class Verifier:
     """Compares the payload, the receipts and the records of a request."""
 
-    def __init__(self, *, payloads: Payloads, ledger: Ledger, records: Records) -> None:
+    def __init__(self, *, payloads: Payloads, ledger: Ledger, records: Records, entities: Entities) -> None:
         self._payloads = payloads
         self._outcomes = Outcomes(payloads=payloads, ledger=ledger)
         self._records = records
+        self._entities = entities
 
     def verify(self, request: RequestStatus) -> Verification:
         """Check that each operation has one outcome, that the counts agree, and that the records show each effect."""
@@ -110,28 +112,29 @@ class Verifier:
                 found.fault(f"{name}: the record was last written by {record.updated_by}, not {writer}")
             else:
                 found.superseded += 1
-        elif not _is_effect(changes, record):
+        elif not self._is_effect(changes, record):
             found.fault(f"{name}: the record's data does not match the request's operations on it")
 
+    def _is_effect(self, changes: list[Indexed], record: Record) -> bool:
+        """Whether `record`, which the last of `changes` wrote, has the data that the changes produce.
 
-def _is_effect(changes: list[Indexed], record: Record) -> bool:
-    """Whether `record`, which the last of `changes` wrote, has the data that the changes produce.
-
-    If the record's version shows that only `changes` ever wrote it, apply them in order and compare the result. Otherwise
-    another request may have written between them, so apply only the last change to the record: it must change nothing. That
-    holds for a patch too, because merging the same patch twice changes nothing.
-    """
-    last = changes[-1]
-    if not (OPERATIONS[changes[0].op].needs is Needs.ABSENT and record.version == len(changes)):
-        changes = [last]
-    if OPERATIONS[last.op].effect is Effect.REMOVE:
-        return record.deleted
-    if last.sequence is not None and record.sequence != last.sequence:
-        return False
-    data = record.data
-    for item in changes:
-        data = effect_on(data, item.op, _data(item))
-    return exactjson.canonical(record.data) == exactjson.canonical(data)
+        If the record's version shows that only `changes` ever wrote it, apply them in order and compare the result. Otherwise
+        another request may have written between them, so apply only the last change to the record: it must change nothing. That
+        holds for a patch too, because merging the same patch twice changes nothing.
+        """
+        last = changes[-1]
+        if not (OPERATIONS[changes[0].op].needs is Needs.ABSENT and record.version == len(changes)):
+            changes = [last]
+        if OPERATIONS[last.op].effect is Effect.REMOVE:
+            return record.deleted
+        if last.sequence is not None and record.sequence != last.sequence:
+            return False
+        data = record.data
+        for item in changes:
+            data = effect_on(data, item.op, _data(item))
+            if item.is_merged:
+                data, _ = self._entities.validated(record.entity, data)
+        return exactjson.canonical(record.data) == exactjson.canonical(data)
 
 
 def _data(item: Indexed) -> Any:

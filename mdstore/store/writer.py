@@ -232,7 +232,7 @@ class Writer:
             try:
                 record = yield from self._records.read_task(old)
                 data = merged(record.data, exactjson.loads(bytes(item.data)))
-                attribute = self._validator.check_merged(item, data)
+                data, attribute = self._validator.read_merged(item.entity, data)
                 prepared.data[item.index] = attribute or (yield from self._blobs.put_task(exactjson.dumps(data)))
                 prepared.based_on[item.index] = record.version
             except FieldError as error:

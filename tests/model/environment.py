@@ -68,7 +68,8 @@ class Parts:
     def __init__(self, environment: Environment, http: SignedHttp, clock: Clock) -> None:
         retry = Retry(clock=clock, sleep=lambda _: None, uniform=lambda low, _: low)
         self.dynamo = DynamoClient(http=http, endpoint="http://dynamodb", retry=retry)
-        self.validator = Validator(entities=Entities({RULES.typed: Typed}), max_record_bytes=RECORD)
+        entities = Entities({RULES.typed: Typed})
+        self.validator = Validator(entities=entities, max_record_bytes=RECORD)
         self.payloads = Payloads(
             objects=environment.objects, prefix=f"{environment.prefix}payloads/", max_lane_bytes=2**20
         )
@@ -97,7 +98,7 @@ class Parts:
             clock=clock,
         )
         self.outcomes = Outcomes(payloads=self.payloads, ledger=self.ledger)
-        self.verifier = Verifier(payloads=self.payloads, ledger=self.ledger, records=self.records)
+        self.verifier = Verifier(payloads=self.payloads, ledger=self.ledger, records=self.records, entities=entities)
 
 
 def at_once(environment: Environment, clock: Clock, work: Callable[[Parts], T]) -> T:

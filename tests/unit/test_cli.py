@@ -24,7 +24,7 @@ def stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the console write to the stream that the runner reads."""
     from rich.console import Console  # noqa: PLC0415
 
-    for module in (cli.console, cli.requests, cli.records):
+    for module in (cli.console, cli.load, cli.records):
         monkeypatch.setattr(module, "messages", Console(stderr=True, highlight=False, soft_wrap=True))
 
 
@@ -54,7 +54,7 @@ def test_an_error_in_a_csv_file_names_file_and_line(tmp_path: Path) -> None:
     path.write_text("code,name\nDE,Deutschland\nFR," + "x" * (2**24 + 1) + "\n", encoding="utf-8")
     code, output = run("load", str(path), "--entity", "country", "--key", "code")
     assert code == 1
-    assert f"file: expected CSV (field larger than field limit (16777216)), got '{path}, after line 2'" in output
+    assert f"file: expected CSV (field larger than field limit (16777216)), got '{path}, line 3'" in output
 
 
 @pytest.mark.usefixtures("stderr")

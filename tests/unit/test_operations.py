@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from mdstore.api.models import OperationModel
-from mdstore.cli.requests import load
+from mdstore.cli.load import load
 from mdstore.model import OpName
 from mdstore.store.operations import OPERATIONS, WRITING_OPS, effect_on
 

@@ -9,6 +9,7 @@ import pytest
 
 from mdstore.aws.dynamodb.attributes import to_attribute
 from mdstore.model import Counts, Operation, OpName, State
+from mdstore.store.entities import Entities
 from mdstore.store.ledger import LaneSummary, RequestStatus
 from mdstore.store.outcomes import Outcomes
 from mdstore.store.verify import Verification, Verifier
@@ -37,7 +38,9 @@ def applied(bench: Bench, operations: Sequence[Operation], request_id: str = "r1
 
 
 def verified(bench: Bench, request: RequestStatus) -> Verification:
-    return Verifier(payloads=bench.payloads, ledger=bench.ledger, records=bench.records).verify(request)
+    return Verifier(payloads=bench.payloads, ledger=bench.ledger, records=bench.records, entities=Entities()).verify(
+        request
+    )
 
 
 def spoil(bench: Bench, **values: Any) -> None:

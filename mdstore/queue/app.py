@@ -41,7 +41,7 @@ class SqsApp(Celery):
     Each process builds its own clients, because connections do not survive a fork.
     """
 
-    task_cls = "mdstore.queue.task:SqsTask"
+    registry_cls = "mdstore.queue.task:SqsTasks"
     control_cls = "mdstore.queue.control.remote:Control"
     events_cls = "mdstore.queue.control.events:Events"
     settings: Settings

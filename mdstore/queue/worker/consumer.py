@@ -14,6 +14,7 @@ from kombu.message import Message
 
 from mdstore.queue.control.events import HEARTBEAT
 from mdstore.queue.control.remote import ControlStep
+from mdstore.queue.task import sqs_request
 from mdstore.queue.worker.patches import await_started
 from mdstore.queue.worker.request import SqsRequest
 
@@ -44,8 +45,17 @@ class Consumer(CeleryConsumer):
         options["heartbeat_interval"] = options.get("heartbeat_interval") or HEARTBEAT
         super().__init__(lambda request: request.begin(on_task_request), *args, worker_options=options, **kwargs)
 
+    def update_strategies(self) -> None:
+        """Make the requests of all tasks count deliveries, whatever the class of a task or of its requests."""
+        for task in self.app.tasks.values():
+            task.Request = sqs_request(task.Request)
+        super().update_strategies()
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], Any]:
-        """Return a handler that dead-letters each message on which Celery's fails. It still raises connection errors."""
+        """Return a handler that dead-letters each message on which Celery's fails, and stores the failure as its result.
+
+        It still raises connection errors.
+        """
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Message) -> Any:
@@ -55,7 +65,7 @@ class Consumer(CeleryConsumer):
                 raise
             except Exception as error:
                 logger.exception("a message cannot become a task")
-                self._dead_letter(message, error)
+                self._fail(message, error)
                 return None
 
         return on_task_received
@@ -70,8 +80,8 @@ class Consumer(CeleryConsumer):
         self._dead_letter(message, "not a task's message")
 
     def on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002
-        """Dead-letter a task that Celery cannot read."""
-        self._dead_letter(message, exc)
+        """Dead-letter a task that Celery cannot read, and store the failure as its result."""
+        self._fail(message, exc)
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Dead-letter a message that cannot be decoded, or whose content type is not allowed."""
@@ -79,23 +89,26 @@ class Consumer(CeleryConsumer):
 
     def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002
         """Dead-letter a task that this worker does not have, and store the failure as its result."""
+        name = message.headers["task"]
+        self._fail(message, NotRegistered(name), f"unknown task {name!r}")
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=message.headers["id"])
+
+    def _fail(self, message: Message, error: Exception, reason: str | None = None) -> None:
+        """Dead-letter a task's message, and store the error as its result, so that nobody waits for it for ever."""
         headers = message.headers
         canvas = message.payload[2] or {}  # the task's links, and its chord, which fails with it
         request = Context(
             headers,
-            task=headers["task"],
             correlation_id=message.properties.get("correlation_id"),
             reply_to=message.properties.get("reply_to"),
             delivery_info=message.delivery_info or {},
             **{name: canvas.get(name) for name in ("chord", "chain", "callbacks", "errbacks")},
         )
-        error = NotRegistered(headers["task"])
 
         def mark_failed() -> None:
             self.app.backend.mark_as_failure(headers["id"], error, request=request)
 
-        self._dead_letter(message, f"unknown task {headers['task']!r}", then=mark_failed)
-        signals.task_unknown.send(sender=self, message=message, exc=exc, name=headers["task"], id=headers["id"])
+        self._dead_letter(message, reason or error, then=mark_failed)
 
     def _dead_letter(self, message: Message, reason: Exception | str, *, then: Callable[[], Any] | None = None) -> None:
         signals.task_rejected.send(sender=self, message=message, exc=reason if isinstance(reason, Exception) else None)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Reject, WorkerLostError
+from celery.utils.log import get_logger
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from mdstore.errors import DeliveriesExhausted
 from mdstore.queue.worker.outages import comes_again
+
+logger = get_logger(__name__)
 
 
 class SqsRequest(Request):
@@ -34,11 +37,18 @@ class SqsRequest(Request):
     def begin(self, execute: Callable[[Request], Any]) -> Any:
         """Execute the task, or dead-letter its message if the allowed deliveries are used up.
 
-        None of them ended with a result, so the task may be one that kills workers.
+        None of them ended with a result, so the task may be one that kills workers. If the task cannot be started, e.g.
+        because the pool has stopped, give its message back.
         """
         if self.receives <= self.app.settings.max_receives:
-            with self.message.channel.executing():
-                return execute(self)
+            try:
+                with self.message.channel.executing():
+                    return execute(self)
+            except self.connection_errors:
+                raise
+            except Exception:
+                logger.exception("task %s[%s] could not be started", self.name, self.id)
+                self._failure = ExceptionInfo()
         task_ready(self)
         return self.reject(requeue=True)
 

@@ -96,12 +96,12 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
     environ = user_environ(stack)
     lines = [line.partition("#")[0].strip() for line in blocks("plain_celery_app", "sh")[0].splitlines()]
     place = [line for line in lines if line.startswith(("cd ", "export "))]
-    provision, create_queue, orders, reports, beat, producer = (line for line in lines if line and line not in place)
+    provision, orders, reports, beat, producer = (line for line in lines if line and line not in place)
 
     def here(command: str) -> str:
         return "\n".join([*place, command])
 
-    for command in (provision, create_queue, create_queue):  # the second step says that it is safe to repeat
+    for command in (provision, provision):  # which is safe to repeat
         run(here(command), environ)
     processes = {
         "orders": f"PYTHONPATH={ROOT} exec {orders} -c 1 -I tests.acceptance.loaded_modules",
@@ -146,7 +146,7 @@ def test_beat_sends_its_task_again_and_again(shop: Shop) -> None:
 
 
 def test_the_second_queue_is_like_the_first(shop: Shop) -> None:
-    """The example's own deployment step gives its queue the times and the redrive policy of the provisioned one."""
+    """The queues of an app's `task_queues` get the times and the redrive policy of the settings' queue."""
     first = shop.attributes("shop")
     assert len(first) == 3
     assert first["RedrivePolicy"]["deadLetterTargetArn"].endswith(":shop-dead-letters")

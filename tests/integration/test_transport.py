@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from celery import group
 from celery.exceptions import WorkerLostError
-from kombu import Connection
 
 from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.provision import provision
@@ -215,9 +214,7 @@ def test_livez_says_how_a_worker_is(app: SqsApp, environ: Environ, tmp_path: Pat
 
 def test_a_client_without_a_loop_can_consume(app: SqsApp) -> None:
     queue = app.amqp.queues[app.settings.queue]
-    with Connection(
-        "sqs://", transport=app.conf.broker_transport, transport_options=app.conf.broker_transport_options
-    ) as connection:
+    with app.connection_for_read() as connection:
         app.tasks["echo"].delay("hello")
         found = []
         with connection.Consumer([queue], callbacks=[lambda body, message: found.append(body) or message.ack()]):  # type: ignore[func-returns-value]

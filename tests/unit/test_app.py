@@ -70,8 +70,10 @@ def test_messages_are_json_and_nothing_else(key: str, value: Any) -> None:
 
 def test_options_of_the_transport_are_added_to_its_own() -> None:
     app = create_app(load_settings({}).settings, broker_transport_options={"visibility_timeout": 300})
-    assert app.conf.broker_transport_options["visibility_timeout"] == 300
-    assert "publisher" in app.conf.broker_transport_options
+    options = app.connection_for_write().transport_options
+    assert options["visibility_timeout"] == 300
+    assert (options["ahead"], options["publisher"]) == (app.settings.prefetch, app.publisher)
+    assert app.conf.broker_transport_options == {"visibility_timeout": 300}
 
 
 def test_only_the_stores_own_tasks_have_its_limits() -> None:

@@ -202,6 +202,11 @@ class SqsApp(Celery):
             self._parts = _Parts(aws, claim_checks, DelayedTable(dynamo=aws.dynamo, table=settings.delayed_table))
         return self._parts
 
+    @cached_property  # type: ignore[untyped-decorator]
+    def Worker(self) -> Any:  # noqa: N802  Celery's name
+        """Return the class of workers."""
+        return self.subclass_with_self("mdstore.queue.worker.worker:SqsWorker", reverse="Worker")
+
     def queue_names(self) -> list[str]:
         """Return the names in SQS of the queues of tasks that the configuration names."""
         with self.connection_for_write() as connection:

@@ -74,6 +74,17 @@ class SqsRequest(Request):
         self.message.channel.dead_letter(self.message.delivery_tag, self._reason(), then=then)
         self.send_event("task-rejected", requeue=False)
 
+    def record_lost(self) -> None:
+        """Record that the task was killed after its message had been deleted, so that nobody delivers it again."""
+        error = WorkerLostError("the worker stopped before the task had finished; its message was acknowledged early")
+        self.task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
+
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        """Tell of a task that a cold shutdown kills. Celery calls it RETRY even if no message is left."""
+        super()._announce_cancelled(emit_retry=emit_retry and not self.acknowledged)
+        if emit_retry and self.acknowledged:
+            self.record_lost()
+
     def _reason(self) -> str:
         attempts = f"delivered {self.receives} times"
         if self._failure is None:

@@ -71,7 +71,7 @@ class Client:
     @cached_property
     def app(self) -> StoreApp:
         """The Celery app that sends the messages."""
-        return self._app or create_store_app(self.settings)
+        return self._app or create_store_app(self.settings, set_as_current=False)
 
     @property
     def store(self) -> Store:

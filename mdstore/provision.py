@@ -7,18 +7,21 @@ settings. Teams that manage infrastructure as code can use this module as the li
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from mdstore.aws.boto import boto_errors, error_code
 from mdstore.aws.clients import AwsClients
-from mdstore.aws.sqs import is_gone
+from mdstore.aws.sqs import is_fifo, is_gone
+from mdstore.errors import ConfigurationError
 from mdstore.model import CLAIM_DAYS, MAX_AGE, OPEN_INDEX
 from mdstore.settings import Settings
 
 _RETENTION = str(MAX_AGE)
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo")
 _ITEM_KEY = [("pk", "HASH"), ("sk", "RANGE")]
 #: The index of chords whose callback was not published yet. An item is in it as long as it has the attribute `open`.
 OPEN_KEYS = (("open", "S"), ("look_at", "N"))
@@ -32,24 +35,35 @@ OPEN: dict[str, Any] = {
 }
 
 
-def provision(settings: Settings, *, with_store: bool = True) -> Iterator[tuple[str, str, bool]]:
+def provision(
+    settings: Settings, *, with_store: bool = True, queues: Iterable[str] = ()
+) -> Iterator[tuple[str, str, bool]]:
     """Create missing resources, and yield `(kind, name, created)` for each resource, new or not.
 
-    With `with_store=False`, this creates only what an app made by `mdstore.queue.create_app` needs. Raises `Unavailable` or
-    `DeploymentBroken`.
+    With `with_store=False`, this creates only what an app made by `mdstore.queue.create_app` needs. `queues` are the names of
+    more queues for tasks, with the same attributes as the queue of the settings. Raises `Unavailable`, `DeploymentBroken`, or
+    `ConfigurationError` for a name that SQS does not take.
     """
+    names = list(dict.fromkeys([settings.queue, *map(_checked_name, queues)]))
     with boto_errors("provision"):
         aws = AwsClients(settings)
-        yield from _queue_resources(aws, settings)
+        yield from _queue_resources(aws, settings, names)
         if with_store:
             yield from _store_resources(aws, settings)
 
 
-def _queue_resources(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, str, bool]]:
+def _checked_name(name: str) -> str:
+    if not _QUEUE_NAME.fullmatch(name):
+        expected = "1 to 80 letters, digits, hyphens and underscores; the name of a FIFO queue ends with .fifo"
+        raise ConfigurationError(key="queue", value=name, expected=expected)
+    return name
+
+
+def _queue_resources(aws: AwsClients, settings: Settings, queues: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
     yield "bucket", settings.bucket, _bucket(aws, settings)
     for prefix, created in _lifecycle_rules(aws, settings):
         yield "expiry", prefix, created
-    for queue, created in _queues(aws, settings):
+    for queue, created in _queues(aws, settings, queues):
         yield "queue", queue, created
     for topic in (settings.control_topic, settings.events_topic):
         yield "topic", topic, _topic(aws, settings, topic)
@@ -111,18 +125,25 @@ def _lifecycle_rules(aws: AwsClients, settings: Settings) -> Iterator[tuple[str,
         yield prefix, prefix in missing
 
 
-def _queues(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, bool]]:
-    url, created = _queue(aws, settings.dead_letter_queue, {"MessageRetentionPeriod": _RETENTION})
-    yield settings.dead_letter_queue, created
-    arn = aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    # SQS may deliver once more than workers execute: the worker that gets the extra delivery dead-letters it with the reason.
-    redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(settings.max_receives + 1)})
-    attributes = {
-        "VisibilityTimeout": str(settings.visibility_timeout),
-        "MessageRetentionPeriod": _RETENTION,
-        "RedrivePolicy": redrive,
-    }
-    yield settings.queue, _queue(aws, settings.queue, attributes)[1]
+def _queues(aws: AwsClients, settings: Settings, queues: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Create the queues of tasks, and first the queues of their dead letters: SQS wants a FIFO one for FIFO queues."""
+    arns = {}
+    for is_fifo_queue in sorted({is_fifo(queue) for queue in queues}):
+        name = f"{settings.dead_letter_queue}.fifo" if is_fifo_queue else settings.dead_letter_queue
+        url, created = _queue(aws, name, {"MessageRetentionPeriod": _RETENTION})
+        yield name, created
+        found = aws.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+        arns[is_fifo_queue] = found["Attributes"]["QueueArn"]
+    for queue in queues:
+        # SQS may deliver once more than workers execute: the worker that gets the extra delivery dead-letters the message
+        # with the reason.
+        redrive = {"deadLetterTargetArn": arns[is_fifo(queue)], "maxReceiveCount": str(settings.max_receives + 1)}
+        attributes = {
+            "VisibilityTimeout": str(settings.visibility_timeout),
+            "MessageRetentionPeriod": _RETENTION,
+            "RedrivePolicy": json.dumps(redrive),
+        }
+        yield queue, _queue(aws, queue, attributes)[1]
 
 
 def _queue(aws: AwsClients, name: str, attributes: dict[str, str]) -> tuple[str, bool]:
@@ -131,6 +152,8 @@ def _queue(aws: AwsClients, name: str, attributes: dict[str, str]) -> tuple[str,
     except ClientError as error:
         if not is_gone(error_code(error)):
             raise
+        if is_fifo(name):
+            attributes = {**attributes, "FifoQueue": "true"}
         return aws.sqs.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"], True  # type: ignore[arg-type]
     aws.sqs.set_queue_attributes(QueueUrl=url, Attributes=attributes)  # type: ignore[arg-type]
     return url, False

@@ -110,7 +110,10 @@ class Sqs:
             except DeploymentBroken as error:
                 if not is_gone(error.code):
                     raise
-                why = f"there is no queue {queue!r}; mdstore provision makes the queues of the settings"
+                makes = (
+                    f"mdstore provision makes the queues of the settings, mdstore provision --queue {queue} this one"
+                )
+                why = f"there is no queue {queue!r}; {makes}"
                 raise DeploymentBroken(why, code=error.code) from error
         return self._urls[queue]
 

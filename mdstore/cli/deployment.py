@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
+from mdstore.cli.celery_app import app_option
 from mdstore.cli.console import emit, escaped, json_option, messages, results
 from mdstore.client import Client
 from mdstore.errors import NotFound
 from mdstore.settings import load_settings
 from mdstore.store.api_keys import Scope
 
+if TYPE_CHECKING:
+    from mdstore.queue.app import SqsApp
+
 
 @click.command()
-@click.option("--store/--no-store", default=True, show_default=True, help="Also create the data store's tables.")
+@click.option(
+    "--store/--no-store",
+    default=None,
+    help="Also create the data store's tables. The default is to create them, except for an --app without the store's tasks.",
+)
+@click.option(
+    "--queue", "queues", multiple=True, help="A further queue for tasks; repeat the option for several queues."
+)
+@app_option
 @json_option
-def provision(store: bool, as_json: bool) -> None:
-    """Create missing buckets, queues, topics and tables. Existing ones are kept."""
+def provision(store: bool | None, queues: tuple[str, ...], app: SqsApp | None, as_json: bool) -> None:
+    """Create missing buckets, queues, topics and tables. Existing ones are kept.
+
+    With --app, also create all queues of the app's `task_queues`.
+    """
     from mdstore.provision import provision as create_missing  # noqa: PLC0415  the command has the same name
 
+    settings, with_store = load_settings().settings, store is not False
+    if app is not None:
+        settings, queues = app.settings, (*app.queue_names(), *queues)
+        with_store = app.has_store if store is None else store
     rows = []
-    for kind, name, created in create_missing(load_settings().settings, with_store=store):
+    for kind, name, created in create_missing(settings, with_store=with_store, queues=queues):
         rows.append({"kind": kind, "name": name, "created": created})
         if not as_json:
             results.print(f"{kind:<7}{name:<28}{'created' if created else 'exists'}")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from mdstore.cli.celery_app import app_option
 from mdstore.cli.console import emit, json_option, messages
 from mdstore.errors import ConfigurationError, MdstoreError
 from mdstore.running_stack import announced
 from mdstore.settings import LOCAL_PORT, load_settings
+
+if TYPE_CHECKING:
+    from mdstore.queue.app import SqsApp
 
 _PORT = click.IntRange(1, 65_535)
 
@@ -106,14 +110,19 @@ def api(host: str | None, port: int | None, as_json: bool) -> None:
     show_default=True,
     help="Suffix of the event queue's name; each Flower needs its own.",
 )
+@app_option
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @json_option
-def flower(name: str, options: tuple[str, ...], as_json: bool) -> None:
+def flower(name: str, app: SqsApp | None, options: tuple[str, ...], as_json: bool) -> None:
     """Serve Flower on 127.0.0.1:5555.
 
-    Flower is a web page that shows Celery's workers and tasks. It also takes its own options here.
+    Flower is a web page that shows Celery's workers and tasks. It also takes its own options here. It knows the tasks of the
+    data store or, with --app, those of your own app.
     """
     from mdstore.queue.control.flower import run  # noqa: PLC0415  an extra
 
     _ = as_json  # a server has no result
-    run(load_settings().settings, options, name=name)
+    from mdstore.tasks import create_store_app  # noqa: PLC0415
+
+    app = app or create_store_app()
+    run(app.settings, options, name=name, app=app)

@@ -7,22 +7,26 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from celery import Celery
+from celery import Celery, _state
+from celery.app.amqp import AMQP
 from celery.exceptions import InvalidTaskError
+from kombu import Connection
 from kombu.utils.objects import cached_property
 
 from mdstore.aws.clients import AwsClients
+from mdstore.aws.sqs import Sqs
 from mdstore.log import event
 from mdstore.queue.broker.claim_check import ClaimChecks
 from mdstore.queue.broker.dead_letters import dead_letter
 from mdstore.queue.broker.publisher import BatchPublisher
+from mdstore.queue.control.reaper import Reaper
 from mdstore.queue.control.topics import Topics
 from mdstore.queue.delayed.mover import MoverStep
 from mdstore.queue.delayed.table import DelayedTable
 from mdstore.queue.results.recovery import RecoveryStep
-from mdstore.queue.settings import celery_configuration
+from mdstore.queue.settings import celery_defaults, check, check_values, default_options, where
 from mdstore.queue.worker import child_process
 from mdstore.queue.worker.unexecuted import fail_text
 from mdstore.queue.worker.watchdog import Watchdog
@@ -37,20 +41,131 @@ class _Parts(NamedTuple):
     delayed_table: DelayedTable
 
 
+#: Parameters of `celery.Celery` that are keys of its configuration under other names.
+_KEYS = {"broker": "broker_url", "backend": "result_backend"}
+
+
+class SqsConnection(Connection):
+    """Connects to SQS, and says where: in a worker's banner and in its log."""
+
+    def as_uri(self, *args: Any, **kwargs: Any) -> str:
+        """Return region and endpoint."""
+        return str(self.transport_options.get("uri") or super().as_uri(*args, **kwargs))
+
+
+class SqsAmqp(AMQP):
+    """Makes such connections."""
+
+    Connection = BrokerConnection = SqsConnection
+
+
 class SqsApp(Celery):
     """Runs Celery on SQS, SNS, S3 and DynamoDB, and sends the messages of tasks in batches.
 
-    Each process builds its own clients, because connections do not survive a fork.
+    Each process builds its own clients, because connections do not survive a fork. The parameters are those of `create_app`.
     """
 
-    task_cls = "mdstore.queue.task:SqsTask"
+    amqp_cls = SqsAmqp
+    registry_cls = "mdstore.queue.task:SqsTasks"
     control_cls = "mdstore.queue.control.remote:Control"
     events_cls = "mdstore.queue.control.events:Events"
+    #: Whether the app needs the data store's tables.
+    has_store = False
     settings: Settings
     topics: Topics
     _aws: AwsClients | None = None
     _parts: _Parts | None = None
     _lock = threading.RLock()
+
+    def __init__(
+        self,
+        main: str | None = None,
+        *,
+        settings: Settings | None = None,
+        event_queue: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.settings = settings or load_settings().settings
+        self.listen_as(event_queue)
+        given = {_KEYS.get(name, name): value for name, value in options.items() if value is not None}
+        check_values(self.settings, given)  # before others can see the app
+        super().__init__(main, **options)
+        self.steps["worker"] |= {Watchdog, MoverStep, RecoveryStep}
+        child_process.connect_signals()
+
+    def __reduce_keys__(self) -> dict[str, Any]:
+        """Return the arguments that make this app again, in a process that was not forked from this one."""
+        own = {"settings": self.settings, "event_queue": self._event_queue}
+        return {**super().__reduce_keys__(), **own}
+
+    def listen_as(self, event_queue: str | None) -> None:
+        """Name the queue of the only event listener in this process, or let each listener have its own."""
+        self._event_queue = event_queue
+        self.__dict__.pop("_transport_parts", None)
+        self.topics = Topics(self.settings, lambda: self.aws, event_queue=event_queue)
+
+    def set_current(self) -> None:
+        """Make this the current app of this thread, and of all threads unless a user's other app is theirs.
+
+        Celery's app is current in one thread only: in others, `shared_task` would talk to AMQP on localhost.
+        """
+        super().set_current()
+        default = _state.default_app
+        if default is None or isinstance(default, SqsApp) or default.main == "default":
+            self.set_default()
+
+    def _load_config(self) -> Any:
+        self._pending_defaults.appendleft(self._insert_defaults)
+        return super()._load_config()
+
+    def _insert_defaults(self) -> dict[str, Any]:
+        """Insert this app's defaults between the user's configuration and Celery's defaults. Return no others.
+
+        `add_defaults` would put them above a configuration that the user gives as an object.
+        """
+        conf = self._conf
+        defaults = celery_defaults(self.settings, conf)
+        for maps in (conf.maps, conf.defaults):
+            maps.insert(len(maps) - 1, defaults)
+        return {}
+
+    def _connection(self, url: str, *args: Any, transport_options: Any = None, **kwargs: Any) -> Any:
+        """Return a connection. The objects that it uses are no part of the configuration, which may be read and replaced."""
+        check(self.settings, self.conf)
+        given = {**(self.conf.broker_transport_options or {}), **(transport_options or {})}
+        options = {**default_options(self.settings), **given, **self._transport_parts}
+        return super()._connection(url, *args, transport_options=options, **kwargs)
+
+    def _get_backend(self) -> Any:
+        check(self.settings, self.conf)
+        return super()._get_backend()
+
+    def _sqs(self) -> Sqs:
+        return self.aws.queues
+
+    def _claim_checks(self) -> ClaimChecks:
+        return self.claim_checks
+
+    def _delayed_table(self) -> DelayedTable:
+        return self.delayed_table
+
+    @cached_property  # type: ignore[untyped-decorator]
+    def _transport_parts(self) -> dict[str, Any]:
+        """Return what channels use. kombu compares connections by these objects, so there is one of each."""
+        settings = self.settings
+        parts: dict[str, Any] = {
+            "uri": f"sqs://{settings.region} ({where(settings, 'sqs')})",
+            "sqs": self._sqs,
+            "publisher": self.publisher,
+            "dead_letter": self.dead_letter,
+            "fail_unexecuted": self.fail_unexecuted,
+            "max_receives": settings.max_receives,
+            "claim_checks": self._claim_checks,
+            "delayed_table": self._delayed_table,
+        }
+        if settings.remote_control or settings.events:
+            parts |= {"topics": self.topics, "reaper": Reaper(self.topics)}
+        return parts
 
     @property
     def aws(self) -> AwsClients:
@@ -92,6 +207,16 @@ class SqsApp(Celery):
         return self._parts
 
     @cached_property  # type: ignore[untyped-decorator]
+    def Worker(self) -> Any:  # noqa: N802  Celery's name
+        """Return the class of workers."""
+        return self.subclass_with_self("mdstore.queue.worker.worker:SqsWorker", reverse="Worker")
+
+    def queue_names(self) -> list[str]:
+        """Return the names in SQS of the queues of tasks that the configuration names."""
+        with self.connection_for_write() as connection:
+            return [connection.default_channel.canonical_queue_name(queue) for queue in self.amqp.queues]
+
+    @cached_property  # type: ignore[untyped-decorator]
     def GroupResult(self) -> Any:  # noqa: N802  Celery's name
         """Return the class of group results."""
         return self.subclass_with_self("mdstore.queue.results.results:BatchedGroupResult", reverse="GroupResult")
@@ -99,7 +224,7 @@ class SqsApp(Celery):
     @cached_property  # type: ignore[untyped-decorator]
     def publisher(self) -> BatchPublisher:
         """Return the publisher of the tasks' messages."""
-        return BatchPublisher(lambda: self.aws.queues)
+        return BatchPublisher(self._sqs)
 
     def batched(self) -> AbstractContextManager[None]:
         """Send the tasks published inside the context, ten per call, when it ends or sooner. Raises `Unsent` at its end."""
@@ -129,26 +254,16 @@ class SqsApp(Celery):
         _ = self.aws
 
 
-App = TypeVar("App", bound=SqsApp)
-
-
 def create_app(
-    settings: Settings | None = None, *, name: str = "mdstore", event_queue: str | None = None, **conf: Any
+    settings: Settings | None = None, *, name: str = "mdstore", event_queue: str | None = None, **options: Any
 ) -> SqsApp:
     """Make a Celery app with SQS as its broker and DynamoDB as its result backend. This opens no connection.
 
-    `conf` overrides Celery's configuration. Raises `ConfigurationError` if it asks for anything but JSON.
+    `options` are those of `celery.Celery`: its parameters, e.g. `set_as_current`, `task_cls` and `include`, and any key of
+    Celery's configuration. As with Celery, the app becomes the current one, and its configuration may also come from
+    `app.config_from_object` or `app.conf`. Raises `ConfigurationError`, here or when the app is used, if the configuration
+    asks for what cannot be had: JSON is the only format, and results are in DynamoDB.
     `event_queue` (at most 20 characters) names the queue of the only event listener in this process, so that a
     restart finds the same queue. Without it, each listener has its own queue, which ends with the listener.
     """
-    return configure(SqsApp(name, set_as_current=False), settings, event_queue=event_queue, **conf)
-
-
-def configure(app: App, settings: Settings | None = None, *, event_queue: str | None = None, **conf: Any) -> App:
-    """Give a new `app` its settings, Celery's configuration and the worker's steps. Parameters are those of `create_app`."""
-    app.settings = settings or load_settings().settings
-    app.topics = Topics(app.settings, lambda: app.aws, event_queue=event_queue)
-    app.conf.update(celery_configuration(app, conf))
-    app.steps["worker"] |= {Watchdog, MoverStep, RecoveryStep}
-    child_process.connect_signals()
-    return app
+    return SqsApp(name, settings=settings, event_queue=event_queue, **options)

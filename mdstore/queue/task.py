@@ -1,22 +1,43 @@
-"""Define the base class of the tasks of an app that `create_app` makes."""
+"""What every task of an app on SQS needs, whatever its class: users bring base classes and requests of their own."""
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
-from celery import Task
+from celery.app.registry import TaskRegistry
+from kombu.utils.imports import symbol_by_name
+
+from mdstore.queue.worker.request import SqsRequest
 
 
-class SqsTask(Task):
-    """Extends a Celery task: its worker counts the deliveries of its messages."""
+class SqsTasks(TaskRegistry):
+    """Holds an app's tasks. A retry of a task keeps the message group of the current message."""
 
-    abstract = True
-    Request: Any = "mdstore.queue.worker.request:SqsRequest"
+    def __setitem__(self, name: str, task: Any) -> None:
+        """Add a task. This changes the task and not its class, which may be shared with other apps."""
+        make_signature = task.signature_from_request
 
-    def signature_from_request(self, request: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Return a signature that sends the task again, e.g. for a retry. It keeps the message group of the current message."""
-        signature = super().signature_from_request(request, *args, **kwargs)
-        properties = (self.request if request is None else request).properties or {}
-        if "MessageGroupId" in properties:
-            signature.options.setdefault("MessageGroupId", properties["MessageGroupId"])
-        return signature
+        @wraps(make_signature)
+        def signature_from_request(request: Any = None, *args: Any, **kwargs: Any) -> Any:
+            signature = make_signature(request, *args, **kwargs)
+            properties = (task.request if request is None else request).properties or {}
+            if "MessageGroupId" in properties:
+                signature.options.setdefault("MessageGroupId", properties["MessageGroupId"])
+            return signature
+
+        task.signature_from_request = signature_from_request
+        super().__setitem__(name, task)
+
+
+def sqs_request(request: Any) -> type[SqsRequest]:
+    """Return a task's class of requests, or a subclass of it that also counts deliveries. `request` may be its path.
+
+    Methods of a user's own class come first, and reach those of `SqsRequest` by `super()`.
+    """
+    found: type = symbol_by_name(request)
+    if issubclass(found, SqsRequest):
+        return found
+    if issubclass(SqsRequest, found):
+        return SqsRequest
+    return type(found.__name__, (found, SqsRequest), {"__module__": found.__module__})

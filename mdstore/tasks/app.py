@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mdstore.queue.app import SqsApp, configure
+from mdstore.queue.app import SqsApp
 from mdstore.settings import Settings
 from mdstore.store import Store
 from mdstore.tasks.tasks import register
@@ -13,7 +13,12 @@ from mdstore.tasks.tasks import register
 class StoreApp(SqsApp):
     """An app whose tasks share one `Store` per process."""
 
+    has_store = True
     _store: Store | None = None
+
+    def __init__(self, main: str | None = None, **options: Any) -> None:
+        super().__init__(main, **options)
+        register(self)
 
     @property
     def store(self) -> Store:
@@ -34,9 +39,7 @@ class StoreApp(SqsApp):
 
 
 def create_store_app(
-    settings: Settings | None = None, *, name: str = "mdstore", event_queue: str | None = None, **conf: Any
+    settings: Settings | None = None, *, name: str = "mdstore", event_queue: str | None = None, **options: Any
 ) -> StoreApp:
     """Create the data store's app: an app like that of `mdstore.queue.create_app`, with the data store's tasks."""
-    app = configure(StoreApp(name, set_as_current=False), settings, event_queue=event_queue, **conf)
-    register(app)
-    return app
+    return StoreApp(name, settings=settings, event_queue=event_queue, **options)

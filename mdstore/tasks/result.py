@@ -15,7 +15,7 @@ from mdstore.model import FINAL_STATES
 from mdstore.store.ledger import Ledger
 
 
-class KnownRequestResult(AsyncResult):  # type: ignore[misc]  # Celery has no types
+class KnownRequestResult(AsyncResult):  # Celery has no types
     """The result of a request that was accepted before this call.
 
     The result backend may hold nothing under the request's id: the result has expired, or the request was sent under another

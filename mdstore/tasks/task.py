@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
+from celery import Task
 from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.utils.log import get_task_logger
 
@@ -17,7 +18,6 @@ from mdstore.errors import IntegrityError, MdstoreError, NotFound
 from mdstore.log import event
 from mdstore.model import Reference, State
 from mdstore.queue.broker import ascii_json
-from mdstore.queue.task import SqsTask
 from mdstore.queue.worker.request import SqsRequest
 from mdstore.store import Store
 from mdstore.store.ledger import RequestStatus
@@ -57,7 +57,7 @@ class _Delivery:
     lane: int | None
 
 
-class StoreTask(SqsTask):
+class StoreTask(Task):
     """A task whose message names a request."""
 
     abstract = True

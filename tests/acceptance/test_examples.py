@@ -97,12 +97,12 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
     environ = user_environ(stack)
     lines = [line.partition("#")[0].strip() for line in blocks("plain_celery_app", "sh")[0].splitlines()]
     setup = [line for line in lines if line.startswith(("cd ", "export "))]
-    provision, create_queue, orders, reports, beat, producer = (line for line in lines if line and line not in setup)
+    provision, orders, reports, beat, producer = (line for line in lines if line and line not in setup)
 
     def after_setup(command: str) -> str:
         return "\n".join([*setup, command])
 
-    for command in (provision, create_queue, create_queue):  # the second step says that it is safe to repeat
+    for command in (provision, provision):  # it is safe to repeat
         run(after_setup(command), environ)
     processes = {
         "orders": f"PYTHONPATH={ROOT} exec {orders} -c 1 -I tests.acceptance.loaded_modules",
@@ -147,7 +147,7 @@ def test_beat_sends_its_task_repeatedly(shop: Shop) -> None:
 
 
 def test_the_second_queue_has_the_attributes_of_the_first(shop: Shop) -> None:
-    """The example's deployment step gives its queue the same times and redrive policy that `mdstore provision` gives."""
+    """The queues of an app's `task_queues` get the times and the redrive policy of the settings' queue."""
     first = shop.attributes("shop")
     assert len(first) == 3
     assert first["RedrivePolicy"]["deadLetterTargetArn"].endswith(":shop-dead-letters")

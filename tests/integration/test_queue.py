@@ -35,11 +35,13 @@ Environ = dict[str, str]
 
 
 @contextmanager
-def worker(environ: Environ, log: Path, app: str = "workers.celery_app") -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    environ: Environ, log: Path, app: str = "workers.celery_app", *options: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker with one pool process."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-c", "1"],
+            [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-c", "1", *options],
             cwd=ROOT, env=environ, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from celery import group
 from celery.exceptions import WorkerLostError
-from kombu import Connection
 
 from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.provision import provision
@@ -227,9 +226,7 @@ def test_livez_reports_the_workers_health(app: SqsApp, environ: Environ, tmp_pat
 def test_a_client_without_an_event_loop_can_consume(app: SqsApp) -> None:
     """Kombu's `drain_events` delivers a message, and raises TimeoutError when the queue is empty."""
     queue = app.amqp.queues[app.settings.queue]
-    with Connection(
-        "sqs://", transport=app.conf.broker_transport, transport_options=app.conf.broker_transport_options
-    ) as connection:
+    with app.connection_for_read() as connection:
         app.tasks["echo"].delay("hello")
         found = []
         with connection.Consumer([queue], callbacks=[lambda body, message: found.append(body) or message.ack()]):  # type: ignore[func-returns-value]

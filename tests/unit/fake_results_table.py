@@ -124,6 +124,7 @@ class ResultsTable(DynamoClient):
             " #claimed_unclean = :claimed_unclean)": bool(item)
             and "fired" not in item
             and item.get("taken_unclean") in (None, values.get(":claimed_unclean")),
+            "attribute_exists(id) AND attribute_not_exists(#dispatched)": bool(item) and "fired" not in item,
             "attribute_exists(id) AND #size < :size": bool(item) and -1 < size < new,
             undispatched: bool(item) and item.get("fired") != {"S": "success"},
         }

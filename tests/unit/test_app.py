@@ -72,8 +72,10 @@ def test_only_json_messages_may_be_configured(key: str, value: Any) -> None:
 def test_transport_options_are_merged_with_the_defaults() -> None:
     """Options of the user are added to the transport's own options."""
     app = create_app(load_settings({}).settings, broker_transport_options={"visibility_timeout": 300})
-    assert app.conf.broker_transport_options["visibility_timeout"] == 300
-    assert "publisher" in app.conf.broker_transport_options
+    options = app.connection_for_write().transport_options
+    assert options["visibility_timeout"] == 300
+    assert (options["ahead"], options["publisher"]) == (app.settings.prefetch, app.publisher)
+    assert app.conf.broker_transport_options == {"visibility_timeout": 300}
 
 
 def test_time_limits_apply_only_to_the_data_stores_tasks() -> None:

@@ -91,6 +91,10 @@ class Channel(FanoutChannel):
             return super()._new_queue(queue)
         return self._sqs_calls.url(self.canonical_queue_name(queue))
 
+    def queue_url(self, queue: str) -> str:
+        """Return the URL of a queue. Raises `DeploymentBroken` if a queue of tasks was not provisioned."""
+        return self._new_queue(queue)
+
     def _size(self, queue: str) -> int:
         body = {"QueueUrl": self._new_queue(queue), "AttributeNames": ["ApproximateNumberOfMessages"]}
         return int(self._sqs_calls.call("GetQueueAttributes", body)["Attributes"]["ApproximateNumberOfMessages"])

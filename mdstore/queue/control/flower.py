@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from mdstore.errors import ConfigurationError
-from mdstore.queue.app import create_app
+from mdstore.queue.app import SqsApp, create_app
 from mdstore.settings import Settings
 
 #: Defaults of Flower's options. As usual, the environment (`FLOWER_...`), Flower's file and the command line override them.
@@ -21,9 +21,10 @@ DEFAULTS = {
 }
 
 
-def run(settings: Settings, arguments: Sequence[str], *, name: str = "flower") -> None:
-    """Serve until stopped. Two Flowers of one namespace need two names, because each event goes to one reader of a queue.
+def run(settings: Settings, arguments: Sequence[str], *, name: str = "flower", app: SqsApp | None = None) -> None:
+    """Serve until stopped. Flower knows the tasks of `app`, if one is given.
 
+    Two Flowers of one namespace need two names, because each event goes to one reader of a queue.
     Raises `ConfigurationError` if Flower is not installed, would show nothing, or would be open to the network without a
     password.
     """
@@ -47,7 +48,9 @@ def run(settings: Settings, arguments: Sequence[str], *, name: str = "flower") -
             value=options.address,
             expected="127.0.0.1; an address that others can reach needs a password: FLOWER_BASIC_AUTH=user:password",
         )
-    create_app(settings, event_queue=name).start(["flower", *arguments])
+    app = app or create_app(settings)
+    app.listen_as(name)
+    app.start(["flower", *arguments])
 
 
 def _is_loopback(address: str) -> bool:

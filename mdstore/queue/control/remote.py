@@ -11,6 +11,8 @@ from celery.app.control import Mailbox as CeleryMailbox
 from celery.utils.log import get_logger
 from celery.utils.serialization import jsonify
 from celery.worker.consumer.control import Control as CeleryControlStep
+from celery.worker.control import add_consumer as celery_add_consumer
+from celery.worker.control import nok
 from kombu import Producer, pidbox
 from kombu.exceptions import OperationalError
 from kombu.utils.encoding import safe_str
@@ -72,12 +74,23 @@ class Control(CeleryControl):
         return super().broadcast(command, *args, **kwargs)
 
 
+def add_consumer(state: Any, queue: str, *args: Any, **options: Any) -> Any:
+    """Start consuming a queue. Refuse one that does not exist: Celery would end the worker."""
+    try:
+        state.consumer.task_consumer.channel.queue_url(queue)
+    except (MdstoreError, ClientError, BotoCoreError) as error:
+        logger.error("queue %s cannot be consumed: %s", queue, error)  # noqa: TRY400  a traceback would add nothing
+        return nok(str(error))
+    return celery_add_consumer(state, queue, *args, **options)
+
+
 class ControlStep(CeleryControlStep):
     """Starts remote control in a worker. If topics or permissions are missing, the worker logs that and runs without it."""
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
         super().__init__(c, **kwargs)
         self.start, self.shutdown = self._start, self._shutdown
+        self.box.node.handlers = {**self.box.node.handlers, "add_consumer": add_consumer}
 
     def _start(self, c: Any) -> None:
         try:

@@ -34,6 +34,7 @@ from celery.canvas import group as CeleryGroup  # noqa: N812  Celery's class of 
 from celery.canvas import maybe_signature, signature
 from celery.exceptions import ChordError, ImproperlyConfigured
 from celery.result import GroupResult
+from celery.utils import uuid
 from celery.utils.functional import _regen as CeleryGenerated  # noqa: N812
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
@@ -71,7 +72,9 @@ _PUBLISH_SECONDS = 60.0
 
 
 class DynamoBackend(DynamoResults):
-    """Stores the results and runs the chords of any app that `create_app` made."""
+    """Stores the results and runs the chords of any app that `create_app` made. Each thread has its own."""
+
+    _is_dispatching = False
 
     @property
     def _chord_states(self) -> ChordStates:
@@ -165,7 +168,9 @@ class DynamoBackend(DynamoResults):
         if nested:
             self.app.GroupResult(chord_id, results).save(backend=self)
         callback = self._store_text(bytes_to_str(self.encode(body)), "callback", inline=_MAX_INLINE_CALLBACK)
-        self._chord_states.open(chord_id, nested=nested, **callback)
+        # A worker's task, or the dispatch of a callback, may be a repetition. A client applies a frozen chord on purpose.
+        is_repeated = self._is_dispatching or self.app.current_worker_task is not None
+        self._chord_states.open(chord_id, again="" if is_repeated else uuid(), nested=nested, **callback)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Store the number of parts. Celery calls this before it publishes the last part."""
@@ -233,18 +238,22 @@ class DynamoBackend(DynamoResults):
     def _dispatch(self, chord_id: str, callback: Any, chord_state: ChordState, policy: str) -> None:
         """Publish the callback, then record that: in this order a crash repeats the callback and never loses it."""
         try:
-            self._publish(callback, self._results_for(callback, chord_id, chord_state, policy))
+            results = self._results_for(callback, chord_id, chord_state, policy)
+            for _ in range(chord_state.runs):
+                self._publish(callback, results)
         except ChordError as error:
             if chord_state.dispatched:
                 return
             self._fail_callback(callback, error)
             self._chord_states.mark_dispatched(chord_id, "failure")
         else:
-            self._chord_states.mark_dispatched(chord_id, "success")
+            runs = self._chord_states.mark_dispatched(chord_id, "success")
+            for _ in range(chord_state.runs, runs):  # of an application meanwhile
+                self._publish(callback, results)
 
-    @staticmethod
-    def _publish(callback: Any, results: list[Any]) -> None:
+    def _publish(self, callback: Any, results: list[Any]) -> None:
         """Publish the callback. Raises `ChordError` if SQS will never accept its message; other errors pass unchanged."""
+        self._is_dispatching = True
         try:
             callback.delay(results)
         except Unsent as error:
@@ -253,6 +262,8 @@ class DynamoBackend(DynamoResults):
             raise ChordError(f"Callback error: {error!r}") from error
         except (EncodeError, InvalidRequest, RequestRejected) as error:
             raise ChordError(f"Callback error: {error!r}") from error
+        finally:
+            self._is_dispatching = False
 
     def _results_for(self, callback: Any, chord_id: str, chord_state: ChordState, policy: str) -> list[Any]:
         """Return the results of the parts in their order, as the callback gets them, or an empty list if it takes none.

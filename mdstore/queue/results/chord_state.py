@@ -18,6 +18,7 @@ a part, and three more a shard. Every later record of a part reads the root as w
                                   open        partition of the index of chords without a dispatched callback
                                   look_at     sort key of that index: when to check the chord, in case the worker that
                                               completed it died
+                                  runs        an id for each further application of the chord while it was not dispatched
                                   opened_at
                                   at          when the item was last written
                                   ttl, and what `open` was given
@@ -66,6 +67,7 @@ _EXISTS = "attribute_exists(id)"
 _FIRST_SIZE = f"{_EXISTS} AND (attribute_not_exists(#size) OR #size = :size)"
 _LARGER_SIZE = f"{_EXISTS} AND #size < :size"
 _UNDISPATCHED = f"{_EXISTS} AND (attribute_not_exists(#dispatched) OR #dispatched <> :success)"
+_UNFINISHED = f"{_EXISTS} AND attribute_not_exists(#dispatched)"
 _UNCLAIMED = f"{_UNDISPATCHED} AND (attribute_not_exists(#claimed) OR #claimed = :claimed)"
 _UNCLAIMED_UNCLEAN = (
     f"{_EXISTS} AND attribute_not_exists(#dispatched)"
@@ -77,6 +79,8 @@ _UNCLAIMED_UNCLEAN = (
 class ChordState:
     """Tells how far a chord is. `clean`: all parts that returned have succeeded. `given` is what `open` was given.
 
+    `runs` is how often the chord was applied, and so how often its callback must run.
+
     `complete` is also False for a part that returned after another part had claimed the chord.
     """
 
@@ -86,6 +90,7 @@ class ChordState:
     dispatched: Dispatch | None = None
     at: float = 0.0
     given: Mapping[str, Any] = field(default_factory=dict)
+    runs: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +127,12 @@ class ChordStates:
         self._clock = clock
         self._shard = shard
 
-    def open(self, chord_id: str, **given: Any) -> None:
-        """Begin a chord, before any of its parts is published. A chord that exists is not changed."""
+    def open(self, chord_id: str, *, again: str = "", **given: Any) -> None:
+        """Begin a chord, before any of its parts is published. A chord that exists is not changed.
+
+        With an id `again`, it is no duplicate but a further application: it begins anew if its callback was dispatched, and
+        otherwise adds a run.
+        """
         now = self._clock()
         item = to_item(
             {
@@ -136,9 +145,14 @@ class ChordStates:
                 "ttl": int(now) + self._retention,
             }
         )
-        self._dynamo.put_if(
-            {"TableName": self._table, "Item": item, **expressions(condition="attribute_not_exists(id)")}
-        )
+        put: dict[str, Any] = {"TableName": self._table, "Item": item}
+        is_new = self._dynamo.put_if({**put, **expressions(condition="attribute_not_exists(id)")})
+        if is_new or not again:
+            return
+        run: Item = {"runs": {"SS": [again]}}
+        if self._update_if(_UNFINISHED, _root_key(chord_id), add=run) is None:
+            self._forget_parts(chord_id)
+            self._dynamo.put_if(put)
 
     def resize(self, chord_id: str, size: int) -> None:
         """Set the number of parts, before the last part is published. Do nothing if there is no such chord.
@@ -206,12 +220,16 @@ class ChordStates:
             failed=sorted(map(Part.unpack, failed)),
         )
 
-    def mark_dispatched(self, chord_id: str, outcome: Dispatch) -> None:
-        """Record that the callback was dispatched (success) or the chord has failed. A recorded success is not overwritten."""
+    def mark_dispatched(self, chord_id: str, outcome: Dispatch) -> int:
+        """Record that the callback was dispatched (success) or the chord has failed. A recorded success is not overwritten.
+
+        Return the runs of the chord until now.
+        """
         values: Item = {"dispatched": {"S": outcome}}
-        self._update_if(
+        root = self._update_if(
             _UNDISPATCHED, _root_key(chord_id), set=values, remove=("open",), arguments={"success": _SUCCESS}
         )
+        return _runs(root or {})
 
     def undispatched(self, now: float) -> Iterator[str]:
         """Yield the chords that are due for a check and have no dispatched callback. The index may lag behind."""
@@ -248,6 +266,13 @@ class ChordStates:
         return None if postponed is None else self.counted(chord_id)
 
     # -- items
+
+    def _forget_parts(self, chord_id: str) -> None:
+        """Delete the shards of a chord that is applied again: its parts have the same ids, and will return again."""
+        _, *shards = self._items(chord_id)
+        for number in range(len(shards)):
+            key = to_item({"id": _shard_key(chord_id, number)})
+            self._dynamo.call("DeleteItem", {"TableName": self._table, "Key": key})
 
     def _is_beyond(self, chord_id: str, number: int) -> bool:
         """List a new shard in the root, and tell whether it lies beyond the chord's size."""
@@ -354,6 +379,10 @@ def _size(root: Item) -> int:
     return int(root.get("size", {"N": "0"})["N"])
 
 
+def _runs(root: Item) -> int:
+    return 1 + len(root.get("runs", {"SS": []})["SS"])
+
+
 def _shard_key(chord_id: str, number: int) -> str:
     return f"{_root_key(chord_id)}#{number}"
 
@@ -369,17 +398,34 @@ def _merged(items: Sequence[Item]) -> Shard:
 
 #: The attributes of a root that `open` was not given.
 _OWN_ATTRIBUTES = frozenset(
-    {"id", "size", "added", "seen", "full", "clean", "open", "look_at", "opened_at", "at", "ttl", *_STORED.values()}
+    {
+        "id",
+        "size",
+        "added",
+        "seen",
+        "full",
+        "clean",
+        "open",
+        "look_at",
+        "opened_at",
+        "runs",
+        "at",
+        "ttl",
+        *_STORED.values(),
+    }
 )
 
 
 def _state_of(root: Item, *, complete: bool, clean: bool, at: float = 0.0) -> ChordState:
-    known = from_item({name: value for name, value in root.items() if name not in ("added", "seen", "full", "clean")})
+    known = from_item(
+        {name: value for name, value in root.items() if name not in ("added", "seen", "full", "clean", "runs")}
+    )
     return ChordState(
         complete=complete,
         clean=clean,
         size=known.get("size", 0),
         dispatched=known.get(_STORED["dispatched"]),
+        runs=_runs(root),
         at=max(at, float(known.get("at", 0))),
         given={name: value for name, value in known.items() if name not in _OWN_ATTRIBUTES},
     )

@@ -25,6 +25,7 @@ from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.aws.dynamodb.updates import expressions
 from mdstore.model import CLAIM_DAYS
 from mdstore.queue.broker.ascii_json import check_objects
+from mdstore.queue.settings import where
 from mdstore.settings import DAY
 
 logger = get_logger(__name__)
@@ -82,6 +83,11 @@ class DynamoResults(KeyValueStoreBackend):
     def _retention(self) -> int:
         # A part may be delivered for as long as its message lives, and then needs the chord's state and the other results.
         return max(int(self.app.settings.receipt_days * DAY), int(self.expires or 0))
+
+    def as_uri(self, include_password: bool = False) -> str:  # noqa: ARG002
+        """Return region, table and endpoint, which the worker's banner shows."""
+        settings = self.app.settings
+        return f"dynamodb://{settings.region}/{self._table} ({where(settings, 'dynamodb')})"
 
     # -- key and value
 

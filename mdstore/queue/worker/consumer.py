@@ -13,6 +13,7 @@ from kombu.message import Message
 
 from mdstore.queue.control.events import HEARTBEAT
 from mdstore.queue.control.remote import ControlStep
+from mdstore.queue.task import sqs_request
 from mdstore.queue.worker.patches import await_started
 from mdstore.queue.worker.request import SqsRequest
 from mdstore.queue.worker.unexecuted import fail_message
@@ -44,6 +45,12 @@ class Consumer(CeleryConsumer):
         options["heartbeat_interval"] = options.get("heartbeat_interval") or HEARTBEAT
         super().__init__(lambda request: request.begin(on_task_request), *args, worker_options=options, **kwargs)
 
+    def update_strategies(self) -> None:
+        """Make the requests of all tasks count deliveries, whatever the class of a task or of its requests."""
+        for task in self.app.tasks.values():
+            task.Request = sqs_request(task.Request)
+        super().update_strategies()
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], Any]:
         """Return a handler that dead-letters each message on which Celery's fails.
 
@@ -58,7 +65,7 @@ class Consumer(CeleryConsumer):
                 raise
             except Exception as error:
                 logger.exception("a message cannot become a task")
-                self._dead_letter(message, error)
+                self._dead_letter(message, error, error)
                 return None
 
         return on_task_received
@@ -73,8 +80,8 @@ class Consumer(CeleryConsumer):
         self._dead_letter(message, "not a task's message")
 
     def on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002
-        """Dead-letter a task that Celery cannot read."""
-        self._dead_letter(message, exc)
+        """Dead-letter a task that Celery cannot read, and store the failure as its result."""
+        self._dead_letter(message, exc, exc)
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Dead-letter a message that cannot be decoded, or whose content type is not allowed."""

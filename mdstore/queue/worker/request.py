@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Reject, WorkerLostError
+from celery.utils.log import get_logger
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from mdstore.errors import DeliveriesExhausted
 from mdstore.queue.worker.outages import comes_again
 from mdstore.queue.worker.patches import RECORDS_REJECTION
+
+logger = get_logger(__name__)
 
 
 class SqsRequest(Request):
@@ -35,11 +38,18 @@ class SqsRequest(Request):
     def begin(self, execute: Callable[[Request], Any]) -> Any:
         """Execute the task, or dead-letter its message if the allowed deliveries are used up.
 
-        None of them ended with a result, so the task may be one that kills workers.
+        None of them ended with a result, so the task may be one that kills workers. If the task cannot be started, e.g.
+        because the pool has stopped, give its message back.
         """
         if self.receives <= self.app.settings.max_receives:
-            with self.message.channel.executing():
-                return execute(self)
+            try:
+                with self.message.channel.executing():
+                    return execute(self)
+            except self.connection_errors:
+                raise
+            except Exception:
+                logger.exception("task %s[%s] could not be started", self.name, self.id)
+                self._failure = ExceptionInfo()
         task_ready(self)
         return self.reject(requeue=True)
 
@@ -65,6 +75,17 @@ class SqsRequest(Request):
         report = _do_nothing if is_recorded else self._record_failure
         self.message.channel.dead_letter(self.message.delivery_tag, self._reason(), report=report)
         self.send_event("task-rejected", requeue=False)
+
+    def record_lost(self) -> None:
+        """Record that the task was killed after its message had been deleted, so that nobody delivers it again."""
+        error = WorkerLostError("the worker stopped before the task had finished; its message was acknowledged early")
+        self.task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
+
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        """Tell of a task that a cold shutdown kills. Celery calls it RETRY even if no message is left."""
+        super()._announce_cancelled(emit_retry=emit_retry and not self.acknowledged)
+        if emit_retry and self.acknowledged:
+            self.record_lost()
 
     def _reason(self) -> str:
         attempts = f"delivered {self.receives} times"

@@ -1,9 +1,11 @@
 """Watch a worker: its loop must tick, its receives return and its leases be renewed. If one hangs, it exits to be restarted.
 
     receives, leases or the loop hang               log all stacks and open new connections; after twice the limit: exit 70
-    tasks still run when the grace period ends      kill them and give their messages back: exit 71
+    tasks still run when the grace period ends      kill them and give their messages back: exit 71; a task that was
+                                                    acknowledged early (`acks_late=False`) has no message, and fails
 
-The limit is three long polls, but at least 30 s. The grace period begins with SIGTERM.
+The limit is three long polls, but at least 30 s. The grace period begins with SIGTERM. It is at least
+Celery's `worker_soft_shutdown_timeout`, once a soft shutdown has begun.
 
 `GET /livez` on `worker_port` answers 200, or 503 with what is wrong. It reports failing receives as well, but the worker does
 not exit for them: that would kill its tasks for an outage that is not theirs.
@@ -25,6 +27,7 @@ from typing import Any
 from celery import bootsteps
 from celery.signals import worker_shutting_down
 from celery.utils.log import get_logger
+from celery.worker import state
 
 from mdstore.queue.broker.channel import Channel
 
@@ -33,6 +36,7 @@ logger = get_logger(__name__)
 EX_HANGS = 70
 EX_GRACE = 71
 _CHECK_EVERY = 1.0  # seconds
+_RECORD_WITHIN = 3.0  # seconds
 _MIN_LIMIT = 30.0  # seconds, however short the polls are
 
 
@@ -93,7 +97,7 @@ class Watchdog(bootsteps.StartStopStep):
 
     def _check(self) -> None:
         if self._stops_at is not None:
-            if time.monotonic() > self._stops_at:
+            if time.monotonic() > max(self._stops_at, getattr(self._worker, "soft_shutdown_ends", 0.0)):
                 self._end_tasks()
             return
         liveness = self._liveness()
@@ -107,18 +111,34 @@ class Watchdog(bootsteps.StartStopStep):
         self._warned = hung_for > self._limit
 
     def _end_tasks(self) -> None:
-        """Kill the tasks that still run, and give their messages back."""
+        """Kill the tasks that still run, and give their messages back. A task without a message any more has failed."""
+        lost = [request for request in tuple(state.active_requests) if request.acknowledged]
         logger.error(
-            "tasks did not finish within %d s: they are killed, and their messages redelivered",
+            "tasks did not finish within %d s: they are killed, and their messages redelivered; %d of them were acknowledged"
+            " before they began, and have failed: %s",
             self._settings.shutdown_grace,
+            len(lost),
+            ", ".join(f"{request.name}[{request.id}]" for request in lost) or "none",
         )
         pool = getattr(getattr(self._worker, "pool", None), "_pool", None)
         for process in getattr(pool, "_pool", None) or ():
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+        # AWS may not answer, and whoever stops the worker waits no longer than the grace period and a few seconds.
+        failing = threading.Thread(target=_record_lost, args=(lost,), name="lost tasks", daemon=True)
+        failing.start()
         if (channel := self._channel()) is not None:
             channel.give_back()
+        failing.join(_RECORD_WITHIN)
         os._exit(EX_GRACE)
+
+
+def _record_lost(requests: list[Any]) -> None:
+    for request in requests:
+        try:
+            request.record_lost()
+        except Exception:
+            logger.exception("task %s was killed, which could not be recorded", request.id)
 
 
 def _stacks() -> str:

@@ -112,29 +112,37 @@ class GatedHttp(SignedHttp):
 
 
 class GatedConcurrentCalls(ConcurrentCalls):
-    """Concurrent calls that block until the delivery is given a result for one of them."""
+    """Concurrent calls that block until the delivery is given a result for one of them.
+
+    Calls to S3, which bring their own client, are made at once.
+    """
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
         self._calls: list[Call] = []
+        self._made: list[tuple[Any, Landing]] = []
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self._calls) + len(self._made)
 
     def start(
         self,
         tag: Any,
-        url: str,  # noqa: ARG002
+        url: str,
         headers: Sequence[str],
         body: Body,
         *,
-        http: SignedHttp | None = None,  # noqa: ARG002
+        http: SignedHttp | None = None,
     ) -> None:
-        self._calls.append(_call(headers, body, tag))
+        if http is not None:
+            self._made.append((tag, http.send(url, headers, body)))
+        else:
+            self._calls.append(_call(headers, body, tag))
 
     def completed(self, timeout: float) -> list[tuple[Any, CallResult]]:  # noqa: ARG002
-        if not self._calls:
-            return []
+        made, self._made = self._made, []
+        if made or not self._calls:
+            return made
         call, result = self._delivery.first_finished(tuple(self._calls))
         self._calls.remove(call)
         return [(call.tag, result)]

@@ -48,7 +48,7 @@ class Rows:
         check_unique(columns, field="file", path=path)
         for option, column in (("--key", self.key), *(("--column", one) for one in self.fields.values())):
             if column not in columns:
-                shown = ", ".join(map(repr, columns)) or "of a header line, but the file is empty"
+                shown = ", ".join(columns) or "of a header line, but the file is empty"
                 raise InvalidRequest(field=option, value=column, expected=f"one of the columns {shown} of {path}")
 
     def operation(self, row: Mapping[str, Any]) -> dict[str, Any] | FieldError:

@@ -56,7 +56,7 @@ def _object(form: dict[str, Any], made: BaseModel, given: dict[str, Any]) -> dic
             form[name] = _form(form[name], value, given.get(name))
     if made.model_extra is None:  # the model ignores unknown names; one that forbids them has refused them
         form |= {name: value for name, value in given.items() if name not in known and name not in form}
-    return form
+    return {name: form[name] for name in given if name in form} | form  # in the order given
 
 
 @lru_cache(maxsize=1_024)

@@ -110,7 +110,7 @@ def test_rows_of_parquet_are_data_and_never_operations(cli: Cli, client: Client,
     cli("load", written(tmp_path / "rows.csv", "id,name\nkept,Kept\n"), *ROWS)
     path = table(tmp_path / "rows.parquet", {"op": ["delete"], "entity": ["row"], "key": ["kept"]})
     ran = cli("load", path, *ROWS)
-    assert (ran.code, "--key: expected one of the columns 'op', 'entity', 'key'" in ran.err) == (1, True)
+    assert (ran.code, "--key: expected one of the columns op, entity, key" in ran.err) == (1, True)
     assert client.get("row", "kept").data == {"name": "Kept"}
     path = table(tmp_path / "rows.parquet", {"op": ["delete"], "id": ["kept"]})
     assert cli("load", path, *ROWS).code == 0

@@ -101,6 +101,7 @@ def flaws(operation: Any) -> list[tuple[str, str]]:
         ({"tags": ["c", "a", "b"]}, {"tags": ["a", "b", "c"]}),
         ({"numbers": ["1.5", 2]}, {"numbers": [Decimal("1.5"), Decimal(2)]}),
         ({"upper": "x"}, {"upper": "X"}),
+        ({"weight": 1, "b": 1, "price": 2, "a": 1}, {"weight": 1.0, "b": 1, "price": Decimal(2), "a": 1}),
         ({}, {}),
     ],
 )

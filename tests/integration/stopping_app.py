@@ -6,7 +6,7 @@ import os
 import time
 
 from mdstore.queue.worker import watchdog
-from tests.integration.transport_app import journaling_app
+from tests.integration.transport_app import journaling_app, record
 
 watchdog._MIN_LIMIT = 1.0
 app = journaling_app()

@@ -120,7 +120,7 @@ class GatedConcurrentCalls(ConcurrentCalls):
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
         self._calls: list[Call] = []
-        self._made: list[tuple[Any, Landing]] = []
+        self._made: list[tuple[Any, CallResult]] = []
 
     def __len__(self) -> int:
         return len(self._calls) + len(self._made)

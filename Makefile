@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
+# A tier of tests is a directory of them.
+TIERS := $(sort $(patsubst tests/%/,%,$(dir $(wildcard tests/*/test_*.py))))
+
 .PHONY: help demo up test conformance check format bench clean
 
 help:
@@ -29,8 +32,10 @@ demo: .venv/demo ## load, change and verify real airports through the whole syst
 up: .venv/demo ## run the embedded AWS, a worker and the HTTP API in the foreground
 	$(BIN)/mdstore up
 
-test: .venv/dev ## run all tests
-	$(BIN)/python -m pytest
+test: .venv/dev ## run all tests, in several processes; TIER=unit: one tier; ARGS='-k word': more arguments for pytest
+	$(if $(filter-out $(TIERS),$(TIER)),$(error TIER=$(TIER): expected one of $(TIERS)))
+	$(if $(filter browser,$(or $(TIER),browser)),$(BIN)/python -m tests.browser.chromium)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(addprefix tests/,$(TIER)) $(ARGS)
 
 conformance: .venv/dev ## test that the emulators behave like DynamoDB; ENDPOINT=url tests another endpoint, AWS=1 tests AWS
 	$(BIN)/python -m pytest tests/conformance $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(if $(AWS),--aws)

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from mdstore.cli.console import emit, json_option, messages
-from mdstore.errors import MdstoreError
+from mdstore.errors import ConfigurationError, MdstoreError
 from mdstore.settings import LOCAL_PORT, load_settings
 
 
@@ -75,10 +75,14 @@ def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) 
 @json_option
 def api(host: str | None, port: int | None, as_json: bool) -> None:
     """Serve the HTTP API."""
-    import uvicorn  # noqa: PLC0415  an extra
+    try:
+        import uvicorn  # noqa: PLC0415  an extra
 
-    from mdstore.api import create_api  # noqa: PLC0415
-
+        from mdstore.api import create_api  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigurationError(
+            key="api", value="not installed", expected='the extra "api": pip install "mdstore[api]"'
+        ) from error
     _ = as_json  # a server has no result
     settings = load_settings().settings
     uvicorn.run(

@@ -151,8 +151,18 @@ def check_port(port: int, *, option: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port on 127.0.0.1 that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """Return a port of 127.0.0.1 that is free now, and that the system gives to nobody else for the next minute.
+
+    A connection to the port is closed on the port's side first. The system remembers such a connection for a minute
+    (TIME_WAIT), and until then neither picks the port by itself nor refuses it to a server that asks for it by number with
+    SO_REUSEADDR, as servers do. A port that is only probed may go to another process before its server has started.
+    """
+    with socket.socket() as listener, socket.socket() as caller:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        caller.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        accepted.close()
+        port: int = listener.getsockname()[1]
     return port

@@ -61,7 +61,9 @@ def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
 
 def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
     """Apply one lane of a request."""
-    self.process(message, lambda reference: self.store.writer.apply_lane(reference, lane), lane=lane)
+    # To `process`, None would be the whole request; here it is no lane, as is -1.
+    number = -1 if lane is None else lane
+    self.process(message, lambda reference: self.store.writer.apply_lane(reference, lane), lane=number)
     reference = read_reference(message)
     if lane == reference.lanes - 1:
         # This lane is often the last to end. Finishing here spares the waiting client the delay of one more message.

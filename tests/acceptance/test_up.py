@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -41,13 +42,13 @@ class Up:
             env=self.environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
 
-    def curl(self, arguments: str, *, key: bool = True) -> tuple[int, str]:
-        """Run `curl ARGUMENTS`; returns the status and the body."""
-        header = '-H "Authorization: Bearer $KEY"' if key else ""
-        ran = self.sh(f"curl -sS -w '\\n%{{http_code}}' {header} {arguments}")
-        assert ran.returncode == 0, ran.stderr
-        body, _, status = ran.stdout.rpartition("\n")
-        return int(status), body
+    def call(self, method: str, path: str, body: str = "", *, key: bool = True, request: str = "") -> tuple[int, str]:
+        """Call the HTTP API, with `request` as the idempotency key if it is given; returns the status and the body."""
+        headers = {"Content-Type": "application/json"} if body else {}
+        headers |= {"Authorization": f"Bearer {self.key}"} if key else {}
+        headers |= {"Idempotency-Key": request} if request else {}
+        answer = httpx.request(method, f"{self.api}{path}", content=body, headers=headers, timeout=60)
+        return answer.status_code, answer.text
 
 
 @contextmanager
@@ -84,23 +85,25 @@ def block(language: str, containing: str) -> str:
     return next(text for text in blocks if containing in text)
 
 
-def test_curl_posts_a_request_and_reads_it_back(up: Up) -> None:
-    """A request posted with curl is applied and read back; repeats, conflicts and mistakes get their own answers."""
-    post = f"-X POST '{up.api}/v1/requests?wait=20' -H 'Content-Type: application/json' -H 'Idempotency-Key: curl-1'"
+def test_a_request_is_posted_and_read_back(up: Up) -> None:
+    """A posted request is applied and read back; repeats, conflicts and mistakes get their own answers."""
     body = '{"operations":[{"op":"insert","entity":"thing","key":"a/b","data":{"n":12345678901234567890123}}]}'
 
-    status, answer = up.curl(f"{post} -d '{body}'")
+    def post(text: str, request: str = "posted-1", *, key: bool = True) -> tuple[int, str]:
+        return up.call("POST", "/v1/requests?wait=20", text, key=key, request=request)
+
+    status, answer = post(body)
     assert (status, json.loads(answer)["state"], json.loads(answer)["applied"]) == (200, "completed", 1)
-    status, record = up.curl(f"{up.api}/v1/records/thing/a/b")
+    status, record = up.call("GET", "/v1/records/thing/a/b")
     assert (status, json.loads(record)["data"]) == (200, {"n": 12345678901234567890123})
 
-    assert up.curl(f"{post} -d '{body}'") == (200, answer)
-    assert up.curl(f"{post} -d '{body.replace('insert', 'upsert')}'")[0] == 409
-    status, answer = up.curl(f"{post}2 -d '{body.replace('insert', 'enter')}'")
+    assert post(body) == (200, answer)
+    assert post(body.replace("insert", "upsert"))[0] == 409
+    status, answer = post(body.replace("insert", "enter"), "posted-2")
     assert status == 422
     assert json.loads(answer)["errors"] == [{"index": 0, "field": "op", "reason": "Invalid enum value 'enter'"}]
-    assert up.curl(f"{post} -d '{body}'", key=False)[0] == 401
-    assert up.curl(f"{up.api}/v1/records/thing/a/b", key=False)[0] == 401
+    assert post(body, key=False)[0] == 401
+    assert up.call("GET", "/v1/records/thing/a/b", key=False)[0] == 401
 
 
 def test_the_readmes_python_lines_do_what_their_comments_say(up: Up) -> None:
@@ -132,7 +135,8 @@ def test_the_readmes_commands_run(up: Up, tmp_path: Path) -> None:
 
 def test_the_readmes_curl_lines_run(up: Up) -> None:
     """The README's curl lines apply an operation and read it back."""
-    ran = up.sh(block("sh", "curl -X POST").replace("http://127.0.0.1:8080", up.api).replace("curl ", "curl -sSf "))
+    curl = f"curl() {{ '{sys.executable}' '{ROOT}/tests/acceptance/curl.py' \"$@\"; }}\n"
+    ran = up.sh(curl + block("sh", "curl -X POST").replace("http://127.0.0.1:8080", up.api))
 
     assert ran.returncode == 0, ran.stderr
     assert '"state":"completed"' in ran.stdout
@@ -144,8 +148,8 @@ def test_keys_are_created_and_revoked_from_the_command_line(up: Up) -> None:
     made = up.sh("mdstore key create --source erp --scope read").stdout.strip()
     other = Up(up.process, {**up.environ, "KEY": made}, up.api, made)
 
-    assert other.curl(f"{up.api}/v1/records/thing/nothing")[0] == 404
-    assert other.curl(f"-X POST {up.api}/v1/requests -H 'Content-Type: application/json' -d '{{}}'")[0] == 403
+    assert other.call("GET", "/v1/records/thing/nothing")[0] == 404
+    assert other.call("POST", "/v1/requests", "{}")[0] == 403
     assert up.sh(f"mdstore key revoke <<< {made}").returncode == 0
     assert up.sh(f"mdstore key revoke <<< {made}").returncode == 4
 

@@ -1,13 +1,14 @@
-"""A real browser: Debian's chromium, driven by Playwright."""
+"""A real browser: chromium or Chrome, driven by Playwright."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+
+from tests.browser import chromium
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,15 +18,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A headless chromium. A missing one fails the test, with the command that installs it."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail(
-            "browser tests need chromium: apt-get install --yes --no-install-recommends chromium", pytrace=False
-        )
+    """A headless chromium. Where there is none, `make test` could not install one: the tests fail and say what to do."""
     with sync_playwright() as playwright:
+        path = chromium.find(Path(playwright.chromium.executable_path), chromium.run_command)
+        if path is None:
+            pytest.fail(chromium.MISSING, pytrace=False)
         # Its sandbox needs a user that is not root, which CI is; the pages are this project's own.
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield opened
         opened.close()
 

@@ -113,10 +113,10 @@ def test_a_worker_that_is_told_to_stop_loses_and_doubles_nothing(
 def test_a_task_that_outlives_the_grace_is_killed_and_its_message_given_back(
     app: SqsApp, environ: Environ, journal: Path, tmp_path: Path
 ) -> None:
-    """After a grace of 3 s the worker exits with 71, and another worker gets the message at once, not after 600 s."""
-    patient = {**environ, "MDSTORE_VISIBILITY_TIMEOUT": "600", "MDSTORE_SHUTDOWN_GRACE": "3"}
+    """After a grace of 1 s the worker exits with 71, and another worker gets the message at once, not after 600 s."""
+    patient = {**environ, "MDSTORE_VISIBILITY_TIMEOUT": "600", "MDSTORE_SHUTDOWN_GRACE": "1"}
     with worker(patient, tmp_path / "1.log", APP) as process:
-        result = app.tasks["nap"].delay(8)
+        result = app.tasks["nap"].delay(6)
         until(lambda: lines(journal) == ["begins"])
         process.terminate()
         assert process.wait(10) == 71
@@ -142,8 +142,10 @@ def test_a_countdown_waits_in_sqs(app: SqsApp, environ: Environ, journal: Path, 
         began = time.time()
         app.tasks["touch"].apply_async((7,), countdown=3)
         time.sleep(1.5)
-        assert "7" not in lines(journal)
-        assert "touch" not in (tmp_path / "worker.log").read_text().partition("ready.")[2]
+        done, log = lines(journal), (tmp_path / "worker.log").read_text()
+        if time.time() - began < 3:  # a busy machine may have slept for longer
+            assert "7" not in done
+            assert "touch" not in log.partition("ready.")[2]
         until(lambda: lines(journal) == ["7"])
         assert time.time() - began >= 3
 

@@ -1,4 +1,4 @@
-"""The core over tables and objects in memory."""
+"""The data store's core over in-memory tables and objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.unit.fakes import MemoryDynamo, MemoryObjects
 
 
 class Bench:
-    """A writer over tables and objects in memory, and a lane to apply."""
+    """Holds the data store's core over in-memory tables and objects, and applies lanes with it."""
 
     def __init__(self) -> None:
         self.dynamo = MemoryDynamo()
@@ -34,7 +34,7 @@ class Bench:
         self.ledger = Ledger(dynamo=self.dynamo, table="ledger", retention_days=15, clock=lambda: self.now)
 
     def writer(self) -> Writer:
-        """Another worker."""
+        """Return a new writer, as another worker would have it."""
         return Writer(
             payloads=self.payloads,
             records=self.records,
@@ -51,6 +51,7 @@ class Bench:
         )
 
     def request(self, operations: Sequence[Operation], request_id: str = "r1") -> Reference:
+        """Store a request's payload, and return the reference to it."""
         builder = PayloadBuilder(validator=self.validator, settings=self.settings)
         for operation in operations:
             assert builder.add(operation) is None
@@ -60,9 +61,11 @@ class Bench:
             return self.payloads.put(encoded)[0]
 
     def apply(self, operations: Sequence[Operation], request_id: str = "r1") -> Counts:
+        """Apply the only lane of a request, and return its counts."""
         return self.writer().apply_lane(self.request(operations, request_id), 0).counts
 
     def refused(self, request_id: str = "r1") -> dict[int, tuple[Reason, str]]:
+        """Return the reason and the detail of each refusal in the receipts, by the operation's index."""
         receipts = self.ledger.receipts(request_id, 0).values()
         return {one.index: (one.reason, one.detail) for receipt in receipts for one in receipt.refused}
 
@@ -70,9 +73,9 @@ class Bench:
         return self.records.get("e", key).data
 
     def snapshot(self) -> dict[tuple[str, str, str], dict[str, Any]]:
-        """All records and receipts; lane summaries, which have times, are left out."""
+        """Return all records and receipts. Leave out lane summaries and expiry times, which differ between runs."""
         return {
-            place: {name: value for name, value in from_item(found).items() if name != "expires_at"}
-            for place, found in self.dynamo.items.items()
+            place: {name: value for name, value in from_item(item).items() if name != "expires_at"}
+            for place, item in self.dynamo.items.items()
             if not place[2].startswith("lane#")
         }

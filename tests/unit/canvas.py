@@ -1,4 +1,7 @@
-"""An app whose messages stay in the test, with results in memory: a test delivers each message, as often as it likes."""
+"""A Celery app that keeps its messages in the test and its results in memory.
+
+A test delivers each message, as often as it likes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tests.unit.fakes import MemoryObjects
 
 
 class SmallShards(DynamoBackend):
-    """Joins of more than two parts have several shards."""
+    """Puts two indexes into a shard, so that chords of more than two parts have several shards."""
 
     @property
     def _chord_states(self) -> ChordStates:
@@ -27,7 +30,7 @@ class SmallShards(DynamoBackend):
 
 
 class Canvas:
-    """`sent` holds the messages that were not delivered yet, `published` all in their order."""
+    """Runs canvases without a broker. `sent` holds the messages not yet delivered, `published` holds all messages in order."""
 
     def __init__(self, backend: str = "tests.unit.canvas:SmallShards", **conf: Any) -> None:
         settings = load_settings({}).settings
@@ -44,12 +47,12 @@ class Canvas:
 
     @property
     def backend(self) -> DynamoBackend:
-        """The backend of this thread."""
+        """Return this thread's backend."""
         backend: DynamoBackend = self.app.backend
         return backend
 
     def s(self, name: str, *args: Any, immutable: bool = False, **options: Any) -> Any:
-        """A signature of a task that nobody has registered."""
+        """Return a signature of a task that is not registered."""
         return self.app.signature(name, args=args, immutable=immutable, **options)
 
     def _send(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
@@ -61,7 +64,7 @@ class Canvas:
         return self.app.AsyncResult(options["task_id"])
 
     def request(self, message: SimpleNamespace, *, ignore_result: bool = False) -> Context:
-        """What a worker makes of a message."""
+        """Return the request that a worker would make of a message."""
         known = vars(message)
         return Context(
             id=message.task_id, task=message.task, args=message.args, kwargs=message.kwargs, ignore_result=ignore_result,
@@ -71,7 +74,7 @@ class Canvas:
         )  # fmt: skip
 
     def succeed(self, message: SimpleNamespace, value: Any, *, ignore_result: bool = False) -> None:
-        """One delivery of a message whose task returns `value`: what follows it is published first, as by Celery."""
+        """Deliver a message once, to a task that returns `value`. Like Celery, publish the next task of its chain first."""
         request = self.request(message, ignore_result=ignore_result)
         if request.chain:
             following = signature(request.chain[-1], app=self.app)
@@ -79,12 +82,12 @@ class Canvas:
         self.backend.mark_as_done(message.task_id, value, request, not ignore_result)
 
     def fail(self, message: SimpleNamespace, error: Exception, *, ignore_result: bool = False) -> None:
-        """One delivery of a message whose task raises."""
+        """Deliver a message once, to a task that raises `error`."""
         request = self.request(message, ignore_result=ignore_result)
         self.backend.mark_as_failure(message.task_id, error, request=request, store_result=not ignore_result)
 
     def take(self, task: str) -> list[SimpleNamespace]:
-        """Messages of a task that were not delivered yet."""
+        """Remove the undelivered messages of a task, and return them."""
         found = [message for message in self.sent if message.task == task]
         self.sent = [message for message in self.sent if message.task != task]
         return found

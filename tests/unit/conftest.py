@@ -1,4 +1,4 @@
-"""What the tests of calls share."""
+"""Fixtures for the tests that make calls to a service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service on loopback that gives the answers it is told, keys to sign calls with, and a clock that only sleeping moves."""
+"""An HTTP service on loopback with scripted answers, keys to sign calls with, and a clock that advances only by sleeping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answer = tuple[int, bytes, dict[str, str]]
 
 
 class FakeTime:
-    """A clock that only sleeping moves."""
+    """A clock that advances only by sleeping."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -29,13 +29,13 @@ class FakeTime:
         self.now += seconds
 
     def retry(self, *, most: bool = True, **changes: float) -> Retry:
-        """A policy whose jitter is always the most, or random."""
+        """Return a retry policy whose jitter is always the maximum (`most`), or random."""
         uniform = (lambda _, high: high) if most else random.Random(1).uniform
         return Retry(clock=self.clock, sleep=self.sleep, uniform=uniform, **changes)
 
 
 class Endpoint:
-    """A server that gives the answers it is told, the last one for ever, and keeps what it was sent."""
+    """A server that gives scripted answers, repeats the last one, and records the requests it receives."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
@@ -54,7 +54,7 @@ class Endpoint:
                 status, content, headers = endpoint.answers[0]
                 if len(endpoint.answers) > 1:
                     endpoint.answers.pop(0)
-                if status == 0:  # hang up without an answer
+                if status == 0:  # close the connection without a response
                     self.close_connection = True
                     return
                 self.send_response(status)
@@ -63,7 +63,7 @@ class Endpoint:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_PUT = do_POST  # noqa: N815  the server calls them so
+            do_GET = do_PUT = do_POST  # noqa: N815  names that http.server looks up
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -72,7 +72,7 @@ class Endpoint:
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def says(self, *answers: tuple[int, Any] | Answer) -> None:
+    def respond_with(self, *answers: tuple[int, Any] | Answer) -> None:
         self.answers = []
         for status, content, *rest in answers:
             text = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -1,4 +1,4 @@
-"""The due-time table's calls, in memory."""
+"""An in-memory table of delayed messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ START = 1_795_618_800.0  # 2026-11-25T15:00:00Z
 
 
 class Clock:
-    """A time that only the test moves."""
+    """A clock that only the test moves."""
 
     def __init__(self, now: float = START) -> None:
         self.now = now
@@ -25,9 +25,10 @@ class Clock:
 
 
 class MemoryTable(MemoryDynamo):
-    """Queries in pages of `page` items. Calls named in `failing` raise its error; of deletes the first `unprocessed` are left.
+    """Answers the delayed table's calls from memory, and queries in pages of `page` items.
 
-    `read` is called once, after the next read of the state.
+    A call named in `failing` raises its error. A batch of deletes leaves its first `unprocessed` items. `after_read` is called
+    once, after the next read of the state.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class MemoryTable(MemoryDynamo):
         self.page = 1_000
         self.failing: dict[str, MdstoreError] = {}
         self.unprocessed = 0
-        self.read: Callable[[], Any] | None = None
+        self.after_read: Callable[[], Any] | None = None
         self._lock = threading.RLock()
 
     @property
@@ -51,9 +52,9 @@ class MemoryTable(MemoryDynamo):
             if operation in self.failing:
                 raise self.failing[operation]
             answer = super().call(operation, body, deadline=deadline)
-        if operation == "GetItem" and self.read is not None:
-            read, self.read = self.read, None
-            read()
+        if operation == "GetItem" and self.after_read is not None:
+            after_read, self.after_read = self.after_read, None
+            after_read()
         return answer
 
     def _query(self, body: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The results table in memory, and workers whose calls to it take turns as a test decides."""
+"""An in-memory results table, and workers whose calls to it are interleaved as a test decides."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ T = TypeVar("T")
 
 
 class ResultsTable(DynamoClient):
-    """One table, with the expressions that a join and a result write. `turn` is called before each call, with its name."""
+    """Answers one table's calls, and knows the expressions that the result backend writes.
+
+    `before_call` is called before each call, with the operation's name.
+    """
 
     def __init__(self) -> None:
         self.items: dict[str, Item] = {}
         self.calls: list[str] = []
-        self.turn: Callable[[str], None] = lambda _: None
+        self.before_call: Callable[[str], None] = lambda _: None
 
     def call(self, operation: str, body: Mapping[str, Any] | bytes, *, deadline: float | None = None) -> Any:  # noqa: ARG002
         if isinstance(body, bytes):
             body = msgspec.json.decode(body)
-        self.turn(operation)
+        self.before_call(operation)
         self.calls.append(operation)
         answer: Callable[[Any], Any] = getattr(self, f"_{operation.lower()}")
         return msgspec.json.decode(msgspec.json.encode(answer(body)))  # a copy, as over the wire
@@ -40,9 +43,9 @@ class ResultsTable(DynamoClient):
         in_flight: int = 1,  # noqa: ARG002
         deadline: float | None = None,  # noqa: ARG002
     ) -> list[T]:
-        return [self._walk(task) for task in tasks]
+        return [self._run_task(task) for task in tasks]
 
-    def _walk(self, task: Task[T]) -> T:
+    def _run_task(self, task: Task[T]) -> T:
         try:
             call = next(task)
             while True:
@@ -129,11 +132,14 @@ class ResultsTable(DynamoClient):
 
 
 class Killed(BaseException):
-    """A worker's end, between two of its calls."""
+    """Raised in a worker to kill it between two of its calls."""
 
 
 class Workers:
-    """Runs jobs side by side, one call at a time: `choose(n)` says which of n goes on, `dies()` whether it is killed."""
+    """Runs jobs concurrently, one call at a time.
+
+    `choose(n)` picks which of n jobs runs to its next call, and `dies()` returns whether that job is killed instead.
+    """
 
     def __init__(self, choose: Callable[[int], int], dies: Callable[[], bool]) -> None:
         self._choose = choose
@@ -145,26 +151,28 @@ class Workers:
     def start(
         self, job: Callable[[], None], *, done: Callable[[bool], None] = lambda _: None, mortal: bool = True
     ) -> None:
-        """Begin a job; `done` is told whether it was killed."""
+        """Begin a job. `done` is told whether the job was killed; a job that is not `mortal` never is."""
         self._waiting.append(_Worker(self, job, done, mortal=mortal))
 
-    def turn(self, _: str) -> None:
-        """What a job calls before each of its calls."""
+    def checkpoint(self, _operation: str) -> None:
+        """Pause the job that calls this; jobs call it before each of their calls."""
         worker: _Worker | None = getattr(self._local, "worker", None)
         if worker is not None:
             worker.pause()
 
     def run(self) -> None:
-        """Until every job is done."""
+        """Run until every job is done."""
         while self._waiting:
             worker = self._waiting.pop(self._choose(len(self._waiting)))
-            if worker.go_on(kill=worker.mortal and worker.begun and self._dies()):
+            if worker.resume(kill=worker.mortal and worker.begun and self._dies()):
                 self._waiting.append(worker)
             if self._error is not None:
                 raise self._error
 
 
 class _Worker:
+    """Runs one job in a thread, from one call to the next."""
+
     def __init__(
         self, workers: Workers, job: Callable[[], None], done: Callable[[bool], None], *, mortal: bool
     ) -> None:
@@ -174,25 +182,25 @@ class _Worker:
         self._done = done
         self._go = threading.Semaphore(0)
         self._paused = threading.Semaphore(0)
-        self._kill = self._over = self._killed = False
+        self._kill = self._is_over = self._killed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     @property
     def begun(self) -> bool:
         return self._thread.ident is not None
 
-    def go_on(self, *, kill: bool) -> bool:
-        """To the next call; returns whether there is one."""
+    def resume(self, *, kill: bool) -> bool:
+        """Run the job to its next call, and return whether there is one."""
         self._kill = kill
         if self.begun:
             self._go.release()
         else:
             self._thread.start()
         assert self._paused.acquire(timeout=10)
-        if self._over:
+        if self._is_over:
             self._thread.join()
             self._done(self._killed)
-        return not self._over
+        return not self._is_over
 
     def pause(self) -> None:
         self._paused.release()
@@ -208,5 +216,5 @@ class _Worker:
             self._killed = True
         except BaseException as error:
             self._workers._error = error
-        self._over = True
+        self._is_over = True
         self._paused.release()

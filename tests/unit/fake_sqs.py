@@ -1,4 +1,4 @@
-"""An SQS in memory: what is received is invisible until it is shown again; every call is noted."""
+"""An in-memory SQS that records every call."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from mdstore.errors import Unavailable
 
 
 class FakeSqs(Sqs):
-    """Queues by their URLs. `refuse` names handles and bodies that fail; `broken` makes every receive fail."""
+    """Holds queues by URL. A received message is not received again until it arrives again.
+
+    `refuse` maps handles and message bodies to failures; while `broken` is set, every receive fails.
+    """
 
     def __init__(self) -> None:
         self.waiting: dict[str, deque[Message]] = defaultdict(deque)
         self.sent: list[list[Entry]] = []
         self.asked: list[int] = []
         self.deleted: list[list[str]] = []
-        self.shown: list[tuple[str, int]] = []
+        self.visibility_changes: list[tuple[str, int]] = []
         self.refuse: dict[str, Failed] = {}
         self.broken = False
         self._changed = threading.Condition()
 
     def arrive(
-        self, url: str, body: str, *, ident: str | None = None, handle: str | None = None, receives: int = 1
+        self, url: str, body: str, *, message_id: str | None = None, handle: str | None = None, receives: int = 1
     ) -> None:
-        """Let a message be delivered, for the time `receives`."""
+        """Make a message available. `receives` is its receive count, this delivery included."""
         with self._changed:
             message = Message(
-                message_id=ident or body,
+                message_id=message_id or body,
                 receipt_handle=handle or f"handle of {body}",
                 body=body,
                 attributes={"ApproximateReceiveCount": str(receives)},
@@ -54,10 +57,10 @@ class FakeSqs(Sqs):
         return [self.refuse.get(handle) for handle in handles]
 
     def change_visibility(self, url: str, handles: Sequence[tuple[str, int]]) -> list[Failed | None]:  # noqa: ARG002
-        self.shown += handles
+        self.visibility_changes += handles
         return [self.refuse.get(handle) for handle, _ in handles]
 
     @property
     def all_deleted(self) -> list[str]:
-        """Handles, call after call."""
+        """Return the deleted handles of all calls, in order."""
         return [handle for handles in self.deleted for handle in handles]

@@ -1,4 +1,4 @@
-"""In-memory doubles of S3 and DynamoDB for unit tests: what the code needs of them, and a record of how it was used."""
+"""In-memory doubles of S3 and DynamoDB for unit tests. They record how they were used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Actions = list[dict[str, Any]]
 
 
 def operation_of(item: Indexed) -> Operation:
-    """The operation that a line of a lane was made of."""
+    """Return the operation from which a line of a lane was made."""
     data = exactjson.loads(bytes(item.data)) if item.data else None
     if item.attribute:
         data = from_attribute(exactjson.loads(bytes(item.attribute)))
@@ -40,7 +40,7 @@ def operation_of(item: Indexed) -> Operation:
 
 
 class MemoryObjects(Objects):
-    """Objects in a dict; `gets` lists each ranged read as key, start, end."""
+    """Keeps objects in a dict. `gets` lists each ranged read as key, start and end (exclusive)."""
 
     def __init__(self) -> None:
         self.stored: dict[str, bytes] = {}
@@ -63,10 +63,10 @@ class MemoryObjects(Objects):
 
 
 class MemoryDynamo(DynamoClient):
-    """Tables as dicts, with the conditions and update expressions that this package writes.
+    """Keeps tables in dicts, and knows the conditions and update expressions that this package writes.
 
-    `before` and `after` see the actions of each transaction, before it is judged and after it is written; what they raise
-    is what the caller gets. `attempts` holds the actions of each transaction sent, `written` of those that took effect.
+    `before` and `after` receive the actions of each transaction, before it is checked and after it is written; the caller gets
+    what they raise. `attempts` holds the actions of each transaction sent, `written` of those that took effect.
     """
 
     def __init__(self) -> None:
@@ -85,9 +85,9 @@ class MemoryDynamo(DynamoClient):
         in_flight: int = 1,  # noqa: ARG002
         deadline: float | None = None,  # noqa: ARG002
     ) -> list[T]:
-        return [self._walk(task) for task in tasks]
+        return [self._run_task(task) for task in tasks]
 
-    def _walk(self, task: Task[T]) -> T:
+    def _run_task(self, task: Task[T]) -> T:
         step: Callable[[], Call] = partial(next, task)
         while True:
             try:
@@ -131,8 +131,8 @@ class MemoryDynamo(DynamoClient):
         old = self.items.get(place)
         if meets(body, old):
             return {"Code": "None"}
-        shown = {"Item": copy.deepcopy(old)} if old and "ReturnValuesOnConditionCheckFailure" in body else {}
-        return {"Code": "ConditionalCheckFailed", "Message": "The conditional request failed", **shown}
+        old_item = {"Item": copy.deepcopy(old)} if old and "ReturnValuesOnConditionCheckFailure" in body else {}
+        return {"Code": "ConditionalCheckFailed", "Message": "The conditional request failed", **old_item}
 
     def _query(self, body: Mapping[str, Any]) -> Any:
         pk = body["ExpressionAttributeValues"][":pk"]["S"]
@@ -161,7 +161,7 @@ def _place(body: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def meets(body: Mapping[str, Any], item: Item | None) -> bool:
-    """Whether `item` meets the condition of an action or call."""
+    """Return whether `item` meets the condition of an action or call."""
     condition = body.get("ConditionExpression")
     names = body.get("ExpressionAttributeNames", {})
     return not condition or _holds(condition, names, body.get("ExpressionAttributeValues", {}), item or {})
@@ -198,7 +198,7 @@ def _split(condition: str, word: str) -> list[str]:
 
 
 def updated(old: Item | None, body: Mapping[str, Any]) -> Item:
-    """What `SET ... REMOVE ...` makes of an item."""
+    """Return the item that `SET ... REMOVE ...` makes of `old`."""
     names, values = body["ExpressionAttributeNames"], body["ExpressionAttributeValues"]
     item = copy.deepcopy(old or body["Key"])
     sets, _, removes = body["UpdateExpression"].removeprefix("SET ").partition(" REMOVE ")

@@ -1,4 +1,4 @@
-"""API keys over a table in memory: what is stored, and for how long a key is believed."""
+"""API keys over an in-memory table: what is stored, and for how long a looked-up key is cached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mdstore.store.api_keys import BELIEVED, ApiKey, ApiKeys, Scope
 
 
 class Table:
-    """A table that knows three calls, and counts its reads."""
+    """A table that answers three calls, and counts its reads."""
 
     def __init__(self) -> None:
         self.items: dict[str, dict[str, Any]] = {}
@@ -35,7 +35,7 @@ class Table:
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -56,15 +56,15 @@ def clock() -> Clock:
 
 @pytest.fixture
 def keys(table: Table, clock: Clock) -> ApiKeys:
-    return of(table, clock)
+    return keys_of(table, clock)
 
 
-def of(table: Table, clock: Clock) -> ApiKeys:
+def keys_of(table: Table, clock: Clock) -> ApiKeys:
     return ApiKeys(dynamo=cast(DynamoClient, table), table="ledger", clock=clock)
 
 
-def test_a_key_is_stored_as_its_digest_only(keys: ApiKeys, table: Table) -> None:
-    """The table learns the SHA-256, source, scopes and time of a key, and never the key; the item never expires."""
+def test_only_the_digest_of_a_key_is_stored(keys: ApiKeys, table: Table) -> None:
+    """The item holds the key's SHA-256, source, scopes and creation time, but never the key; it has no expiry time."""
     key = keys.create(source="erp", scopes=["write", Scope.READ])
     digest = hashlib.sha256(key.encode()).hexdigest()
     assert table.items == {
@@ -81,14 +81,14 @@ def test_a_key_is_stored_as_its_digest_only(keys: ApiKeys, table: Table) -> None
 
 
 def test_a_key_is_found_with_its_source_and_scopes(keys: ApiKeys) -> None:
-    """`find` returns what `create` was given; two keys differ."""
+    """`find` returns the source and scopes that `create` was given; two keys differ."""
     one, other = keys.create(source="erp", scopes=["write"]), keys.create(source="crm", scopes=["read", "operate"])
     assert keys.find(one) == ApiKey(source="erp", scopes=frozenset({Scope.WRITE}))
     assert keys.find(other) == ApiKey(source="crm", scopes=frozenset({Scope.READ, Scope.OPERATE}))
 
 
-def test_a_found_key_is_believed_for_a_minute(keys: ApiKeys, table: Table, clock: Clock) -> None:
-    """Within a minute a key is not looked up again; after it, it is."""
+def test_a_found_key_is_cached_for_a_minute(keys: ApiKeys, table: Table, clock: Clock) -> None:
+    """A found key is read from the table again only after a minute."""
     key = keys.create(source="erp", scopes=["read"])
     assert keys.find(key)
     clock.now += BELIEVED - 0.001
@@ -99,8 +99,8 @@ def test_a_found_key_is_believed_for_a_minute(keys: ApiKeys, table: Table, clock
     assert table.reads == 2
 
 
-def test_a_clock_set_back_does_not_prolong_belief(keys: ApiKeys, table: Table, clock: Clock) -> None:
-    """What was found in the future is looked up again."""
+def test_setting_the_clock_back_does_not_prolong_caching(keys: ApiKeys, table: Table, clock: Clock) -> None:
+    """A key that was cached at a time in the future is read again."""
     key = keys.create(source="erp", scopes=["read"])
     keys.find(key)
     table.items.clear()
@@ -108,9 +108,9 @@ def test_a_clock_set_back_does_not_prolong_belief(keys: ApiKeys, table: Table, c
     assert keys.find(key) is None
 
 
-def test_an_unknown_key_is_looked_up_each_time(keys: ApiKeys, table: Table, clock: Clock) -> None:
-    """A key that is made after it was refused is good at once."""
-    key = of(Table(), clock).create(source="erp", scopes=["read"])
+def test_an_unknown_key_is_not_cached(keys: ApiKeys, table: Table, clock: Clock) -> None:
+    """A key that is created after it was refused is valid at once."""
+    key = keys_of(Table(), clock).create(source="erp", scopes=["read"])
     assert keys.find(key) is None
     table.items[f"api-key#{hashlib.sha256(key.encode()).hexdigest()}"] = {
         "source": {"S": "erp"},
@@ -119,11 +119,11 @@ def test_an_unknown_key_is_looked_up_each_time(keys: ApiKeys, table: Table, cloc
     assert keys.find(key)
 
 
-def test_revoking_ends_a_key_here_at_once_and_elsewhere_within_a_minute(
+def test_a_revoked_key_ends_here_at_once_and_in_other_processes_within_a_minute(
     keys: ApiKeys, table: Table, clock: Clock
 ) -> None:
-    """Another process goes on believing in a revoked key for a minute and no longer."""
-    elsewhere = of(table, clock)
+    """Another process accepts a revoked key until its cache entry expires, a minute after it was read."""
+    elsewhere = keys_of(table, clock)
     key = keys.create(source="erp", scopes=["read"])
     assert keys.find(key)
     assert elsewhere.find(key)
@@ -135,8 +135,8 @@ def test_revoking_ends_a_key_here_at_once_and_elsewhere_within_a_minute(
     assert keys.revoke(key) is False
 
 
-def test_the_memory_of_found_keys_is_bounded(keys: ApiKeys, table: Table) -> None:
-    """Of more than 1,024 keys the longest unseen are forgotten, and looked up again."""
+def test_the_cache_of_keys_is_bounded(keys: ApiKeys, table: Table) -> None:
+    """The cache holds 1,024 keys; beyond that, the key that was read longest ago is dropped and read again."""
     made = [keys.create(source="erp", scopes=["read"]) for _ in range(1_025)]
     assert all(keys.find(key) for key in made)
     assert table.reads == 1_025
@@ -149,22 +149,22 @@ def test_the_memory_of_found_keys_is_bounded(keys: ApiKeys, table: Table) -> Non
 @pytest.mark.parametrize(
     "text", ["", "mds_", "mds_" + "a" * 42, "mds_" + "a" * 44, "x" * 47, "mds_" + "a" * 43 + "\n", "\ud800"]
 )
-def test_what_has_not_the_form_of_a_key_is_not_looked_up(keys: ApiKeys, table: Table, text: str) -> None:
-    """Guesses of another form cost no read."""
+def test_text_without_the_form_of_a_key_is_not_looked_up(keys: ApiKeys, table: Table, text: str) -> None:
+    """Text that cannot be a key is refused without a read."""
     assert keys.find(text) is None
     assert table.reads == 0
 
 
 @pytest.mark.parametrize("scopes", [[], ["admin"], ["read", "admin"]])
-def test_scopes_are_checked(keys: ApiKeys, table: Table, scopes: list[str]) -> None:
-    """A key without a scope, or with one that does not exist, is not made."""
+def test_create_checks_the_scopes(keys: ApiKeys, table: Table, scopes: list[str]) -> None:
+    """A key with no scope, or with an unknown scope, is not created."""
     with pytest.raises(InvalidRequest, match="scopes: expected some of write, read, operate"):
         keys.create(source="erp", scopes=scopes)
     assert not table.items
 
 
-def test_the_source_is_checked(keys: ApiKeys, table: Table) -> None:
-    """A source that could not begin a request id is refused."""
+def test_create_checks_the_source(keys: ApiKeys, table: Table) -> None:
+    """A source that cannot begin a request id is refused."""
     with pytest.raises(InvalidRequest, match="source"):
         keys.create(source="erp:1", scopes=["read"])
     assert not table.items

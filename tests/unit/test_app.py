@@ -1,4 +1,4 @@
-"""The Celery app's own small parts."""
+"""The smaller parts of the Celery app."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from mdstore.tasks import create_store_app
 
 
 def test_garbage_is_collected_every_hundred_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """250 tasks collect garbage twice."""
     collected: list[None] = []
     monkeypatch.setattr(gc, "collect", lambda: collected.append(None))
     tidy = _CollectGarbage()
@@ -44,15 +45,15 @@ def test_garbage_is_collected_every_hundred_tasks(monkeypatch: pytest.MonkeyPatc
     ],
     ids=repr,
 )
-def test_what_goes_on_sends_the_main_process_no_frames(error: Exception, is_brief: bool) -> None:
-    """The text of the traceback goes with it all the same, and a failure keeps its frames for whoever listens to signals."""
+def test_a_retried_or_replaced_task_sends_the_main_process_no_frames(error: Exception, is_brief: bool) -> None:
+    """The text of the traceback is sent in any case. A failure keeps its frames for listeners of signals."""
     app = create_app(load_settings({}).settings, result_backend="cache+memory://")
 
-    def goes_on() -> None:
+    def fail() -> None:
         raise error
 
-    task = app.task(name="goes_on", shared=False)(goes_on)
-    answer = without_frames(build_tracer("goes_on", task, app=app))("1", (), {}, {"id": "1", "delivery_info": {}})
+    task = app.task(name="fail", shared=False)(fail)
+    answer = without_frames(build_tracer("fail", task, app=app))("1", (), {}, {"id": "1", "delivery_info": {}})
     assert (answer.retval.tb is None) is is_brief
     assert (len(pickle.dumps(answer.retval)) < 2_000) is is_brief
     assert type(error).__name__ in answer.retval.traceback
@@ -62,20 +63,21 @@ def test_what_goes_on_sends_the_main_process_no_frames(error: Exception, is_brie
     ("key", "value"),
     [("task_compression", "gzip"), ("task_serializer", "pickle"), ("accept_content", ["json", "yaml"])],
 )
-def test_messages_are_json_and_nothing_else(key: str, value: Any) -> None:
-    """What a worker would refuse is refused when the app is made."""
+def test_only_json_messages_may_be_configured(key: str, value: Any) -> None:
+    """A setting that would let the app send messages that its workers refuse is an error when the app is created."""
     with pytest.raises(ConfigurationError, match=key):
         create_app(load_settings({}).settings, **{key: value})
 
 
-def test_options_of_the_transport_are_added_to_its_own() -> None:
+def test_transport_options_are_merged_with_the_defaults() -> None:
+    """Options of the user are added to the transport's own options."""
     app = create_app(load_settings({}).settings, broker_transport_options={"visibility_timeout": 300})
     assert app.conf.broker_transport_options["visibility_timeout"] == 300
     assert "publisher" in app.conf.broker_transport_options
 
 
-def test_only_the_stores_own_tasks_have_its_limits() -> None:
-    """A team that takes the transport alone has the limits that Celery's configuration says: none."""
+def test_time_limits_apply_only_to_the_data_stores_tasks() -> None:
+    """A team's own tasks have the limits of Celery's configuration, which are none by default."""
     app = create_store_app(load_settings({}, task_time_limit=100).settings)
 
     def nothing() -> None:
@@ -88,7 +90,7 @@ def test_only_the_stores_own_tasks_have_its_limits() -> None:
 
 
 def test_only_the_data_stores_app_has_the_data_stores_tasks() -> None:
-    """An app of `mdstore.queue` has none of them, nor has any other app of the process."""
+    """Neither an app of `mdstore.queue` nor another app of the process registers the data store's tasks."""
     create_store_app(load_settings({}).settings).finalize()
     apps = [create_app(load_settings({}).settings), Celery("other", broker="memory://", set_as_current=False)]
     for app in apps:
@@ -96,8 +98,8 @@ def test_only_the_data_stores_app_has_the_data_stores_tasks() -> None:
         assert [name for name in app.tasks if name.startswith("mdstore.")] == []
 
 
-def test_other_apps_collect_their_garbage_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who only imports this package to submit runs a worker of his own."""
+def test_the_garbage_collector_of_other_apps_is_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of another app may import this package only to submit requests; its garbage collector is left alone."""
     monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("frozen"))
     other = Celery("other", broker="memory://", set_as_current=False)
     monkeypatch.setattr(
@@ -106,8 +108,8 @@ def test_other_apps_collect_their_garbage_themselves(monkeypatch: pytest.MonkeyP
     _prepare()
 
 
-def test_a_forked_child_has_no_loop() -> None:
-    """A channel that a task makes would put its pipe on the worker's own loop, where nobody reads it."""
+def test_a_forked_child_has_no_event_loop() -> None:
+    """Otherwise a channel that a task opens would add its pipe to the parent's event loop, where it is never read."""
     code = """
 import os
 from kombu.asynchronous import get_event_loop, set_event_loop
@@ -122,17 +124,17 @@ assert get_event_loop() is not None
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_what_works_every_few_seconds_begins_after_the_fork() -> None:
-    """A child that is forked while such work holds a lock would never get it."""
+def test_periodic_work_starts_after_the_fork() -> None:
+    """A child that is forked while a periodic thread holds a lock would wait for that lock for ever."""
     steps = create_app(load_settings({}).settings).steps["worker"]
     periodic = [step for step in steps if issubclass(step, PeriodicStep)]
     assert len(periodic) == 2
-    for step in periodic:  # without this, Celery starts the one or the other first, as its sets have it
+    for step in periodic:  # otherwise the order of Celery's sets decides which of them starts first
         assert symbol_by_name(step.requires[0]) is Pool
 
 
-def test_a_process_has_one_of_each_part() -> None:
-    """The due-time table remembers what it has noted, and would write it again for each message."""
+def test_an_app_creates_each_of_its_parts_once() -> None:
+    """The delayed table remembers that it has written its state; a new one for each message would write it each time."""
     app = create_app(load_settings({}).settings)
     assert app.delayed_table is app.delayed_table
     assert app.claim_checks is app.claim_checks

@@ -1,4 +1,4 @@
-"""Exact values: to DynamoDB JSON and back, sizes, and the canonical form of JSON."""
+"""Exact values: conversion to DynamoDB JSON and back, sizes, and the canonical form of JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ values = st.recursive(
 
 
 def same(left: Any, right: Any) -> bool:
-    """Equal as JSON values: true is not 1."""
+    """Return whether two JSON values are equal, where true is not 1."""
     if isinstance(left, dict) and isinstance(right, dict):
         return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
     if isinstance(left, list) and isinstance(right, list):
@@ -47,15 +47,15 @@ def same(left: Any, right: Any) -> bool:
 
 @settings(deadline=None, max_examples=300)
 @given(values)
-def test_values_come_back_exactly(value: Any) -> None:
-    """What is marshalled, sent as JSON and read back is the same value."""
+def test_values_survive_marshalling_exactly(value: Any) -> None:
+    """A value that is marshalled, sent as JSON and read back is the same value."""
     sent = exactjson.loads(exactjson.dumps(to_attribute(value)))
     assert same(from_attribute(sent), value)
 
 
 @settings(deadline=None, max_examples=100)
 @given(whole | fractions)
-def test_a_number_is_read_as_int_where_it_is_integral(value: int | Decimal) -> None:
+def test_whole_numbers_are_read_as_int(value: int | Decimal) -> None:
     """Callers get `int` for whole numbers, however they were written, and `Decimal` for all others."""
     found = from_attribute(to_attribute(value))
     assert found == value
@@ -64,8 +64,8 @@ def test_a_number_is_read_as_int_where_it_is_integral(value: int | Decimal) -> N
 
 @settings(deadline=None, max_examples=300)
 @given(st.floats())
-def test_a_float_is_the_decimal_that_it_shows_as(value: float) -> None:
-    """Whatever the float, it is stored, or refused, as the `Decimal` of its shortest text is."""
+def test_a_float_is_stored_as_the_decimal_of_its_shortest_text(value: float) -> None:
+    """Any float is stored, or refused, exactly like the `Decimal` of its `repr`."""
     try:
         expected = to_attribute(Decimal(repr(value)))
     except Unstorable as error:
@@ -96,7 +96,7 @@ class Colour(StrEnum):
         ({"": {}}, {"M": {"": {"M": {}}}}),
     ],
 )
-def test_each_type_has_its_attribute(value: Any, attribute: dict[str, Any]) -> None:
+def test_each_type_has_its_attribute_type(value: Any, attribute: dict[str, Any]) -> None:
     """DynamoDB JSON names the type of each value; true is not a number."""
     assert to_attribute(value) == attribute
 
@@ -125,22 +125,22 @@ UNSTORABLE: dict[str, tuple[Any, str, str]] = {
 
 
 @pytest.mark.parametrize(("value", "path", "why"), UNSTORABLE.values(), ids=UNSTORABLE.keys())
-def test_what_dynamodb_cannot_hold_is_refused(value: Any, path: str, why: str) -> None:
-    """Nothing is rounded or changed to fit: the error leads to what cannot be held, in marshalling and in measuring alike."""
+def test_values_that_dynamodb_cannot_store_are_refused(value: Any, path: str, why: str) -> None:
+    """Nothing is rounded or changed to fit. Marshalling and measuring raise the same error, with the path of the value."""
     for walk in (to_attribute, stored_size):
         with pytest.raises(Unstorable) as caught:
             walk(value)
         assert (caught.value.path, caught.value.why) == (path, why)
 
 
-def test_sets_are_read() -> None:
-    """Sets are never written, and yet understood where another program wrote them."""
+def test_sets_can_be_read() -> None:
+    """This package never writes sets, but it reads those that another program wrote."""
     assert from_attribute({"SS": ["a", "b"]}) == {"a", "b"}
     assert from_attribute({"NS": ["1", "2.5"]}) == {1, Decimal("2.5")}
 
 
-def test_an_item_leaves_out_what_is_none() -> None:
-    """None is an absent attribute of an item, and a null inside of its data."""
+def test_an_item_leaves_out_attributes_that_are_none() -> None:
+    """None as an attribute of an item is left out; None inside the data is a null."""
     item = to_item({"pk": "a", "sequence": None, "data": {"x": None}})
     assert item == {"pk": {"S": "a"}, "data": {"M": {"x": {"NULL": True}}}}
     assert from_item(item) == {"pk": "a", "data": {"x": None}}
@@ -161,15 +161,15 @@ def test_an_item_leaves_out_what_is_none() -> None:
         ({"a": {"é": ["x"]}}, 3 + (1 + 1 + 3) + (1 + 2 + 3) + (1 + 1)),
     ],
 )
-def test_sizes_are_those_of_dynamodb(value: Any, size: int) -> None:
-    """Text counts its UTF-8, a list or map three bytes and one an element, a boolean or null one."""
+def test_sizes_are_counted_as_dynamodb_counts_them(value: Any, size: int) -> None:
+    """Text counts its UTF-8 bytes, a list or map 3 bytes plus 1 an element, a boolean or null 1 byte."""
     assert stored_size(value) == size
 
 
 @settings(deadline=None, max_examples=200)
 @given(whole | fractions)
-def test_a_number_is_never_counted_too_small(value: int | Decimal) -> None:
-    """DynamoDB takes a byte for two significant digits, one for the exponent and one for a sign, and never over 21."""
+def test_the_size_of_a_number_is_never_underestimated(value: int | Decimal) -> None:
+    """DynamoDB counts 1 byte for two significant digits, 1 for the exponent and 1 for a sign; no number counts over 21."""
     digits = "".join(map(str, Decimal(value).as_tuple().digits)).strip("0")
     real = (len(digits) + 1) // 2 + 1 + (value < 0)
     assert real <= stored_size(value) <= 21
@@ -177,8 +177,8 @@ def test_a_number_is_never_counted_too_small(value: int | Decimal) -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(values)
-def test_dynamodb_json_is_longer_than_what_it_stands_for(value: Any) -> None:
-    """The length of marshalled text bounds both JSON and what DynamoDB counts, so it is enough to look at the text."""
+def test_the_length_of_dynamodb_json_bounds_the_size(value: Any) -> None:
+    """Marshalled text is longer than the JSON and than the size that DynamoDB counts, so its length is a sufficient check."""
     text = exactjson.dumps(to_attribute(value))
     assert len(text) >= stored_size(value)
     assert len(text) > len(exactjson.dumps(value))
@@ -198,7 +198,7 @@ def test_dynamodb_json_is_longer_than_what_it_stands_for(value: Any) -> None:
     ],
 )
 def test_equal_values_have_one_canonical_form(texts: list[str]) -> None:
-    """How a number is written, the order of names and the escapes of text make no difference."""
+    """The notation of a number, the order of names and the escapes of text make no difference."""
     assert len({exactjson.canonical(exactjson.loads(text)) for text in texts}) == 1
 
 
@@ -219,12 +219,12 @@ def test_equal_values_have_one_canonical_form(texts: list[str]) -> None:
     ],
 )
 def test_different_values_have_different_canonical_forms(left: str, right: str) -> None:
-    """Types, order of lists, the last of 38 digits and the code points of text all count."""
+    """Types, the order of lists, the last of 38 digits and the code points of text all count."""
     assert exactjson.canonical(exactjson.loads(left)) != exactjson.canonical(exactjson.loads(right))
 
 
-def test_a_float_is_canonical_as_the_decimal_that_it_shows() -> None:
-    """A float that a caller handed over equals the number in JSON that it is written as."""
+def test_a_float_has_the_canonical_form_of_its_decimal() -> None:
+    """A float equals the JSON number that is written like its `repr`."""
     assert exactjson.canonical({"a": 0.1}) == exactjson.canonical({"a": Decimal("0.10")})
     assert exactjson.canonical(2.0) == exactjson.canonical(2)
 
@@ -238,8 +238,8 @@ json_values = st.recursive(
 
 @settings(deadline=None, max_examples=200)
 @given(json_values)
-def test_canonical_is_json_of_the_same_value(value: Any) -> None:
-    """The canonical form decodes to an equal value and is its own canonical form."""
+def test_the_canonical_form_is_json_of_the_same_value(value: Any) -> None:
+    """The canonical form decodes to an equal value, and is its own canonical form."""
     text = exactjson.canonical(value)
     assert same(exactjson.loads(text), value)
     assert exactjson.canonical(exactjson.loads(text)) == text

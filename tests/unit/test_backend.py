@@ -1,4 +1,4 @@
-"""The result backend: chords as Celery's canvas makes them, over a table in memory, message by message."""
+"""The result backend: chords as Celery's canvas makes them, over an in-memory table, message by message."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ from tests.unit.fake_results_table import Killed
 
 
 def published(canvas: Canvas, header: list[Any], body: Any) -> tuple[list[Any], Any]:
-    """Publish a chord; returns its parts' messages and its result."""
+    """Publish a chord, and return its parts' messages and its result."""
     result = chord(header, body, app=canvas.app).apply_async()
     return canvas.take("part"), result
 
 
 def parts_of(canvas: Canvas, count: int) -> list[Any]:
-    """Signatures of some parts."""
+    """Return the signatures of `count` parts."""
     return [canvas.s("part", number) for number in range(count)]
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.integers(1, 5), st.integers(0, 2))
-def test_every_part_delivered_twice_in_any_order_with_deaths(data: st.DataObject, size: int, kills: int) -> None:
-    """Outcomes differ from delivery to delivery; workers die before any of their calls.
+def test_two_deliveries_of_each_part_in_any_order_with_crashes_complete_the_chord(
+    data: st.DataObject, size: int, kills: int
+) -> None:
+    """The callback gets every part's result, under one task id. The chord fails only if some part never succeeded.
 
-    The callback gets every part's result, under one task id; the chord fails only where a part never succeeded.
+    The outcomes of a part's two deliveries may differ, and workers may be killed before any of their calls.
     """
     canvas = Canvas()
     messages, result = published(canvas, parts_of(canvas, size), canvas.s("body"))
     outcomes = [data.draw(st.lists(st.booleans(), min_size=2, max_size=2)) for _ in range(size)]
     queue = data.draw(st.permutations([(number, ok) for number in range(size) for ok in outcomes[number]]))
-    left = itertools.count(kills, -1)
+    remaining = itertools.count(kills, -1)
 
-    def turn(_: str) -> None:
-        if kills and next(left) > 0 and data.draw(st.integers(0, 4)) == 0:
+    def kill(_: str) -> None:
+        if kills and next(remaining) > 0 and data.draw(st.integers(0, 4)) == 0:
             raise Killed
 
-    canvas.table.turn = turn
+    canvas.table.before_call = kill
     while queue:
         number, ok = queue[0]
         try:
@@ -61,7 +63,7 @@ def test_every_part_delivered_twice_in_any_order_with_deaths(data: st.DataObject
             continue  # SQS delivers it again
         queue = queue[1:]
 
-    canvas.table.turn = lambda _: None
+    canvas.table.before_call = lambda _: None
     bodies = canvas.take("body")
     assert {body.task_id for body in bodies} <= {result.id}
     if all(any(one) for one in outcomes):
@@ -75,7 +77,7 @@ def test_every_part_delivered_twice_in_any_order_with_deaths(data: st.DataObject
 
 
 def test_the_first_failure_fails_the_body_once() -> None:
-    """The body's result is a ChordError that names the part's exception; the errback is called once, duplicates or not."""
+    """The body's result is a ChordError that names the part's exception. Duplicate deliveries do not call the errback again."""
     canvas = Canvas()
     body = canvas.s("body")
     body.link_error(canvas.s("errback"))
@@ -90,8 +92,8 @@ def test_the_first_failure_fails_the_body_once() -> None:
     assert str(result.result) == f"Dependency {messages[1].task_id} raised ValueError('second')"
 
 
-def test_a_failed_chord_runs_when_its_parts_are_mended() -> None:
-    """The failed part's message is sent again and succeeds: the body runs with its result, under the same id."""
+def test_a_failed_chord_runs_once_its_failed_part_succeeds() -> None:
+    """When the failed part's message is delivered again and succeeds, the body runs with its result, under the same id."""
     canvas = Canvas()
     messages, result = published(canvas, parts_of(canvas, 2), canvas.s("body"))
     canvas.fail(messages[0], ValueError("no"))
@@ -103,7 +105,7 @@ def test_a_failed_chord_runs_when_its_parts_are_mended() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "outcomes", "given_to_body"),
+    ("policy", "outcomes", "expected_arguments"),
     [
         ("all", "ok ok", [[0, 1]]),
         ("all", "ok no", None),
@@ -114,31 +116,33 @@ def test_a_failed_chord_runs_when_its_parts_are_mended() -> None:
         ("always", "no no", [[{"exc_type": "ValueError", "exc_message": [0]}, {"exc_message": [1]}]]),
     ],
 )
-@pytest.mark.parametrize("way", ["body", "chord", "chain"])
-def test_join_policies(policy: str, outcomes: str, given_to_body: Any, way: str) -> None:
-    """Set at the body, at the chord, or at a body that a chain then goes on from; the option is not sent with the body."""
+@pytest.mark.parametrize("set_on", ["body", "chord", "chain"])
+def test_the_join_policy_decides_when_the_body_runs(
+    policy: str, outcomes: str, expected_arguments: Any, set_on: str
+) -> None:
+    """The policy may be set on the body, on the chord or on the body of a chord in a chain; it is not sent with the body."""
     canvas = Canvas()
     body = canvas.s("body")
-    if way != "chord":
+    if set_on != "chord":
         body.set(join=policy)
     made = chord(parts_of(canvas, 2), body, app=canvas.app)
-    if way == "chord":
+    if set_on == "chord":
         made.set(join=policy)
-    result = (made | canvas.s("after") if way == "chain" else made).apply_async()
+    result = (made | canvas.s("after") if set_on == "chain" else made).apply_async()
     for number, (message, outcome) in enumerate(zip(canvas.take("part"), outcomes.split(), strict=True)):
         if outcome == "ok":
             canvas.succeed(message, number)
         else:
             canvas.fail(message, ValueError(number))
     bodies = canvas.take("body")
-    if given_to_body is None:
+    if expected_arguments is None:
         assert not bodies
         assert result.state == "FAILURE"
         return
     (sent,) = bodies
     assert "join" not in vars(sent)
     (values,) = sent.args
-    for value, expected in zip(values, given_to_body[0], strict=True):
+    for value, expected in zip(values, expected_arguments[0], strict=True):
         if isinstance(expected, dict):
             assert expected.items() <= value.items()
             assert value["status"] == "FAILURE"
@@ -146,8 +150,8 @@ def test_join_policies(policy: str, outcomes: str, given_to_body: Any, way: str)
             assert value == expected
 
 
-def test_an_unknown_policy_is_refused_where_the_chord_is_made() -> None:
-    """Before anything is published."""
+def test_an_unknown_join_policy_is_refused_when_the_chord_is_applied() -> None:
+    """It is refused before anything is published."""
     canvas = Canvas()
     with pytest.raises(ImproperlyConfigured, match="sometimes"):
         published(canvas, parts_of(canvas, 2), canvas.s("body", join="sometimes"))
@@ -155,7 +159,7 @@ def test_an_unknown_policy_is_refused_where_the_chord_is_made() -> None:
 
 
 @pytest.mark.parametrize("policy", ["all", "any", "always"])
-def test_an_immutable_body_is_given_nothing_and_nothing_is_read(policy: str) -> None:
+def test_an_immutable_body_gets_no_results_and_none_are_read(policy: str) -> None:
     """Parts that ignore their results cost one call each."""
     canvas = Canvas("mdstore.queue.results.backend:DynamoBackend")
     body = canvas.s("body", 7, immutable=True, join=policy)
@@ -168,8 +172,8 @@ def test_an_immutable_body_is_given_nothing_and_nothing_is_read(policy: str) -> 
     assert canvas.table.calls == ["UpdateItem"] * 53
 
 
-def test_what_a_part_ignores_is_stored_where_the_body_wants_it() -> None:
-    """And where it failed, so that the chord's error can name it."""
+def test_an_ignored_result_is_stored_if_the_body_needs_it() -> None:
+    """A failure is stored too, so that the chord's error can name it."""
     canvas = Canvas()
     messages, _ = published(canvas, parts_of(canvas, 2), canvas.s("body", join="always"))
     canvas.succeed(messages[0], 5, ignore_result=True)
@@ -178,8 +182,8 @@ def test_what_a_part_ignores_is_stored_where_the_body_wants_it() -> None:
     assert (five, failure["exc_message"]) == (5, ["no"])
 
 
-def test_a_header_that_is_generated_is_published_as_it_comes() -> None:
-    """Its size is known only before its last part; nothing is generated ahead of that."""
+def test_a_generated_header_is_published_part_by_part() -> None:
+    """Parts are published while later ones are generated; the size is known only just before the last part is published."""
     canvas = Canvas()
     seen: list[int] = []
 
@@ -189,22 +193,22 @@ def test_a_header_that_is_generated_is_published_as_it_comes() -> None:
             yield canvas.s("part", number)
 
     chord(header(), canvas.s("body"), app=canvas.app).apply_async()
-    assert seen == [0, 0, 0, 1, 1]  # Celery looks ahead by two, and further the first time
+    assert seen == [0, 0, 0, 1, 1]  # Celery generates two parts ahead, and more the first time
     for number, message in enumerate(canvas.take("part")):
         canvas.succeed(message, number)
     assert canvas.take("body")[0].args == [[0, 1, 2, 3, 4]]
 
 
 def deliver_all(canvas: Canvas) -> None:
-    """Deliver everything but bodies, twice and the last message first: each task returns its first own argument."""
+    """Deliver everything but bodies, in reverse order and again in order. Each task returns its last argument."""
     while waiting := [message for message in canvas.sent if message.task != "body"]:
         canvas.sent = [message for message in canvas.sent if message.task == "body"]
         for message in [*reversed(waiting), *waiting]:
             canvas.succeed(message, message.args[-1])
 
 
-def test_canvases_inside_of_chords() -> None:
-    """Chains, chords and groups as parts, where Celery gives each of them its own idea of a group and an index."""
+def test_chords_may_contain_other_canvases() -> None:
+    """A chain, chord or group may be a part, although Celery gives each its own notion of a group and an index."""
     canvas = Canvas()
     s = canvas.s
     part = s("part", 0)
@@ -236,8 +240,8 @@ def test_canvases_inside_of_chords() -> None:
         assert len({body.task_id for body in bodies}) == 1, name
 
 
-def test_a_group_is_flattened_in_the_order_that_celery_publishes_it() -> None:
-    """A group in a header is no part of its own."""
+def test_a_group_in_a_header_is_flattened_in_celerys_order() -> None:
+    """Each task of the group is a part, and the group itself is not."""
     canvas = Canvas()
     header = [canvas.s("p", 1), group([canvas.s("p", 2), canvas.s("p", 3)], app=canvas.app)]
     chord(header, canvas.s("body"), app=canvas.app).apply_async()
@@ -246,34 +250,34 @@ def test_a_group_is_flattened_in_the_order_that_celery_publishes_it() -> None:
     assert canvas.take("body")[0].args == [order]
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["once", "after a death"])
-def test_a_chain_that_fails_is_a_failed_part(again: bool) -> None:
-    """Also where the worker died between storing the chain's result and noting the part."""
+@pytest.mark.parametrize("is_redelivered", [False, True], ids=["once", "after a crash"])
+def test_a_chain_that_fails_is_a_failed_part(is_redelivered: bool) -> None:
+    """This holds even if the worker died after it stored the chain's result and before it recorded the part."""
     canvas = Canvas()
     header = [canvas.s("p", 1), chain(canvas.s("first"), canvas.s("p", 3))]
     result = chord(header, canvas.s("body"), app=canvas.app).apply_async()
     (first,) = canvas.take("first")
-    if again:
+    if is_redelivered:
 
-        def turn(operation: str) -> None:
-            if operation == "UpdateItem":  # what is left is to note the part
+        def kill(operation: str) -> None:
+            if operation == "UpdateItem":  # the chain's result is stored, the part is not recorded yet
                 raise Killed
 
-        canvas.table.turn = turn
+        canvas.table.before_call = kill
         with pytest.raises(Killed):
             canvas.fail(first, ValueError("broken"))
-        canvas.table.turn = lambda _: None
+        canvas.table.before_call = lambda _: None
     deliver_all(canvas)
     assert result.state == "PENDING"
     canvas.table.calls.clear()
     canvas.fail(first, ValueError("broken"))
-    assert canvas.table.calls.count("UpdateItem") == 4  # the part, its shard, that it is taken, and that it was fired
+    assert canvas.table.calls.count("UpdateItem") == 4  # the part, its full shard, the claim and the dispatch
     assert result.state == "FAILURE"
     assert "broken" in str(result.result)
 
 
-def test_a_chain_that_fails_before_its_group_fails_each_of_the_groups_tasks() -> None:
-    """They never come to be, and the chord waits for none of them."""
+def test_a_chain_that_fails_before_its_group_fails_each_task_of_the_group() -> None:
+    """The group's tasks will never run, so the chord does not wait for them."""
     canvas = Canvas()
     pair = group([canvas.s("p", 4), canvas.s("p", 5)], app=canvas.app)
     header = [canvas.s("p", 1), canvas.s("p", 2), chain(canvas.s("first"), pair)]
@@ -290,7 +294,7 @@ def test_a_chain_that_fails_before_its_group_fails_each_of_the_groups_tasks() ->
 
 @pytest.mark.skipif(celery_version < (5, 7), reason="5.6 leaves the group's tasks pending")
 def test_a_group_after_a_failed_task_fails() -> None:
-    """Whoever waits for its tasks is told."""
+    """A caller that waits for the group's tasks gets their failures."""
     canvas = Canvas()
     result = (canvas.s("first") | group([canvas.s("p"), canvas.s("p")], app=canvas.app)).apply_async()
     (first,) = canvas.take("first")
@@ -298,8 +302,8 @@ def test_a_group_after_a_failed_task_fails() -> None:
     assert [child.state for child in result.results] == ["FAILURE", "FAILURE"]
 
 
-def test_a_chord_that_fails_is_a_failed_part_of_the_chord_around_it() -> None:
-    """Its body never runs, so nobody else would say that the part returned."""
+def test_a_failed_inner_chord_is_a_failed_part_of_the_outer_chord() -> None:
+    """The inner body never runs, so the failure must be recorded for it."""
     canvas = Canvas()
     inner = chord([canvas.s("inner"), canvas.s("inner")], canvas.s("p", 1), app=canvas.app)
     outer = chord([canvas.s("p", 1), inner], canvas.s("body"), app=canvas.app).apply_async()
@@ -312,8 +316,8 @@ def test_a_chord_that_fails_is_a_failed_part_of_the_chord_around_it() -> None:
     assert "deep" in str(outer.result)
 
 
-def test_a_chord_as_a_body_fails_where_its_result_is() -> None:
-    """`group | group | task`: the first group fails, and the result that the caller holds, the last task's, says so."""
+def test_a_failed_chord_fails_the_last_task_of_a_chord_as_its_body() -> None:
+    """In `group | group | task`, the caller holds the last task's result; it fails when the first group fails."""
     canvas = Canvas()
     made = group(parts_of(canvas, 2), app=canvas.app) | group([canvas.s("p"), canvas.s("p")], app=canvas.app)
     last = canvas.s("body")
@@ -326,8 +330,8 @@ def test_a_chord_as_a_body_fails_where_its_result_is() -> None:
     assert len(canvas.take("errback")) == 1
 
 
-def test_a_group_as_a_body_fails_each_of_its_tasks() -> None:
-    """With the part's own exception, as in Celery."""
+def test_a_failed_chord_fails_each_task_of_a_group_as_its_body() -> None:
+    """Each of them fails with the failed part's own exception, as in Celery."""
     canvas = Canvas()
     canvas.app.control.revoke = lambda *_, **__: None
     header = parts_of(canvas, 2)
@@ -338,8 +342,8 @@ def test_a_group_as_a_body_fails_each_of_its_tasks() -> None:
     assert [child.state for child in result.results] == ["FAILURE", "FAILURE"]
 
 
-def test_a_replaced_part_is_the_same_part() -> None:
-    """By a chord: its body has the part's id, index and chord."""
+def test_a_chord_that_replaces_a_part_counts_as_that_part() -> None:
+    """The body of the replacing chord has the part's id, index and chord."""
     canvas = Canvas()
     messages, _ = published(canvas, parts_of(canvas, 3), canvas.s("body"))
     replaced = messages[1]
@@ -353,14 +357,14 @@ def test_a_replaced_part_is_the_same_part() -> None:
     assert canvas.take("body")[0].args == [[0, 9, 0]]
 
 
-def test_a_part_may_add_parts() -> None:
-    """`Task.add_to_chord`: the body waits for them and gets their results."""
+def test_a_part_may_add_parts_to_its_chord() -> None:
+    """After `Task.add_to_chord`, the body waits for the added parts and gets their results."""
     canvas = Canvas()
     messages, _ = published(canvas, parts_of(canvas, 3), canvas.s("body"))
     added = canvas.s("added")
-    of = messages[1]
-    added.set(group_id=of.group_id, group_index=of.group_index, chord=of.chord)
-    canvas.backend.add_to_chord(of.group_id, added.freeze())
+    adder = messages[1]
+    added.set(group_id=adder.group_id, group_index=adder.group_index, chord=adder.chord)
+    canvas.backend.add_to_chord(adder.group_id, added.freeze())
     added.delay()
     for message in messages:
         canvas.succeed(message, 1)
@@ -370,8 +374,8 @@ def test_a_part_may_add_parts() -> None:
     assert sorted(canvas.take("body")[0].args[0]) == [1, 1, 1, 2]
 
 
-def test_revoked_parts_fail_their_chord() -> None:
-    """They did return, and did not succeed."""
+def test_a_revoked_part_fails_its_chord() -> None:
+    """A revoked part has returned without success."""
     canvas = Canvas()
     messages, result = published(canvas, parts_of(canvas, 2), canvas.s("body"))
     canvas.succeed(messages[0], 1)
@@ -380,35 +384,35 @@ def test_revoked_parts_fail_their_chord() -> None:
     assert "TaskRevokedError" in str(result.result)
 
 
-def completed_by_a_dying_worker(canvas: Canvas, body: Any) -> Any:
-    """A chord whose last part's worker died after it had noted the part."""
+def completed_by_a_killed_worker(canvas: Canvas, body: Any) -> Any:
+    """Publish a chord, complete it with a worker that is killed once it has recorded the last part, and return its result."""
     messages, result = published(canvas, parts_of(canvas, 3), body)
     for message in messages[:-1]:
         canvas.succeed(message, 1)
 
-    def turn(operation: str) -> None:
-        if operation == "BatchGetItem":  # it has begun to collect the results
+    def kill(operation: str) -> None:
+        if operation == "BatchGetItem":  # the part is recorded, and the worker collects the results
             raise Killed
 
-    canvas.table.turn = turn
+    canvas.table.before_call = kill
     with pytest.raises(Killed):
         canvas.succeed(messages[-1], 3)
-    canvas.table.turn = lambda _: None
+    canvas.table.before_call = lambda _: None
     return result
 
 
 @pytest.mark.parametrize("size", [1, 50_000], ids=["small", "a callback in S3"])
-def test_repair_publishes_what_a_dead_worker_left(size: int) -> None:
-    """After the time that it is given, once, from the callback that the join has kept."""
+def test_repair_publishes_the_callback_that_a_dead_worker_left(size: int) -> None:
+    """`repair` waits until the worker had time to publish, and then publishes the stored callback once."""
     canvas = Canvas()
-    result = completed_by_a_dying_worker(canvas, canvas.app.signature("body", kwargs={"note": "x" * size}))
-    published(canvas, parts_of(canvas, 2), canvas.s("body"))  # one that is not complete
+    result = completed_by_a_killed_worker(canvas, canvas.app.signature("body", kwargs={"note": "x" * size}))
+    published(canvas, parts_of(canvas, 2), canvas.s("body"))  # a chord that is not complete
     now = time.time()
     assert canvas.backend.repair(now=now) == []
     root = canvas.table.items[f"chord-join-{result.parent.id}"]
-    root["look_at"] = {"N": str(int(now))}  # its last part returned just now, and is perhaps publishing
+    root["look_at"] = {"N": str(int(now))}  # the last part has just returned; its worker may be publishing
     assert canvas.backend.repair(now=now) == []
-    assert canvas.backend.repair(now=now + 58) == []  # it was looked at
+    assert canvas.backend.repair(now=now + 58) == []  # it was checked a moment ago
     (repaired,) = canvas.backend.repair(now=now + 62)
     assert repaired == result.parent.id
     (body,) = canvas.take("body")
@@ -416,55 +420,55 @@ def test_repair_publishes_what_a_dead_worker_left(size: int) -> None:
     assert canvas.backend.repair(now=now + 1_000) == []
 
 
-def test_repair_finds_parts_that_were_not_noted_in_the_root() -> None:
-    """The worker died between filling the shard and saying so."""
+def test_repair_finds_a_full_shard_that_the_root_does_not_list() -> None:
+    """The worker may die after it fills a shard and before it records that in the root."""
     canvas = Canvas()
     messages, _ = published(canvas, parts_of(canvas, 2), canvas.s("body"))
     canvas.succeed(messages[0], 1)
     updates = itertools.count()
 
-    def turn(operation: str) -> None:
+    def kill(operation: str) -> None:
         if operation == "UpdateItem" and next(updates) == 1:
             raise Killed
 
-    canvas.table.turn = turn
+    canvas.table.before_call = kill
     with pytest.raises(Killed):
         canvas.succeed(messages[1], 2)
-    canvas.table.turn = lambda _: None
+    canvas.table.before_call = lambda _: None
     assert len(canvas.backend.repair(now=time.time() + 62)) == 1
     assert canvas.take("body")[0].args == [[1, 2]]
 
 
-def test_one_chord_that_cannot_be_repaired_keeps_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is logged, and stays to be repaired later."""
+def test_a_chord_that_cannot_be_repaired_does_not_block_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other chord is repaired, and the broken one is repaired later."""
     canvas = Canvas()
-    left = {completed_by_a_dying_worker(canvas, canvas.s("body")).parent.id for _ in range(2)}
-    broken = min(left)
+    incomplete = {completed_by_a_killed_worker(canvas, canvas.s("body")).parent.id for _ in range(2)}
+    broken = min(incomplete)
     read = ChordStates.read
 
-    def looking(self: ChordStates, join: str, now: float) -> Any:
-        found = read(self, join, now)
-        if join == broken:
-            raise ValueError(join)
-        return found
+    def failing_read(self: ChordStates, chord_id: str, now: float) -> Any:
+        state = read(self, chord_id, now)
+        if chord_id == broken:
+            raise ValueError(chord_id)
+        return state
 
-    monkeypatch.setattr(ChordStates, "read", looking)
+    monkeypatch.setattr(ChordStates, "read", failing_read)
     now = time.time()
-    assert set(canvas.backend.repair(now=now + 62)) == left - {broken}
+    assert set(canvas.backend.repair(now=now + 62)) == incomplete - {broken}
     monkeypatch.undo()
     assert canvas.backend.repair(now=now + 124) == [broken]
 
 
-def test_a_callback_that_no_message_holds_fails_the_chord(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What may pass is raised instead: the message comes again, and with it the callback."""
+def test_a_callback_that_cannot_be_encoded_fails_the_chord(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary error is raised instead, so the part's message is redelivered and the callback is published then."""
     canvas = Canvas()
     (message,), result = published(canvas, parts_of(canvas, 1), canvas.s("body"))
     for error in (ConnectionError("gone"), EncodeError("too long")):
 
-        def sending(*_: Any, error: Exception = error, **__: Any) -> None:
+        def fail_to_send(*_: Any, error: Exception = error, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(canvas.app, "send_task", sending)
+        monkeypatch.setattr(canvas.app, "send_task", fail_to_send)
         if isinstance(error, ConnectionError):
             with pytest.raises(ConnectionError):
                 canvas.succeed(message, 1)
@@ -478,8 +482,8 @@ def test_a_callback_that_no_message_holds_fails_the_chord(monkeypatch: pytest.Mo
 # -- results
 
 
-def test_a_success_stays() -> None:
-    """One call a state; a duplicate that fails later, or returns something else, changes nothing."""
+def test_a_stored_success_is_never_overwritten() -> None:
+    """Each state costs one call. A later duplicate that fails, or returns another value, changes nothing."""
     canvas = Canvas()
     for value, state in ((None, "STARTED"), (1, "SUCCESS"), (ValueError("late"), "FAILURE"), (2, "SUCCESS")):
         canvas.table.calls.clear()
@@ -488,8 +492,8 @@ def test_a_success_stays() -> None:
     assert canvas.app.AsyncResult("t").get() == 1
 
 
-def test_large_results_lie_in_s3() -> None:
-    """Text of any kind comes back as it was; what is larger than allowed is refused before it is stored."""
+def test_large_results_are_stored_in_s3() -> None:
+    """Any text is read back unchanged. A result over the limit is refused before anything is stored."""
     canvas = Canvas()
     value = {"text": 'é\n"' * 100_000, "deep": [{"n": 1.5}]}
     canvas.backend.store_result("large", value, "SUCCESS")
@@ -502,7 +506,7 @@ def test_large_results_lie_in_s3() -> None:
 
 
 def test_groups_are_saved_restored_and_deleted() -> None:
-    """As large as they may be."""
+    """A group of 10,000 results survives saving and restoring."""
     canvas = Canvas()
     results = [canvas.app.AsyncResult(f"{number:036d}") for number in range(10_000)]
     canvas.app.GroupResult("g", results).save(backend=canvas.backend)
@@ -512,38 +516,40 @@ def test_groups_are_saved_restored_and_deleted() -> None:
     assert canvas.app.GroupResult.restore("g", backend=canvas.backend) is None
 
 
-def test_who_waits_for_a_chord_looks_at_a_hundred_parts_a_call() -> None:
-    """Twice a second `get` looks whether a part has failed. What has ended is not read again, and the first error is raised."""
+def test_waiting_for_a_chord_reads_100_parts_per_call() -> None:
+    """`get` checks twice a second whether a part has failed. It does not reread finished parts, and raises the first error."""
     canvas = Canvas()
     parts, result = published(canvas, parts_of(canvas, 250), canvas.s("body"))
 
-    def look() -> int:
+    def calls_of_a_check() -> int:
         canvas.table.calls.clear()
         result.parent.maybe_throw()
         assert set(canvas.table.calls) <= {"BatchGetItem"}
         return len(canvas.table.calls)
 
-    assert look() == 3
+    assert calls_of_a_check() == 3
     for message in parts[:240]:
         canvas.succeed(message, None)
-    assert [look(), look()] == [3, 1]
+    assert [calls_of_a_check(), calls_of_a_check()] == [3, 1]
     seen: list[str] = []
     result.parent.maybe_throw(callback=lambda task_id, _: seen.append(task_id))
     assert seen == [message.task_id for message in parts]
     canvas.fail(parts[241], ValueError("on purpose"))
     with pytest.raises(ValueError, match="on purpose"):
-        look()
+        calls_of_a_check()
     with pytest.raises(ValueError, match="on purpose"):
         result.get(timeout=1)
 
 
-def test_a_groups_result_is_pickled_by_the_name_that_the_app_has_for_it() -> None:
+def test_a_group_result_is_pickled_by_its_name_in_the_app() -> None:
+    """The pickled name is an attribute of the app."""
     canvas = Canvas()
     _, (name, *_) = canvas.app.GroupResult("g", []).__reduce__()
     assert getattr(canvas.app, name) is canvas.app.GroupResult
 
 
-def test_groups_of_groups_raise_what_the_inner_ones_do() -> None:
+def test_a_group_of_groups_raises_the_errors_of_its_inner_groups() -> None:
+    """With `propagate=False` it raises nothing."""
     canvas = Canvas()
     inner = canvas.app.GroupResult("inner", [canvas.app.AsyncResult("t")])
     outer = canvas.app.GroupResult("outer", [inner])
@@ -554,8 +560,8 @@ def test_groups_of_groups_raise_what_the_inner_ones_do() -> None:
     outer.maybe_throw(propagate=False)
 
 
-def test_parts_of_other_kinds_are_asked_as_celery_asks_them() -> None:
-    """A task with a backend of its own, and a set that is no group."""
+def test_results_outside_the_table_are_checked_by_celery() -> None:
+    """A task may have a backend of its own, and a result set need not be a group."""
     canvas = Canvas()
     elsewhere = CacheBackend(canvas.app, backend="memory")
     group_result = canvas.app.GroupResult("g", [canvas.app.AsyncResult("own", backend=elsewhere)])
@@ -569,16 +575,16 @@ def test_parts_of_other_kinds_are_asked_as_celery_asks_them() -> None:
         canvas.app.GroupResult("g", [ResultSet([canvas.app.AsyncResult("t")], app=canvas.app)]).maybe_throw()
 
 
-def test_a_forgotten_result_is_gone() -> None:
-    """`AsyncResult.forget`."""
+def test_a_forgotten_result_is_deleted() -> None:
+    """After `AsyncResult.forget`, the task is pending."""
     canvas = Canvas()
     canvas.backend.store_result("t", 1, "SUCCESS")
     canvas.app.AsyncResult("t").forget()
     assert canvas.app.AsyncResult("t").state == "PENDING"
 
 
-def test_every_item_has_its_end() -> None:
-    """A part's result is kept as long as its chord may wait; another's as long as results are."""
+def test_every_item_has_an_expiry_time() -> None:
+    """A part's result is kept as long as its chord may wait; any other result is kept for the configured time."""
     canvas = Canvas()
     messages, _ = published(canvas, parts_of(canvas, 3), canvas.s("body"))
     for message in messages:

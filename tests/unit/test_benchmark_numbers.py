@@ -1,4 +1,4 @@
-"""The numbers on the README and on the page of benchmarks are those that were measured, and what missed its target says so."""
+"""The README and the benchmark pages quote the published results, and say which targets were missed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "benchmarks"
 WORKER, CLIENT = {"contender": "worker: mdstore"}, {"contender": "client: mdstore"}
-OURS = {"contender": "mdstore"}
+MDSTORE = {"contender": "mdstore"}
 APPLIED = {"what": "mdstore, submit to applied"}
 MILLION = {"operations": 1_000_000}
 
@@ -29,22 +29,22 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 def measured(name: str, column: str, **where: Any) -> float:
-    """The value in the one row of the result `name` that has the values of `where`."""
+    """Return the value of `column` in the one row of the result `name` whose values are those of `where`."""
     (row,) = (row for row in rows(name) if all(row[key] == value for key, value in where.items()))
     value: float = row[column]
     return value
 
 
 def best_peer() -> float:
-    """Operations a second of the fastest in the pipeline that is neither ours nor the floor."""
+    """Return the operations a second of the fastest contender of the pipeline that is neither mdstore nor the floor."""
     rates: list[float] = [
-        row["operations_per_s"] for row in rows("pipeline") if row["contender"] not in (OURS["contender"], FLOOR)
+        row["operations_per_s"] for row in rows("pipeline") if row["contender"] not in (MDSTORE["contender"], FLOOR)
     ]
     return max(rates)
 
 
 def spread(column: str) -> float:
-    """How many per cent more the most is than the least, from 10,000 to 1,000,000 operations."""
+    """Return by how many per cent the largest value exceeds the smallest, from 10,000 to 1,000,000 operations."""
     values: list[float] = [row[column] for row in rows("growth") if row["operations"] >= 10_000]
     return (max(values) / min(values) - 1) * 100
 
@@ -54,19 +54,22 @@ FLOOR = "floor: direct transactions"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the row of `question` compares: `measured`, `shown` so, with `target`."""
+    """A row of the page's table of targets: `compare(measured, target)` tells whether the target is met.
+
+    `question` is part of the row's text, and `number_format` formats the measured number.
+    """
 
     question: str
     measured: float
     compare: Callable[[float, float], bool]
     target: float
-    shown: str = "{:.1f}"
+    number_format: str = "{:.1f}"
 
     @property
     def cells(self) -> list[str]:
-        """The row's numbers, and whether the target is met."""
-        held = "yes" if self.compare(self.measured, self.target) else "**no**"
-        return [f"{self.target:,g}", self.shown.format(self.measured), held]
+        """Return the row's numbers, and whether the target is met."""
+        answer = "yes" if self.compare(self.measured, self.target) else "**no**"
+        return [f"{self.target:,g}", self.number_format.format(self.measured), answer]
 
 
 def targets() -> list[Target]:
@@ -92,42 +95,42 @@ def targets() -> list[Target]:
             measured=measured("write_path", "operations_per_s", **slow),
             compare=ge,
             target=15_000,
-            shown="{:,}",
+            number_format="{:,}",
         ),
         Target(
             question="of the floor",
-            measured=measured("pipeline", "of_the_floor", **OURS),
+            measured=measured("pipeline", "of_the_floor", **MDSTORE),
             compare=ge,
             target=0.8,
-            shown="{}",
+            number_format="{}",
         ),
         Target(
             question="as it comes",
-            measured=measured("pipeline", "times_stock_celery", **OURS),
+            measured=measured("pipeline", "times_stock_celery", **MDSTORE),
             compare=ge,
             target=2.5,
-            shown="{}",
+            number_format="{}",
         ),
         Target(
             question="that polls without pause",
-            measured=measured("pipeline", "times_polling_without_pause", **OURS),
+            measured=measured("pipeline", "times_polling_without_pause", **MDSTORE),
             compare=ge,
             target=2.5,
-            shown="{}",
+            number_format="{}",
         ),
         Target(
             question="every peer",
-            measured=measured("pipeline", "operations_per_s", **OURS),
+            measured=measured("pipeline", "operations_per_s", **MDSTORE),
             compare=ge,
             target=best_peer(),
-            shown="{:,}",
+            number_format="{:,}",
         ),
         Target(
             question="sum of the bare calls",
             measured=measured("latency", "p50_of_the_bare_calls", **APPLIED),
             compare=le,
             target=1.3,
-            shown="{}",
+            number_format="{}",
         ),
         *(
             Target(
@@ -135,7 +138,7 @@ def targets() -> list[Target]:
                 measured=spread(f"{who}_cpu_us"),
                 compare=le,
                 target=15,
-                shown="{:.0f}",
+                number_format="{:.0f}",
             )
             for who in ("worker", "producer")
         ),
@@ -145,26 +148,26 @@ def targets() -> list[Target]:
                 measured=measured("growth", f"{who}_peak_mb", **MILLION),
                 compare=lt,
                 target=300,
-                shown="{:.0f}",
+                number_format="{:.0f}",
             )
             for who in ("worker", "producer")
         ),
         Target(
             question="calls a task",
-            measured=measured("broker", "calls_per_task", **OURS),
+            measured=measured("broker", "calls_per_task", **MDSTORE),
             compare=le,
             target=0.4,
-            shown="{}",
+            number_format="{}",
         ),
         Target(
             question="tasks a second",
-            measured=measured("broker", "times_as_fast", **OURS),
+            measured=measured("broker", "times_as_fast", **MDSTORE),
             compare=ge,
             target=3,
         ),
         Target(
             question="a group of a thousand",
-            measured=measured("broker", "publish_times_as_fast", **OURS),
+            measured=measured("broker", "publish_times_as_fast", **MDSTORE),
             compare=ge,
             target=5,
         ),
@@ -174,8 +177,8 @@ def targets() -> list[Target]:
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
 
 
-def test_the_page_of_benchmarks_says_what_was_measured() -> None:
-    """Each row of its table of targets has the target, the number and the verdict that follow from the results."""
+def test_the_table_of_targets_quotes_the_published_results() -> None:
+    """Each row has the target, the measured number and the answer that follow from the results."""
     page = (RESULTS / "README.md").read_text("utf-8")
     table = page.partition("| question | target | measured | met |\n")[2].partition("\n\n")[0]
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[1:]]
@@ -186,14 +189,14 @@ def test_the_page_of_benchmarks_says_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
-def test_results_are_of_the_benchmarks_as_they_are(path: Path) -> None:
-    """A benchmark that says otherwise what it measures than it did when its result was published has to be run again."""
+def test_results_have_the_present_titles_of_their_benchmarks(path: Path) -> None:
+    """A benchmark whose description has changed since its result was published must be run again."""
     module = importlib.import_module(f"benchmarks.{path.stem}")
     assert json.loads(path.read_text("utf-8"))["title"] == module.__doc__
 
 
-def test_the_readme_says_what_was_measured() -> None:
-    """The paragraph under the picture has these numbers and no others, and its picture is there."""
+def test_the_readme_quotes_the_published_results() -> None:
+    """The paragraph under the plot has these numbers and no others, and the plot exists."""
     _, picture, after = (ROOT / "README.md").read_text("utf-8").partition("(docs/benchmarks/write_path.png)\n\n")
     assert picture
     assert (RESULTS / "write_path.png").is_file()
@@ -203,15 +206,15 @@ def test_the_readme_says_what_was_measured() -> None:
         str(measured("write_path", "cpu_us", target="0 ms", **WORKER)),
         str(measured("write_path", "times_less_cpu_than_boto3", target="0 ms", **WORKER)),
         f"{measured('write_path', 'operations_per_s', **slow):,}",
-        "20",  # ms, of that row
-        str(measured("pipeline", "times_stock_celery", **OURS)),
-        str(measured("pipeline", "times_polling_without_pause", **OURS)),
-        str(measured("pipeline", "of_the_floor", **OURS)),
+        "20",  # ms, the target of that row
+        str(measured("pipeline", "times_stock_celery", **MDSTORE)),
+        str(measured("pipeline", "times_polling_without_pause", **MDSTORE)),
+        str(measured("pipeline", "of_the_floor", **MDSTORE)),
     ]
 
 
-def test_the_decision_on_pools_quotes_what_was_measured() -> None:
-    """Its table has the worker's rows of the write path."""
+def test_the_decision_on_pools_quotes_the_benchmark_of_the_write_path() -> None:
+    """Its first table has the worker's rows of the write path."""
     page = (ROOT / "docs" / "adr" / "0013-pool-and-parallelism.md").read_text("utf-8")
     found = re.findall(rf"^\| (\d+ ms) \| ({NUMBER}) \| ({NUMBER}) µs \|$", page, re.MULTILINE)
     assert found == [
@@ -221,7 +224,7 @@ def test_the_decision_on_pools_quotes_what_was_measured() -> None:
     ]
 
 
-def test_the_page_of_the_transport_says_what_was_measured() -> None:
+def test_the_page_of_the_transport_quotes_the_published_results() -> None:
     """Its table has both rows of the broker's result."""
     page = (ROOT / "docs" / "celery-on-sqs.md").read_text("utf-8")
     table = page.partition("Measured with 10,000 tasks")[2].partition("| --- | --- | --- |\n")[2].partition("\n\n")[0]

@@ -1,4 +1,4 @@
-"""Commands, answers and events: what is let through, and what is refused before anything touches it."""
+"""Commands, answers and events: what a worker accepts, and what is refused before anything else reads it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def opened(kind: Kind, message: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("encoding", ["base64", None])
-def test_a_command_comes_through_with_nothing_but_what_was_checked(encoding: str | None) -> None:
-    """Body and known headers are kept; the delivery tag is the receiver's own, and other parts are dropped."""
-    answer_to = {"exchange": REPLY_EXCHANGE, "routing_key": "0123456789abcdef0123"}
-    command = {**COMMAND, "ticket": "t", "reply_to": answer_to}
+def test_a_command_keeps_only_the_checked_fields(encoding: str | None) -> None:
+    """Body and known headers are kept, the delivery tag is the receiver's own, and all other fields are dropped."""
+    reply_to = {"exchange": REPLY_EXCHANGE, "routing_key": "0123456789abcdef0123"}
+    command = {**COMMAND, "ticket": "t", "reply_to": reply_to}
     message = text(
         command, encoding=encoding, headers={"expires": time.time() + 3_600, "clock": 3, "compression": "zlib"}
     )
@@ -74,8 +74,8 @@ def test_a_command_comes_through_with_nothing_but_what_was_checked(encoding: str
         (text('{"method":"x","arguments":{"a":' + "[" * 100_000), "recursion"),
     ],
 )
-def test_what_is_no_command_is_refused(message: str, reason: str) -> None:
-    """Any other text raises `Malformed`, with the reason and never with another error."""
+def test_invalid_commands_are_refused(message: str, reason: str) -> None:
+    """Any other text raises `Malformed` with the reason, and no other error."""
     with pytest.raises(Malformed) as caught:
         opened(Kind.CONTROL, message)
     assert reason in str(caught.value)
@@ -83,7 +83,7 @@ def test_what_is_no_command_is_refused(message: str, reason: str) -> None:
 
 @pytest.mark.parametrize("expires", [None, 0, 1_700_000_000, -EXPIRY_TOLERANCE - 1])
 def test_a_stale_command_is_refused(expires: float | None) -> None:
-    """A command whose sender stopped waiting 30 s ago, or that does not say, is not obeyed; a little late is early enough."""
+    """A command that expired over 30 s ago, or has no expiry time, is refused; one that expired just before is accepted."""
     when = time.time() + expires if expires is not None and expires < 0 else expires
     with pytest.raises(Malformed, match="'shutdown' is stale"):
         opened(Kind.CONTROL, text({**COMMAND, "method": "shutdown"}, headers={"expires": when}))
@@ -101,23 +101,23 @@ def test_a_stale_command_is_refused(expires: float | None) -> None:
         ("x", "malformed"),
     ],
 )
-def test_what_is_no_event_is_refused(body: Any, reason: str) -> None:
-    """Else a listener would fall over it, and lose its connection with all that waits there."""
+def test_invalid_events_are_refused(body: Any, reason: str) -> None:
+    """Otherwise a listener would crash on it, and lose its connection with all messages that wait there."""
     with pytest.raises(Malformed) as caught:
         opened(Kind.EVENTS, text(body))
     assert reason in str(caught.value)
 
 
-def test_events_come_through_alone_and_in_lists() -> None:
-    """One event, many, and a client's `task-sent`, which has no clock."""
+def test_one_event_and_lists_of_events_are_accepted() -> None:
+    """A client's `task-sent` is accepted too, although it has no clock."""
     sent = {**EVENT, "type": "task-sent", "clock": None}
     for body in (EVENT, [EVENT, {"type": "worker-online", "hostname": "w", "timestamp": 1, "clock": 1}], [sent]):
         assert json.loads(opened(Kind.EVENTS, text(body))["body"]) == body
         assert json.loads(opened(Kind.EVENTS, wrap(json.dumps(body)))["body"]) == body
 
 
-def test_an_answer_says_who_answers() -> None:
-    """An answer is an object by node; anything else is refused."""
+def test_an_answer_names_its_node() -> None:
+    """An answer is an object with a key per node; anything else is refused."""
     payload = opened(Kind.REPLY, text({"w@h": {"ok": "pong"}}, headers={"ticket": "t", "clock": 1}))
     assert payload["headers"] == {"ticket": "t", "clock": 1}
     with pytest.raises(Malformed):

@@ -1,4 +1,4 @@
-"""The claim check: large messages come back as they were, and no pointer leads anywhere else."""
+"""The claim check: large messages are read back unchanged, and no pointer leads anywhere else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOON = 1_795_608_000.0  # 2026-11-25T12:00:00Z
 
 
 def message(arguments: Any, task: str = "shop.report", task_id: str = "t1") -> str:
-    """A task's message as kombu sends it."""
+    """Return a task's message as kombu sends it."""
     return json.dumps({
         "body": base64.b64encode(json.dumps([arguments, {}, {}]).encode()).decode(),
         "content-encoding": "utf-8",
@@ -36,7 +36,7 @@ LARGE = message(["é" * 20_000])
 
 
 class Environment:
-    """A bucket and the time."""
+    """Holds a bucket, a clock and the claim checks that use them."""
 
     def __init__(self) -> None:
         self.objects = MemoryObjects()
@@ -55,16 +55,16 @@ def environment() -> Environment:
     return Environment()
 
 
-def test_a_small_message_goes_as_it_is(environment: Environment) -> None:
-    """Up to the threshold, in bytes, nothing is stored."""
+def test_a_small_message_is_sent_unchanged(environment: Environment) -> None:
+    """Nothing is stored for a message of up to the threshold, in bytes."""
     text = "é" * 1_000
     assert environment.claim_checks.store(text) == text
     assert not environment.objects.stored
     assert is_claim(environment.claim_checks.store(text + "x"))
 
 
-def test_a_large_message_comes_back_as_it_was(environment: Environment) -> None:
-    """The pointer is small and no task's message; it names the task for people and logs."""
+def test_a_large_message_is_read_back_unchanged(environment: Environment) -> None:
+    """The pointer is small and is not a task's message; it names the task for people and logs."""
     text = environment.claim_checks.store(LARGE)
     assert len(text) < 400
     assert is_claim(text)
@@ -79,15 +79,15 @@ def test_a_large_message_comes_back_as_it_was(environment: Environment) -> None:
 
 
 @pytest.mark.parametrize("text", ["x" * 5_000, "[" * 5_000, json.dumps({"headers": {"task": 7, "id": "x" * 3_000}})])
-def test_what_is_no_task_is_kept_too(environment: Environment, text: str) -> None:
-    """Reading the names of a message is no check of it."""
+def test_text_that_is_not_a_task_is_stored_too(environment: Environment, text: str) -> None:
+    """Reading a message's task name and id does not validate the message."""
     pointer = environment.claim_checks.store(text)
     assert environment.claim_checks.load(pointer) == text
     assert (read_claim(pointer).task, read_claim(pointer).id) == ("", "")
 
 
 def test_long_names_do_not_make_a_pointer_large(environment: Environment) -> None:
-    """They are cut; the message has them whole."""
+    """The pointer truncates the names; the stored message has them in full."""
     text = environment.claim_checks.store(message(["x"], task="\U0001f600" * 5_000, task_id="\U0001f600" * 5_000))
     assert is_claim(text)
     assert len(text.encode()) < 3_000
@@ -95,7 +95,7 @@ def test_long_names_do_not_make_a_pointer_large(environment: Environment) -> Non
 
 
 def test_the_same_message_is_stored_once_a_day(environment: Environment) -> None:
-    """An object must outlive each message that points to it, so it is not shared with one of another day."""
+    """An object must outlive every message that points to it, so messages of different days do not share one."""
     first = environment.claim_checks.store(LARGE)
     assert environment.claim_checks.store(LARGE) == first
     assert len(environment.objects.stored) == 1
@@ -118,16 +118,18 @@ def test_the_same_message_is_stored_once_a_day(environment: Environment) -> None
         (10 * 366 * DAY, 3_720),
     ],
 )
-def test_what_is_due_late_is_kept_longer(environment: Environment, ahead: float | None, days: int) -> None:
-    """Until it is due, and then through queue and dead letters."""
+def test_messages_with_a_late_due_time_are_kept_longer(
+    environment: Environment, ahead: float | None, days: int
+) -> None:
+    """The object is kept until the message is due, and then for its time in the queue and in the dead-letter queue."""
     text = environment.claim_checks.store(LARGE, due=None if ahead is None else NOON + ahead)
     assert read_claim(text).days == days
     assert environment.claim_checks.load(text) == LARGE
     assert days * DAY - max(0, ahead or 0) >= 2 * MAX_AGE
 
 
-def test_too_large_a_message_is_refused(environment: Environment) -> None:
-    """What no worker would read must not be sent."""
+def test_a_message_over_the_limit_is_refused(environment: Environment) -> None:
+    """A message that no worker would read must not be sent."""
     with pytest.raises(InvalidRequest, match=r"message: expected at most max_claim_bytes=1048576, got '1048577 bytes'"):
         environment.claim_checks.store("x" * (2**20 + 1))
     assert not environment.objects.stored
@@ -148,8 +150,8 @@ def test_too_large_a_message_is_refused(environment: Environment) -> None:
     ],
     ids=lambda text: text[:30],
 )
-def test_what_is_no_pointer(text: str) -> None:
-    """A message whose arguments speak of claims is a message."""
+def test_messages_that_only_mention_claims_are_not_pointers(text: str) -> None:
+    """A message whose arguments mention claims is a normal message."""
     assert not is_claim(text)
 
 
@@ -184,8 +186,8 @@ def test_what_is_no_pointer(text: str) -> None:
     ],
     ids=str,
 )
-def test_a_pointer_that_is_wrong_is_untrusted(environment: Environment, changes: dict[str, Any]) -> None:
-    """It is seen as a pointer, refused with a reason, and nothing is asked of S3."""
+def test_an_invalid_pointer_is_rejected(environment: Environment, changes: dict[str, Any]) -> None:
+    """It is recognised as a pointer and refused with a reason; nothing is read from S3."""
     text = json.dumps({**environment.pointer(), **changes})
     assert is_claim(text)
     with pytest.raises(IntegrityError, match=r"not a claim|outside of its bounds"):
@@ -194,8 +196,8 @@ def test_a_pointer_that_is_wrong_is_untrusted(environment: Environment, changes:
 
 
 @pytest.mark.parametrize("name", ["digest", "size", "days", "stored"])
-def test_a_pointer_that_lacks_something_is_untrusted(environment: Environment, name: str) -> None:
-    """Nothing of it has a default that leads somewhere."""
+def test_an_incomplete_pointer_is_rejected(environment: Environment, name: str) -> None:
+    """No field has a default that could lead to another object."""
     pointer = environment.pointer()
     del pointer[name]
     with pytest.raises(IntegrityError, match=name):
@@ -205,8 +207,8 @@ def test_a_pointer_that_lacks_something_is_untrusted(environment: Environment, n
 @pytest.mark.parametrize(
     "changes", [{"digest": "0" * 64}, {"stored": "2026-11-24"}, {"days": 400}, {"size": 100}, {"size": 2**20}], ids=str
 )
-def test_a_pointer_to_something_else_is_untrusted(environment: Environment, changes: dict[str, Any]) -> None:
-    """What is not there, and what is there but not as said; each under the prefix and nowhere else."""
+def test_a_pointer_to_another_object_is_rejected(environment: Environment, changes: dict[str, Any]) -> None:
+    """The object is missing, or its content is not what the pointer says. Only objects under the prefix are read."""
     pointer = {**environment.pointer(), **changes}
     with pytest.raises(IntegrityError, match="cannot be read"):
         environment.claim_checks.load(json.dumps(pointer))
@@ -228,8 +230,8 @@ def bomb() -> bytes:
     ],
     ids=["empty", "noise", "short", "changed", "bomb"],
 )
-def test_an_object_that_was_replaced_is_untrusted(environment: Environment, content: bytes, reason: str) -> None:
-    """Whoever may write to the bucket decides nothing but that the message is dead-lettered."""
+def test_a_replaced_object_is_rejected(environment: Environment, content: bytes, reason: str) -> None:
+    """Somebody who may write to the bucket can only cause the message to be dead-lettered."""
     text = environment.claim_checks.store(LARGE)
     (key,) = environment.objects.stored
     environment.objects.stored[key] = content
@@ -237,16 +239,16 @@ def test_an_object_that_was_replaced_is_untrusted(environment: Environment, cont
         environment.claim_checks.load(text)
 
 
-def test_what_is_not_text_is_untrusted(environment: Environment) -> None:
-    """A forger may store bytes under their right digest."""
+def test_an_object_that_is_not_text_is_rejected(environment: Environment) -> None:
+    """A forger may store bytes under their correct digest."""
     content = b"\xff" * 3_000
     digest = environment.claim_checks._contents.put(environment.claim_checks._place(45, date(2026, 11, 25)), content)
     with pytest.raises(IntegrityError, match="not text"):
         environment.claim_checks.load(json.dumps({**environment.pointer(), "digest": digest, "size": len(content)}))
 
 
-def test_that_s3_is_not_there_is_no_fault_of_the_pointer(environment: Environment) -> None:
-    """The message is to be tried again, not dead-lettered."""
+def test_an_unavailable_s3_does_not_make_a_pointer_invalid(environment: Environment) -> None:
+    """The message must be retried, not dead-lettered."""
     text = environment.claim_checks.store(LARGE)
 
     class Absent(MemoryObjects):
@@ -258,8 +260,8 @@ def test_that_s3_is_not_there_is_no_fault_of_the_pointer(environment: Environmen
         claim_checks.load(text)
 
 
-def test_lives_are_in_order_and_cover_the_table() -> None:
-    """The longest covers what the due-time table takes, ten years ahead."""
+def test_retention_periods_ascend_and_cover_the_delayed_table() -> None:
+    """The longest one covers messages that the delayed table holds for ten years."""
     assert list(CLAIM_DAYS) == sorted(CLAIM_DAYS)
     assert CLAIM_DAYS[0] * DAY >= 3 * MAX_AGE
     assert CLAIM_DAYS[-1] >= 10 * 366 + 2 * 14

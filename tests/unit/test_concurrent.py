@@ -1,4 +1,4 @@
-"""Tasks at the same time: room, order, retries, errors. Flights are played by a list, so each step is seen."""
+"""Concurrent tasks: limits, order, retries and errors. A list stands in for the network, so every step is visible."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ from mdstore.errors import ConditionFailed, MdstoreError, RequestRejected, Unava
 from tests.unit.endpoint import FakeTime
 
 
-class PlayedFlights(ConcurrentCalls):
-    """Lands what was started first. `answer` decides by the call's body; `most` is how many were in the air at once."""
+class ScriptedCalls(ConcurrentCalls):
+    """Completes calls in the order in which they started.
+
+    `answer` decides by the call's body. `most` is the highest number of calls in flight.
+    """
 
     def __init__(self, answer: Callable[[bytes], Answer | Unavailable]) -> None:
         self._answer = answer
-        self._air: list[tuple[Any, bytes]] = []
+        self._in_flight: list[tuple[Any, bytes]] = []
         self.begun: list[bytes] = []
         self.most = 0
 
     def __len__(self) -> int:
-        return len(self._air)
+        return len(self._in_flight)
 
     def start(self, tag: Any, url: str, headers: Any, body: bytes) -> None:  # noqa: ARG002
-        self._air.append((tag, body))
+        self._in_flight.append((tag, body))
         self.begun.append(body)
-        self.most = max(self.most, len(self._air))
+        self.most = max(self.most, len(self._in_flight))
 
     def completed(self, timeout: float) -> list[tuple[Any, Answer | Unavailable]]:  # noqa: ARG002
-        if not self._air:
+        if not self._in_flight:
             return []
-        tag, body = self._air.pop(0)
+        tag, body = self._in_flight.pop(0)
         return [(tag, self._answer(body))]
 
 
-def said(body: bytes) -> Answer:
+def echo(body: bytes) -> Answer:
     return Answer(200, [], body)
 
 
@@ -86,17 +89,17 @@ def idle() -> Task[str]:
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(0, 3), max_size=20), st.integers(1, 6))
 def test_each_task_gets_its_own_answers(sizes: list[int], in_flight: int) -> None:
-    """Results are in the order of the tasks, whatever number of calls each makes, and the room is never exceeded."""
-    concurrent_calls = PlayedFlights(said)
+    """Results are in the order of the tasks, however many calls each makes, and the limit of calls in flight is kept."""
+    concurrent_calls = ScriptedCalls(echo)
     bodies = [[b"%d.%d" % (number, call) for call in range(size)] for number, size in enumerate(sizes)]
     assert run((calling(*one) for one in bodies), concurrent_calls, FakeTime(), in_flight=in_flight) == bodies
     assert concurrent_calls.most <= in_flight
     assert sorted(concurrent_calls.begun) == sorted(body for one in bodies for body in one)
 
 
-def test_tasks_are_begun_when_there_is_room(time: FakeTime) -> None:
-    """What a task would send is computed when it can be sent, and not all at once."""
-    concurrent_calls = PlayedFlights(said)
+def test_a_task_starts_when_there_is_room_for_its_call(time: FakeTime) -> None:
+    """A task computes its first call when the call can be sent; the tasks do not all start at once."""
+    concurrent_calls = ScriptedCalls(echo)
     begun: list[int] = []
 
     def task(number: int) -> Task[None]:
@@ -108,50 +111,50 @@ def test_tasks_are_begun_when_there_is_room(time: FakeTime) -> None:
     assert begun == list(range(10))
 
 
-def test_a_task_without_calls_is_done(time: FakeTime) -> None:
+def test_a_task_without_calls_completes(time: FakeTime) -> None:
     """Nothing is sent for it."""
-    concurrent_calls = PlayedFlights(said)
+    concurrent_calls = ScriptedCalls(echo)
     assert run([idle(), calling(b"a"), idle()], concurrent_calls, time) == ["nothing to do", [b"a"], "nothing to do"]
     assert concurrent_calls.begun == [b"a"]
 
 
-def test_not_now_is_tried_again_with_the_same_bytes(time: FakeTime) -> None:
-    """A throttled call waits and is sent again, its task does not hear of it, and others go on meanwhile."""
-    left = {b"busy": 3}
+def test_a_retryable_call_is_retried_with_the_same_bytes(time: FakeTime) -> None:
+    """A throttled call is sent again after a delay, without its task noticing, and other calls are made meanwhile."""
+    failures = {b"busy": 3}
 
     def answer(body: bytes) -> Answer | Unavailable:
-        if left.get(body, 0):
-            left[body] -= 1
+        if failures.get(body, 0):
+            failures[body] -= 1
             return Unavailable("not now", code="Throttling")
-        return said(body)
+        return echo(body)
 
-    concurrent_calls = PlayedFlights(answer)
+    concurrent_calls = ScriptedCalls(answer)
     assert run([calling(b"busy"), calling(b"a", b"b")], concurrent_calls, time, base=1.0) == [[b"busy"], [b"a", b"b"]]
     assert concurrent_calls.begun.count(b"busy") == 4
     assert time.slept == [1, 2, 4]
 
 
-def test_the_count_of_tries_begins_anew_with_each_call(time: FakeTime) -> None:
-    """A task's second call has its own back-off."""
+def test_each_call_has_a_backoff_of_its_own(time: FakeTime) -> None:
+    """The second call of a task starts with the shortest delay again."""
     seen: set[tuple[bytes, int]] = set()
     tries: dict[bytes, int] = {}
 
     def answer(body: bytes) -> Answer | Unavailable:
         tries[body] = tries.get(body, 0) + 1
         seen.add((body, tries[body]))
-        return said(body) if tries[body] == 3 else Unavailable("not now", code="x")
+        return echo(body) if tries[body] == 3 else Unavailable("not now", code="x")
 
-    run([calling(b"a", b"b")], PlayedFlights(answer), time, base=1.0)
+    run([calling(b"a", b"b")], ScriptedCalls(answer), time, base=1.0)
     assert time.slept == [1, 2, 1, 2]
 
 
-def test_the_last_not_now_before_the_deadline_is_raised(time: FakeTime) -> None:
-    """What is in the air is waited for, and nothing more is begun."""
+def test_the_last_retryable_error_before_the_deadline_is_raised(time: FakeTime) -> None:
+    """The run waits for the calls in flight, and begins nothing more."""
 
     def answer(body: bytes) -> Answer | Unavailable:
-        return Unavailable("not now", code="x") if body == b"busy" else said(body)
+        return Unavailable("not now", code="x") if body == b"busy" else echo(body)
 
-    concurrent_calls = PlayedFlights(answer)
+    concurrent_calls = ScriptedCalls(answer)
     with pytest.raises(Unavailable, match="not now"):
         run(
             [calling(b"busy"), calling(b"a", b"b"), calling(b"never")],
@@ -166,8 +169,8 @@ def test_the_last_not_now_before_the_deadline_is_raised(time: FakeTime) -> None:
     assert time.slept == []
 
 
-def test_an_error_is_the_tasks_own(time: FakeTime) -> None:
-    """A task that expects an error takes it and goes on."""
+def test_an_error_is_raised_in_its_task(time: FakeTime) -> None:
+    """A task that expects an error catches it and continues."""
 
     def task() -> Task[str]:
         try:
@@ -176,20 +179,20 @@ def test_an_error_is_the_tasks_own(time: FakeTime) -> None:
             yield "Op", b"b"
         return "handled"
 
-    concurrent_calls = PlayedFlights(lambda body: Answer(400, [], b"") if body == b"a" else said(body))
+    concurrent_calls = ScriptedCalls(lambda body: Answer(400, [], b"") if body == b"a" else echo(body))
     assert run([task()], concurrent_calls, time) == ["handled"]
 
 
 @pytest.mark.parametrize("where", ["answer", "task"])
-def test_an_error_that_a_task_does_not_take_ends_the_run(time: FakeTime, where: str) -> None:
-    """The first one is raised, once all that was begun has landed."""
+def test_an_error_that_a_task_does_not_catch_ends_the_run(time: FakeTime, where: str) -> None:
+    """The first such error is raised once all calls in flight are completed."""
 
     def task() -> Task[None]:
         if where == "task":
             raise RequestRejected("made here", code="x")
         yield "Op", b"bad"
 
-    concurrent_calls = PlayedFlights(lambda body: Answer(400, [], b"") if body == b"bad" else said(body))
+    concurrent_calls = ScriptedCalls(lambda body: Answer(400, [], b"") if body == b"bad" else echo(body))
     with pytest.raises(MdstoreError) as caught:
         run([calling(b"a", b"a2"), task(), calling(b"never")], concurrent_calls, time, in_flight=2)
     assert type(caught.value) is (RequestRejected if where == "task" else ConditionFailed)
@@ -197,26 +200,26 @@ def test_an_error_that_a_task_does_not_take_ends_the_run(time: FakeTime, where: 
     assert len(concurrent_calls) == 0
 
 
-def test_a_full_air_does_not_spin(time: FakeTime) -> None:
-    """While there is no room, a call that is due again is not polled for."""
+def test_a_run_at_its_limit_does_not_spin(time: FakeTime) -> None:
+    """While the limit of calls in flight is reached, a call that is due for a retry does not cause polling."""
     polled: list[float] = []
-    left = [True]
+    failures = [True]
 
     def answer(body: bytes) -> Answer | Unavailable:
-        return Unavailable("not now", code="x") if body == b"busy" and left.pop() else said(body)
+        return Unavailable("not now", code="x") if body == b"busy" and failures.pop() else echo(body)
 
-    class Watched(PlayedFlights):
+    class WatchedCalls(ScriptedCalls):
         def completed(self, timeout: float) -> list[tuple[Any, Answer | Unavailable]]:
             polled.append(timeout)
             return super().completed(timeout)
 
-    left = [False, False, True]
-    run([calling(b"busy"), calling(*[b"x"] * 5)], Watched(answer), time, in_flight=1, base=0.0)
+    failures = [False, False, True]
+    run([calling(b"busy"), calling(*[b"x"] * 5)], WatchedCalls(answer), time, in_flight=1, base=0.0)
     assert all(timeout > 0 for timeout in polled)
 
 
-def test_calls_are_made_of_what_is_yielded(time: FakeTime) -> None:
-    """The operation reaches both ends: what begins the call, and what reads the answer."""
+def test_a_yielded_call_reaches_begin_and_read(time: FakeTime) -> None:
+    """Both functions get the operation: the one that begins the call, and the one that reads the response."""
     calls: list[Call] = []
 
     def begin(operation: str, body: bytes) -> tuple[str, tuple[()], bytes]:
@@ -224,7 +227,7 @@ def test_calls_are_made_of_what_is_yielded(time: FakeTime) -> None:
         return "url", (), body
 
     one: Run[Any] = Run(
-        PlayedFlights(said),
+        ScriptedCalls(echo),
         begin=begin,
         read=lambda operation, answer: (operation, msgspec.json.decode(answer.body)),
         retry=time.retry(),

@@ -1,4 +1,4 @@
-"""The worker's consumer: what cannot become a task is dead-lettered with its reason, and the worker goes on."""
+"""The worker's consumer dead-letters messages that cannot become tasks, with the reason, and keeps running."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.unit.canvas import Canvas
 
 
 @dataclass
-class NotedChannel:
-    """Keeps which messages are dead-lettered, and why."""
+class RecordingChannel:
+    """Records which messages are dead-lettered, and why."""
 
     no_ack_consumers: frozenset[str] = frozenset()
     letters: list[tuple[str, str]] = field(default_factory=list)
@@ -49,13 +49,13 @@ def consumer(app: Celery) -> Consumer:
 
 
 @pytest.fixture
-def channel() -> NotedChannel:
-    return NotedChannel()
+def channel() -> RecordingChannel:
+    return RecordingChannel()
 
 
 @pytest.fixture
 def rejected() -> Iterator[list[Any]]:
-    """What the signal `task_rejected` told its listeners."""
+    """Return the list of errors that listeners of the signal `task_rejected` receive."""
     heard: list[Any] = []
 
     def listen(exc: Any, **_: Any) -> None:
@@ -66,8 +66,8 @@ def rejected() -> Iterator[list[Any]]:
     signals.task_rejected.disconnect(listen)
 
 
-def message(channel: NotedChannel, headers: Any = None, **changes: Any) -> Message:
-    """A message of a task; `changes` are to what it is made of."""
+def message(channel: RecordingChannel, headers: Any = None, **changes: Any) -> Message:
+    """Return a task's message; `changes` replace its fields."""
     made = {
         "body": "[[],{},{}]",
         "content_type": "application/json",
@@ -87,8 +87,8 @@ def raising(error: Exception) -> Callable[..., None]:
     return strategy
 
 
-def test_a_task_s_message_goes_its_way(consumer: Consumer, channel: NotedChannel) -> None:
-    """Its strategy gets it, and nothing is said of it."""
+def test_a_task_s_message_reaches_its_strategy(consumer: Consumer, channel: RecordingChannel) -> None:
+    """A valid message is not dead-lettered."""
     seen: list[Message] = []
     consumer.strategies["mdstore.ingest"] = lambda message, *_: seen.append(message)
     one = message(channel)
@@ -97,13 +97,11 @@ def test_a_task_s_message_goes_its_way(consumer: Consumer, channel: NotedChannel
     assert channel.letters == []
 
 
-def test_an_unknown_task_is_dead_lettered_and_its_result_says_so(
-    app: Celery, consumer: Consumer, channel: NotedChannel
-) -> None:
-    """The letter is the message as it came; whoever waits for the result learns that no worker knows the task."""
+def test_an_unknown_task_is_dead_lettered_and_fails(app: Celery, consumer: Consumer, channel: RecordingChannel) -> None:
+    """The message is dead-lettered unchanged, and a caller that waits for the result learns that no worker knows the task."""
     heard: list[tuple[str, str]] = []
 
-    def listen(name: str, id: str, **_: Any) -> None:  # noqa: A002  the signal calls it so
+    def listen(name: str, id: str, **_: Any) -> None:  # noqa: A002  the signal's name for it
         heard.append((name, id))
 
     signals.task_unknown.connect(listen)
@@ -116,8 +114,8 @@ def test_an_unknown_task_is_dead_lettered_and_its_result_says_so(
     assert heard == [("mdstore.evil", "id-1")]
 
 
-def test_an_unknown_task_fails_the_chord_that_it_is_a_part_of(channel: NotedChannel) -> None:
-    """As any part that fails for good: its error callback is called, and whoever waits for the chord waits no longer."""
+def test_an_unknown_task_fails_its_chord(channel: RecordingChannel) -> None:
+    """Like any part that fails for good, it calls the error callback and ends the wait for the chord."""
     canvas = Canvas()
     result = chord([canvas.s("part")], canvas.s("body"), app=canvas.app).apply_async()
     errback = canvas.s("errback")
@@ -132,13 +130,16 @@ def test_an_unknown_task_fails_the_chord_that_it_is_a_part_of(channel: NotedChan
 
 
 class WrittenPool(AsynPool):  # type: ignore[misc]
-    """A pool that has written a job to its process, which says so after a while; `flushed` are the jobs that are forgotten."""
+    """A pool that has written one job to a process; the process acknowledges it after a while.
 
-    def __init__(self, *, tells: bool) -> None:
+    `flushed` lists the jobs that are forgotten.
+    """
+
+    def __init__(self, *, is_alive: bool) -> None:
         self.asked = 0
         self.flushed: list[Any] = []
         process = SimpleNamespace(
-            _is_alive=lambda: tells, outqR_fd=7, outq=SimpleNamespace(_reader=SimpleNamespace(poll=self._poll))
+            _is_alive=lambda: is_alive, outqR_fd=7, outq=SimpleNamespace(_reader=SimpleNamespace(poll=self._poll))
         )
         self.job = SimpleNamespace(_write_to=process, _accepted=False)
         self.unwritten = SimpleNamespace(_write_to=None, _accepted=False)
@@ -158,36 +159,38 @@ class WrittenPool(AsynPool):  # type: ignore[misc]
         self.flushed += [job for job in self._cache.values() if not job._accepted]
 
 
-@pytest.mark.parametrize("tells", [True, False])
-def test_what_a_process_was_given_is_not_forgotten_when_the_worker_stops(consumer: Consumer, tells: bool) -> None:
-    """Celery forgets what was not begun; a process that lives is heard first, one that is gone is not waited for."""
-    pool = WrittenPool(tells=tells)
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_jobs_that_a_live_process_has_are_not_forgotten_when_the_worker_stops(
+    consumer: Consumer, is_alive: bool
+) -> None:
+    """Celery forgets jobs that were not acknowledged. The worker first reads the acknowledgements of live processes."""
+    pool = WrittenPool(is_alive=is_alive)
     consumer.controller.semaphore = None
     consumer.pool = SimpleNamespace(_pool=pool, flush=pool.flush)
     consumer.on_close()
-    assert pool.flushed == ([pool.unwritten] if tells else [pool.job, pool.unwritten])
+    assert pool.flushed == ([pool.unwritten] if is_alive else [pool.job, pool.unwritten])
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("kind", "text"),
     [
-        (ValueError, "words"),
-        (KeyError, "'words'"),
-        (RecursionError, "words"),
-        (InvalidTaskError, "words"),
-        (ContentDisallowed, "words"),
-        (DecodeError, "words"),
+        (ValueError, "text"),
+        (KeyError, "'text'"),
+        (RecursionError, "text"),
+        (InvalidTaskError, "text"),
+        (ContentDisallowed, "text"),
+        (DecodeError, "text"),
     ],
 )
-def test_whatever_a_message_makes_the_handler_raise_ends_with_it(
-    consumer: Consumer, channel: NotedChannel, rejected: list[Any], kind: type[Exception], words: str
+def test_an_error_in_the_handler_affects_only_its_message(
+    consumer: Consumer, channel: RecordingChannel, rejected: list[Any], kind: type[Exception], text: str
 ) -> None:
-    """It is dead-lettered with the error as its reason, and gone; the next message is handled as ever."""
-    error = kind("words")
+    """The message is dead-lettered with the error as its reason, and the next message is handled as usual."""
+    error = kind("text")
     consumer.strategies["mdstore.ingest"] = raising(error)
     handle = consumer.create_task_handler()
     handle(message(channel))
-    assert channel.letters == [("tag", f"{kind.__name__}: {words}")]
+    assert channel.letters == [("tag", f"{kind.__name__}: {text}")]
     assert rejected == [error]
 
     seen: list[Message] = []
@@ -196,8 +199,8 @@ def test_whatever_a_message_makes_the_handler_raise_ends_with_it(
     assert len(seen) == 1
 
 
-def test_a_broken_connection_is_not_the_message_s_fault(consumer: Consumer, channel: NotedChannel) -> None:
-    """It is for the worker to connect again; the message comes again by itself."""
+def test_a_broken_connection_does_not_dead_letter_the_message(consumer: Consumer, channel: RecordingChannel) -> None:
+    """The worker must reconnect, and SQS redelivers the message."""
     consumer.connection_errors = (ConnectionResetError,)
     consumer.strategies["mdstore.ingest"] = raising(ConnectionResetError("gone"))
     with pytest.raises(ConnectionResetError):
@@ -213,26 +216,30 @@ def test_a_broken_connection_is_not_the_message_s_fault(consumer: Consumer, chan
         ({"body": b"\x80\x04K\x07.", "content_type": "application/x-python-serialize"}, "ContentDisallowed: "),
         ({"body": b"\xff", "content_type": "application/json"}, "DecodeError: "),
     ],
-    ids=["no JSON", "YAML", "pickle", "no UTF-8"],
+    ids=["not JSON", "YAML", "pickle", "not UTF-8"],
 )
-def test_what_cannot_be_decoded_is_dead_lettered(
-    consumer: Consumer, channel: NotedChannel, changes: dict[str, Any], reason: str
+def test_a_message_that_cannot_be_decoded_is_dead_lettered(
+    consumer: Consumer, channel: RecordingChannel, changes: dict[str, Any], reason: str
 ) -> None:
-    """Without headers of a task it is the body that Celery reads; what is not allowed is not read."""
+    """Without a task's headers Celery reads the body, and never decodes a content type that is not allowed."""
     consumer.create_task_handler()(message(channel, {"other": 1}, **changes))
-    (words,) = channel.reasons
-    assert words.startswith(reason)
+    (found,) = channel.reasons
+    assert found.startswith(reason)
 
 
 @pytest.mark.parametrize("body", ["[]", "7", "null", "{}", '"task"'])
-def test_what_is_no_task_is_dead_lettered(consumer: Consumer, channel: NotedChannel, body: str) -> None:
-    """JSON that names no task, neither in its headers nor in its body."""
+def test_a_message_that_names_no_task_is_dead_lettered(
+    consumer: Consumer, channel: RecordingChannel, body: str
+) -> None:
+    """Neither the headers nor the JSON body names a task."""
     consumer.create_task_handler()(message(channel, {"other": 1}, body=body))
     assert channel.reasons == ["not a task's message"]
 
 
-def test_headers_that_are_none_are_no_task(consumer: Consumer, channel: NotedChannel, rejected: list[Any]) -> None:
-    """Headers of another type than an object."""
+def test_headers_that_are_not_an_object_are_dead_lettered(
+    consumer: Consumer, channel: RecordingChannel, rejected: list[Any]
+) -> None:
+    """Such a message is not a task's message."""
     one = message(channel)
     one.headers = 7
     consumer.create_task_handler()(one)

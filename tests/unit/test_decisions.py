@@ -1,4 +1,4 @@
-"""What becomes of a message, as a table: the error that its task raised, and whether the delivery was its last."""
+"""What becomes of a message, as a table: the error that its task raised, and whether this was its last delivery."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ TABLE: list[tuple[Exception | None, Decision, Decision]] = [
 
 @pytest.mark.parametrize(("error", "before", "last"), TABLE, ids=repr)
 def test_the_error_and_the_last_delivery_decide(error: Exception | None, before: Decision, last: Decision) -> None:
-    """Nothing but the error's class decides, and only what is given back knows of the last delivery."""
+    """Only the error's class decides, and only messages that are given back depend on the last delivery."""
     assert [decide(error, Deliveries(count=count, limit=3)) for count in (1, 2)] == [before, before]
     assert [decide(error, Deliveries(count=count, limit=3)) for count in (3, 4)] == [last, last]
 
 
-def test_only_a_postponed_message_spends_no_delivery() -> None:
-    """Contention is expected: a message may be postponed any number of times, and is never given up for it."""
+def test_a_message_may_be_postponed_any_number_of_times() -> None:
+    """Contention is expected, so a postponed message is never given up."""
     assert {decide(Unavailable("no", code="No"), Deliveries(count=count, limit=1)) for count in range(100)} == {
         Postpone(POSTPONED)
     }

@@ -1,9 +1,8 @@
-"""Calls to DynamoDB: what is sent, what each answer means, and when a call is tried again."""
+"""Calls to DynamoDB: what is sent, what each response means, and which calls are retried."""
 
 from __future__ import annotations
 
 import json
-import socket
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -24,11 +23,12 @@ from mdstore.errors import (
     TransactionCancelled,
     Unavailable,
 )
+from mdstore.local.emulator import free_port
 from tests.unit.endpoint import Answer, Endpoint, FakeTime, Keys
 
 
 def test_delays_double_up_to_the_cap() -> None:
-    """The bounds of the jitter are base, 2 x base, 4 x base ... and the cap; the patience ends it."""
+    """The bounds of the jitter are base, 2 x base, 4 x base and so on up to the cap; retries end with the patience."""
     time = FakeTime()
 
     def call() -> None:
@@ -40,7 +40,7 @@ def test_delays_double_up_to_the_cap() -> None:
 
 
 def test_the_jitter_is_full() -> None:
-    """A delay is drawn from 0 to its bound, so that callers spread out."""
+    """A delay is drawn between 0 and its bound, so that callers spread out."""
     bounds: list[tuple[float, float]] = []
     time = FakeTime()
 
@@ -63,10 +63,10 @@ def test_the_jitter_is_full() -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.floats(0.001, 1), st.floats(0.001, 10), st.floats(0, 60), st.none() | st.floats(0, 60), st.floats(0, 0.5))
-def test_waiting_never_goes_past_the_deadline(
+def test_retries_never_wait_past_the_deadline(
     base: float, cap: float, patience: float, deadline: float | None, each: float
 ) -> None:
-    """All waiting ends by the deadline, or by the patience where there is none; there is always a first try."""
+    """All waiting ends by the deadline, or by the patience if there is none; there is always a first try."""
     time = FakeTime()
     tries = 0
 
@@ -88,14 +88,14 @@ def test_waiting_never_goes_past_the_deadline(
 
 
 def test_a_deadline_in_the_past_allows_one_try() -> None:
-    """A call is made once, however late it is, and then given up."""
+    """A call is always made once, however late it is."""
     time = FakeTime()
     answers = iter(["first"])
     assert time.retry().run(lambda: next(answers), deadline=0) == "first"
 
 
-def test_other_errors_are_not_tried_again() -> None:
-    """Only "not now" is worth another try."""
+def test_only_unavailable_is_retried() -> None:
+    """Other errors are raised at once."""
     time = FakeTime()
 
     def call() -> None:
@@ -114,20 +114,20 @@ def client(endpoint: Endpoint, time: FakeTime) -> Iterator[DynamoClient]:
     found.close()
 
 
-def refused(code: str, **more: Any) -> dict[str, Any]:
-    return {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "words", **more}
+def error_body(code: str, **more: Any) -> dict[str, Any]:
+    return {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "text", **more}
 
 
 def failure(client: DynamoClient, endpoint: Endpoint, *answers: tuple[int, Any] | Answer) -> MdstoreError:
-    endpoint.says(*answers)
+    endpoint.respond_with(*answers)
     with pytest.raises(MdstoreError) as caught:
         client.call("GetItem", {})
     return caught.value
 
 
 def test_a_call_is_signed_json(client: DynamoClient, endpoint: Endpoint) -> None:
-    """The request has DynamoDB's headers, a SigV4 signature with the session's token, and the answer comes back decoded."""
-    endpoint.says((200, {"Item": {"pk": {"S": "ü"}}}))
+    """The request has DynamoDB's headers and a SigV4 signature with the session token, and the response is decoded."""
+    endpoint.respond_with((200, {"Item": {"pk": {"S": "ü"}}}))
     assert client.call("GetItem", {"TableName": "t"}) == {"Item": {"pk": {"S": "ü"}}}
     ((headers, body),) = endpoint.requests
     assert json.loads(body) == {"TableName": "t"}
@@ -138,7 +138,7 @@ def test_a_call_is_signed_json(client: DynamoClient, endpoint: Endpoint) -> None
     assert "/eu-central-1/dynamodb/aws4_request" in headers["authorization"]
 
 
-NOT_NOW = [
+RETRYABLE = [
     (400, "ProvisionedThroughputExceededException"),
     (400, "ThrottlingException"),
     (400, "RequestLimitExceeded"),
@@ -150,14 +150,14 @@ NOT_NOW = [
 ]
 
 
-@pytest.mark.parametrize(("status", "code"), NOT_NOW)
-def test_not_now_is_unavailable(client: DynamoClient, endpoint: Endpoint, status: int, code: str) -> None:
-    """Throttles, conflicts and any HTTP 5xx are tried again until the patience ends, and name their code."""
-    error = failure(client, endpoint, (status, refused(code)))
+@pytest.mark.parametrize(("status", "code"), RETRYABLE)
+def test_retryable_errors_raise_unavailable(client: DynamoClient, endpoint: Endpoint, status: int, code: str) -> None:
+    """Throttles, conflicts and any HTTP 5xx are retried until the patience is used up; the error names their code."""
+    error = failure(client, endpoint, (status, error_body(code)))
     assert isinstance(error, Unavailable)
     assert error.code == code
-    assert str(error) == f"{code}: GetItem: words"
-    assert len(endpoint.requests) == 3  # after 0, 1 and 3 of 5 seconds
+    assert str(error) == f"{code}: GetItem: text"
+    assert len(endpoint.requests) == 3  # tries after 0, 1 and 3 s; the patience is 5 s
 
 
 @pytest.mark.parametrize(
@@ -174,19 +174,19 @@ def test_not_now_is_unavailable(client: DynamoClient, endpoint: Endpoint, status
         ("SomethingNew", DeploymentBroken),
     ],
 )
-def test_never_like_this_is_said_once(
+def test_permanent_errors_are_not_retried(
     client: DynamoClient, endpoint: Endpoint, code: str, kind: type[RequestRejected | DeploymentBroken]
 ) -> None:
-    """Malformed calls and broken deployments are told apart, name their code, and are not tried again."""
-    error = failure(client, endpoint, (400, refused(code)))
+    """Malformed calls and broken deployments raise different errors, which name their code."""
+    error = failure(client, endpoint, (400, error_body(code)))
     assert type(error) is kind
     assert error.code == code
     assert len(endpoint.requests) == 1
 
 
-def test_a_condition_that_is_not_met_is_an_answer(client: DynamoClient, endpoint: Endpoint) -> None:
-    """A single write's condition has an error of its own."""
-    error = failure(client, endpoint, (400, refused("ConditionalCheckFailedException")))
+def test_a_failed_condition_raises_condition_failed(client: DynamoClient, endpoint: Endpoint) -> None:
+    """The condition of a single write has an error of its own, and is not retried."""
+    error = failure(client, endpoint, (400, error_body("ConditionalCheckFailedException")))
     assert type(error) is ConditionFailed
     assert len(endpoint.requests) == 1
 
@@ -202,17 +202,17 @@ def test_a_condition_that_is_not_met_is_an_answer(client: DynamoClient, endpoint
         ((400, b"{}"), DeploymentBroken, "HTTP400"),
     ],
 )
-def test_an_answer_without_a_code_goes_by_its_status(
+def test_a_response_without_a_code_is_judged_by_its_status(
     client: DynamoClient, endpoint: Endpoint, answer: tuple[int, bytes], kind: type[MdstoreError], code: str
 ) -> None:
-    """A proxy's answer in HTML is judged by its HTTP status."""
+    """A proxy's HTML page is judged by its HTTP status."""
     error = failure(client, endpoint, answer)
     assert type(error) is kind
     assert getattr(error, "code", None) == code
 
 
-def test_a_success_that_is_no_json_is_unavailable(client: DynamoClient, endpoint: Endpoint) -> None:
-    """Whether the call took effect is unknown, so it is the same again, later."""
+def test_a_success_that_is_not_json_is_unavailable(client: DynamoClient, endpoint: Endpoint) -> None:
+    """It is unknown whether the call took effect, so the same call is made again later."""
     assert isinstance(failure(client, endpoint, (200, b"<html>login please</html>")), Unavailable)
 
 
@@ -229,9 +229,9 @@ def test_a_success_that_is_no_json_is_unavailable(client: DynamoClient, endpoint
 def test_a_transaction_cancelled_by_contention_is_unavailable(
     client: DynamoClient, endpoint: Endpoint, codes: list[str]
 ) -> None:
-    """Reasons that say nothing about the operations are a matter of time."""
+    """Cancellation reasons that do not concern the operations are temporary."""
     reasons = [{"Code": code} for code in codes]
-    error = failure(client, endpoint, (400, refused("TransactionCanceledException", CancellationReasons=reasons)))
+    error = failure(client, endpoint, (400, error_body("TransactionCanceledException", CancellationReasons=reasons)))
     assert isinstance(error, Unavailable)
     assert len(endpoint.requests) == 3
 
@@ -245,23 +245,23 @@ def test_a_transaction_cancelled_by_contention_is_unavailable(
         ["ThrottlingError", "SomethingNew"],
     ],
 )
-def test_a_transaction_cancelled_for_its_operations_says_why(
+def test_a_transaction_cancelled_for_its_operations_has_their_reasons(
     client: DynamoClient, endpoint: Endpoint, codes: list[str]
 ) -> None:
-    """One reason about an operation is enough; each action's reason is there, in order, with its old item."""
+    """One reason that concerns an operation is enough; the error has the reason of each action, in order, with its old item."""
     reasons = [{"Code": code, "Message": "m", "Item": {"pk": {"S": "x"}}} for code in codes]
-    error = failure(client, endpoint, (400, refused("TransactionCanceledException", CancellationReasons=reasons)))
+    error = failure(client, endpoint, (400, error_body("TransactionCanceledException", CancellationReasons=reasons)))
     assert isinstance(error, TransactionCancelled)
     assert error.reasons == reasons
     assert len(endpoint.requests) == 1
 
 
 def test_every_try_sends_the_same_bytes_and_token(client: DynamoClient, endpoint: Endpoint, time: FakeTime) -> None:
-    """A transaction is retried as it was, so that DynamoDB recognises it."""
-    endpoint.says(
-        (500, refused("InternalServerError")),
+    """A transaction is retried unchanged, so that DynamoDB recognises it."""
+    endpoint.respond_with(
+        (500, error_body("InternalServerError")),
         (0, b""),
-        (400, refused("TransactionInProgressException")),
+        (400, error_body("TransactionInProgressException")),
         (200, {}),
     )
     actions = exactjson.dumps([{"Put": {"TableName": "t", "Item": {"pk": {"S": "ü"}}}}])
@@ -272,44 +272,41 @@ def test_every_try_sends_the_same_bytes_and_token(client: DynamoClient, endpoint
     sent = json.loads(bodies[0])
     assert sent["TransactItems"] == [{"Put": {"TableName": "t", "Item": {"pk": {"S": "ü"}}}}]
     assert 1 <= len(sent["ClientRequestToken"]) <= 36
-    assert time.slept == [1, 2]  # where a kept connection is found closed, libcurl tries a new one at once
+    assert time.slept == [1, 2]  # if a reused connection turns out to be closed, libcurl opens a new one at once
 
 
 def test_other_actions_have_another_token(client: DynamoClient, endpoint: Endpoint) -> None:
-    """The token is that of the actions: the same for the same, another for others."""
-    endpoint.says((200, {}))
+    """The token is derived from the actions: the same actions have the same token, and others have another."""
+    endpoint.respond_with((200, {}))
     for name in ("a", "b", "a"):
         client.call(*transact(exactjson.dumps([{"Delete": {"TableName": name}}])))
     first, second, third = (json.loads(body)["ClientRequestToken"] for _, body in endpoint.requests)
     assert first == third != second
 
 
-def test_a_damaged_answer_is_unavailable(client: DynamoClient, endpoint: Endpoint) -> None:
-    """An answer whose checksum does not fit is not believed, success or not; one whose does is."""
+def test_a_damaged_response_is_unavailable(client: DynamoClient, endpoint: Endpoint) -> None:
+    """A response with a wrong checksum is not used, whether it reports success or an error; one with the right checksum is."""
     good = b'{"Item":{}}'
-    for status, content in ((200, good), (400, json.dumps(refused("ValidationException")).encode())):
+    for status, content in ((200, good), (400, json.dumps(error_body("ValidationException")).encode())):
         error = failure(client, endpoint, (status, content, {"x-amz-crc32": str(zlib.crc32(content) ^ 1)}))
         assert isinstance(error, Unavailable)
         assert error.code == "ChecksumMismatch"
-    endpoint.says((200, b"{}", {"x-amz-crc32": "1"}), (200, good, {"x-amz-crc32": str(zlib.crc32(good))}))
+    endpoint.respond_with((200, b"{}", {"x-amz-crc32": "1"}), (200, good, {"x-amz-crc32": str(zlib.crc32(good))}))
     assert client.call("GetItem", {}) == {"Item": {}}
 
 
-def test_a_connection_that_is_cut_is_unavailable(client: DynamoClient, endpoint: Endpoint) -> None:
-    """No answer at all, or half of one, may come after the effect: the same again, later."""
+def test_a_broken_connection_is_unavailable(client: DynamoClient, endpoint: Endpoint) -> None:
+    """With no response, or half of one, the call may have taken effect, so the same call is made again later."""
     assert isinstance(failure(client, endpoint, (0, b"")), Unavailable)
     assert isinstance(
         failure(client, endpoint, (200, b"{", {"Content-Length": "10", "Connection": "close"})), Unavailable
     )
 
 
-def test_an_endpoint_that_is_not_there_is_unavailable(time: FakeTime) -> None:
-    """A refused connection is tried again like a throttle, and reported as the same error."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+def test_a_refused_connection_is_unavailable(time: FakeTime) -> None:
+    """It is retried like a throttle, and raises the same error."""
     http = SignedHttp(service="dynamodb", region="x", credentials=Keys())
-    client = DynamoClient(http=http, endpoint=f"http://127.0.0.1:{port}", retry=time.retry(base=1))
+    client = DynamoClient(http=http, endpoint=f"http://127.0.0.1:{free_port()}", retry=time.retry(base=1))
     with pytest.raises(Unavailable):
         client.call("GetItem", {})
     assert time.slept

@@ -1,4 +1,4 @@
-"""Envelopes: what Celery sends passes, and what is wrong with any other message is said by name."""
+"""Envelopes: messages that Celery sends pass the check, and the error of any other message names what is wrong."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Message = dict[str, Any]
 DAY = timedelta(days=1)
 
 
-# -- what Celery sends
+# -- messages that Celery sends
 
 
 @pytest.fixture(scope="module")
 def celery() -> Iterator[Celery]:
-    """An app of Celery's own; what it sends stays in memory."""
+    """Provide a plain Celery app whose messages stay in memory."""
     app = Celery("sender", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.task_default_queue = "envelopes"
     app.finalize()
@@ -38,7 +38,7 @@ def celery() -> Iterator[Celery]:
 
 @pytest.fixture
 def sent(celery: Celery) -> Callable[[], list[str]]:
-    """Returns the messages that were sent since, as kombu's SQS transport writes them."""
+    """Return a function that returns the messages sent since its last call, as kombu's SQS transport writes them."""
 
     def messages() -> list[str]:
         found: list[str] = []
@@ -80,7 +80,7 @@ SENT: dict[str, Callable[[Celery], Any]] = {
 
 
 @pytest.mark.parametrize("kind", SENT)
-def test_what_celery_sends_passes(celery: Celery, sent: Callable[[], list[str]], kind: str) -> None:
+def test_messages_that_celery_sends_pass(celery: Celery, sent: Callable[[], list[str]], kind: str) -> None:
     """Every way to send a task makes messages that a worker may execute."""
     SENT[kind](celery)
     messages = sent()
@@ -90,20 +90,20 @@ def test_what_celery_sends_passes(celery: Celery, sent: Callable[[], list[str]],
         assert task_of(text) == json.loads(text)["headers"]["task"]
 
 
-def test_every_header_that_celery_sends_is_known_to_be_harmless(celery: Celery, sent: Callable[[], list[str]]) -> None:
-    """A version of Celery that sends another header asks whether something depends on it."""
+def test_every_header_that_celery_sends_is_known(celery: Celery, sent: Callable[[], list[str]]) -> None:
+    """A header that a new version of Celery adds must be reviewed: something may depend on its value."""
     SENT["a chord"](celery)
     SENT["stamped"](celery)
-    judged = set(Headers.__struct_fields__)
-    only_shown = {"lang", "argsrepr", "kwargsrepr", "origin", "batch"}
-    assert {name for text in sent() for name in json.loads(text)["headers"]} <= judged | only_shown
+    checked = set(Headers.__struct_fields__)
+    only_displayed = {"lang", "argsrepr", "kwargsrepr", "origin", "batch"}
+    assert {name for text in sent() for name in json.loads(text)["headers"]} <= checked | only_displayed
 
 
-# -- what is wrong
+# -- messages that are refused
 
 
 def message(**headers: Any) -> Message:
-    """A good message, with more headers."""
+    """Return a valid message with additional headers."""
     return {
         "body": base64.b64encode(b'[[{"v":1}],{},{"chord":null}]').decode(),
         "content-type": "application/json",
@@ -113,8 +113,8 @@ def message(**headers: Any) -> Message:
     }
 
 
-def refused(text: str | Message) -> str:
-    """Why a message is refused."""
+def reason_of(text: str | Message) -> str:
+    """Return the reason for which a message is refused."""
     with pytest.raises(Malformed) as caught:
         check(text if isinstance(text, str) else json.dumps(text), received=True)
     reason = str(caught.value)
@@ -122,8 +122,8 @@ def refused(text: str | Message) -> str:
     return reason
 
 
-def test_the_message_that_others_are_made_of_is_good() -> None:
-    """So that each of them is refused for what was changed in it."""
+def test_the_unchanged_message_is_valid() -> None:
+    """So each of the changed messages below is refused for its change."""
     check(json.dumps(message()))
     check(json.dumps({**message(), "properties": {}, "body": "[[],{},null]"}))
 
@@ -131,12 +131,12 @@ def test_the_message_that_others_are_made_of_is_good() -> None:
 @pytest.mark.parametrize("field", ["body", "content-type", "content-encoding", "headers", "properties"])
 @pytest.mark.parametrize("value", [None, 7, [], "\u2400"], ids=["null", "number", "list", "text"])
 def test_each_part_of_the_envelope_is_checked(field: str, value: Any) -> None:
-    """A part of another type, or of other words than Celery's, is named; so is one that is missing."""
-    reason = refused({**message(), field: value})
+    """The error names a field whose type or value is wrong, and a missing field."""
+    reason = reason_of({**message(), field: value})
     assert f"`$.{field}`" in reason or reason.startswith(f"not a task's message: {field}: ")
     missing = message()
     del missing[field]
-    assert f"missing required field `{field}`" in refused(missing)
+    assert f"missing required field `{field}`" in reason_of(missing)
 
 
 @pytest.mark.parametrize(
@@ -149,20 +149,20 @@ def test_each_part_of_the_envelope_is_checked(field: str, value: Any) -> None:
         ("content-encoding", "binary"),
     ],
 )
-def test_only_json_is_read(field: str, value: str) -> None:
-    """Other ways to write a message may mean code, or anything."""
-    assert f"`$.{field}`" in refused({**message(), field: value})
+def test_only_json_is_accepted(field: str, value: str) -> None:
+    """Other content types and encodings could carry code."""
+    assert f"`$.{field}`" in reason_of({**message(), field: value})
 
 
 LONG = "x" * 501
 NAMES = ("task", "id", "root_id", "parent_id", "group", "shadow")
-NO_NAMES: tuple[Any, ...] = ("", LONG, 7, ["a"], {})
+INVALID_NAMES: tuple[Any, ...] = ("", LONG, 7, ["a"], {})
 
 
 @pytest.mark.parametrize(
     ("header", "value"),
     [
-        *((name, value) for name in NAMES for value in NO_NAMES),
+        *((name, value) for name in NAMES for value in INVALID_NAMES),
         ("task", None),
         ("id", None),
         ("group_index", "a"),
@@ -192,49 +192,49 @@ NO_NAMES: tuple[Any, ...] = ("", LONG, 7, ["a"], {})
         ("compression", ""),
     ],
 )
-def test_each_header_that_something_depends_on_is_checked(header: str, value: Any) -> None:
-    """Its value is of the type that Celery goes on with, and in bounds; else the header is named."""
-    assert f"`$.headers.{header}" in refused(message(**{header: value}))
+def test_each_header_that_code_depends_on_is_checked(header: str, value: Any) -> None:
+    """Each header has the type that Celery relies on, and is within bounds; otherwise the error names the header."""
+    assert f"`$.headers.{header}" in reason_of(message(**{header: value}))
 
 
 @pytest.mark.parametrize("header", ["task", "id"])
-def test_a_task_without_a_name_or_an_id_is_none(header: str) -> None:
-    """Each of the two is missed by name."""
+def test_a_message_without_a_task_name_or_an_id_is_refused(header: str) -> None:
+    """The error names the missing header."""
     found = message()
     del found["headers"][header]
-    assert f"missing required field `{header}` - at `$.headers`" in refused(found)
+    assert f"missing required field `{header}` - at `$.headers`" in reason_of(found)
 
 
 @pytest.mark.parametrize("header", set(Headers.__struct_fields__) - {"task", "id"})
-def test_what_celery_leaves_empty_may_be_empty(header: str) -> None:
-    """A header that may be missing may be null too."""
+def test_optional_headers_may_be_null(header: str) -> None:
+    """A header that may be missing may also be null."""
     check(json.dumps(message(**{header: None})))
 
 
-def test_bounds_are_what_is_still_allowed() -> None:
-    """The longest name, and the shortest time limit."""
+def test_values_at_the_bounds_are_accepted() -> None:
+    """The longest id and the shortest time limit are valid."""
     check(json.dumps(message(id="x" * 500, timelimit=[1, 1.0])))
 
 
 @pytest.mark.parametrize("header", ["eta", "expires"])
 @pytest.mark.parametrize("value", ["tomorrow", "", "2026-13-01T00:00:00", "2026-11-23T00:00:00+99:00", "1"])
-def test_a_moment_is_in_iso_8601(header: str, value: str) -> None:
-    """What Celery could not read is said by name before Celery tries."""
-    assert refused(message(**{header: value})).startswith(f"not a task's message: {header}: ")
+def test_times_must_be_in_iso_8601(header: str, value: str) -> None:
+    """A time that Celery could not parse is refused, with its name, before Celery tries."""
+    assert reason_of(message(**{header: value})).startswith(f"not a task's message: {header}: ")
 
 
-def test_no_message_waits_for_longer_than_sqs_keeps_it() -> None:
-    """A worker would hold it for ever; with or without a time zone, up to the last year there is."""
+def test_an_eta_beyond_the_retention_of_sqs_is_refused() -> None:
+    """A worker would hold such a message for ever. The check works with and without a time zone, and up to the year 9999."""
     now, most = datetime.now(UTC), timedelta(seconds=MAX_AGE)
     for late in (now + most + DAY, now.replace(tzinfo=None) + most + DAY):
-        assert refused(message(eta=late.isoformat())).startswith("not a task's message: eta: ")
-    assert "eta" in refused(message(eta="9999-12-31T23:59:59-23:59"))
+        assert reason_of(message(eta=late.isoformat())).startswith("not a task's message: eta: ")
+    assert "eta" in reason_of(message(eta="9999-12-31T23:59:59-23:59"))
     for early in (now - DAY, now + most - DAY, now.replace(tzinfo=None) + most - DAY):
         check(json.dumps(message(eta=early.isoformat())), received=True)
 
 
-def test_a_message_may_expire_whenever() -> None:
-    """Seconds since 1970 are taken as well; whether it has expired is another's question."""
+def test_any_expiry_time_is_accepted() -> None:
+    """Seconds since 1970 are accepted too; this check does not decide whether the message has expired."""
     for moment in ("2001-01-01T00:00:00+00:00", "2999-01-01T00:00:00", 1_795_000_000.5):
         check(json.dumps(message(expires=moment)))
 
@@ -244,37 +244,37 @@ def test_a_message_may_expire_whenever() -> None:
     [b"", b"null", b"7", b"{}", b"[]", b"[[],{}]", b"[[],{},{},{}]", b"[7,{},{}]", b"[[],[],{}]", b"[[],{},[]]",
      b"[{},{},{}]", b"[[],{},{}", b"\xff", b"- [1]\n- {}\n- {}\n", b"\x80\x04K\x07."],
 )  # fmt: skip
-def test_the_body_is_arguments_names_and_the_rest(content: bytes) -> None:
-    """Celery would drop arguments that are no list, and call the task without them."""
-    reason = refused({**message(), "body": base64.b64encode(content).decode()})
+def test_the_body_must_be_args_kwargs_and_options(content: bytes) -> None:
+    """Celery would drop arguments that are not a list, and call the task without them."""
+    reason = reason_of({**message(), "body": base64.b64encode(content).decode()})
     assert reason.startswith("not a task's message: body: ")
 
 
 @pytest.mark.parametrize("body", ["%%%", "W1tdLHt9LHt9X", "W1tdLHt9LG51bGxd\n!", "ü"])
-def test_a_body_in_base64_is_nothing_but_that(body: str) -> None:
-    """Python would skip what is no base64."""
-    assert refused({**message(), "body": body}).startswith("not a task's message: body: ")
+def test_a_base64_body_must_be_strictly_base64(body: str) -> None:
+    """Python's lenient decoder would skip other characters."""
+    assert reason_of({**message(), "body": body}).startswith("not a task's message: body: ")
 
 
 @pytest.mark.parametrize("encoding", ["rot13", "", 7, ["base64"]])
 def test_a_body_in_another_encoding_is_refused(encoding: Any) -> None:
-    """A codec of that name would be looked for."""
-    assert "`$.properties.body_encoding`" in refused({**message(), "properties": {"body_encoding": encoding}})
+    """Kombu would look up a codec of that name."""
+    assert "`$.properties.body_encoding`" in reason_of({**message(), "properties": {"body_encoding": encoding}})
 
 
 @pytest.mark.parametrize("text", ["", "7", "null", "[]", '"x"', "{", "{}", "[" * 100_000, '{"a":' * 100_000, "\ud800"])
-def test_what_is_no_envelope_is_refused(text: str) -> None:
-    """No JSON, not an object, or nested deeper than a parser goes."""
-    assert refused(text).startswith("not a task's message: envelope: ")
+def test_text_that_is_not_an_envelope_is_refused(text: str) -> None:
+    """The text is not JSON, is not an object, or is nested deeper than the parser allows."""
+    assert reason_of(text).startswith("not a task's message: envelope: ")
     assert task_of(text) == ""
 
 
-def test_nesting_is_no_way_out() -> None:
-    """Deep arguments, names and headers are refused, and not a crash."""
+def test_deep_nesting_is_refused_without_a_crash() -> None:
+    """This holds for deeply nested arguments, keyword arguments, options and headers."""
     deep: Any = "[" * 100_000 + "]" * 100_000
     for content in (f"[{deep},{{}},{{}}]", f'[[],{{"a":{deep}}},{{}}]', f'[[],{{}},{{"chord":{deep}}}]'):
-        assert "body" in refused({**message(), "body": base64.b64encode(content.encode()).decode()})
-    assert "envelope" in refused(json.dumps(message(x="?")).replace('"?"', deep))
+        assert "body" in reason_of({**message(), "body": base64.b64encode(content.encode()).decode()})
+    assert "envelope" in reason_of(json.dumps(message(x="?")).replace('"?"', deep))
 
 
 JSON = st.recursive(
@@ -286,8 +286,8 @@ JSON = st.recursive(
 
 @settings(deadline=None, max_examples=50)
 @given(st.sampled_from([*message(), *Headers.__struct_fields__]), JSON)
-def test_any_value_anywhere_is_taken_or_refused(name: str, value: Any) -> None:
-    """There is no third way out."""
+def test_any_value_in_any_field_is_accepted_or_refused(name: str, value: Any) -> None:
+    """`check` either returns or raises `Malformed`; no other error is raised."""
     found = message()
     place = found["headers"] if name in Headers.__struct_fields__ else found
     place[name] = value
@@ -297,7 +297,7 @@ def test_any_value_anywhere_is_taken_or_refused(name: str, value: Any) -> None:
     assert isinstance(task_of(text), str)
 
 
-# -- its name
+# -- the task's name
 
 
 @pytest.mark.parametrize(
@@ -313,6 +313,6 @@ def test_any_value_anywhere_is_taken_or_refused(name: str, value: Any) -> None:
         ('{"headers":{"task":"t"}', ""),
     ],
 )
-def test_the_task_is_what_the_message_names(text: str, task: str) -> None:
-    """Also of one that is refused for something else; where it names none, that is no error."""
+def test_task_of_returns_the_name_in_the_headers(text: str, task: str) -> None:
+    """It returns the name even if the message is refused for another reason, and an empty text if there is no name."""
     assert task_of(text) == task

@@ -1,4 +1,4 @@
-"""Events off the loop: one message a second, bounded, clipped, flushed at the end."""
+"""Events are published by a thread of their own: one message a second, bounded, truncated, and flushed when closed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mdstore.settings import load_settings
 
 
 class Topic:
-    """Takes what is published; raises the errors it was given first, and waits where it is told to."""
+    """Records what is published. It first raises the given errors, and blocks while `may_go` is not set."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -39,8 +39,8 @@ class Topic:
         return [event["n"] for events in self.lists for event in events]
 
 
-def test_a_producer_keeps_no_event_that_cannot_be_sent() -> None:
-    """Celery would, for ever."""
+def test_a_producer_drops_events_that_cannot_be_sent() -> None:
+    """Celery would buffer them without bound."""
     tried: list[dict[str, Any]] = []
 
     class Broken:
@@ -57,7 +57,7 @@ def test_a_producer_keeps_no_event_that_cannot_be_sent() -> None:
 
 
 def test_events_of_one_interval_are_one_message() -> None:
-    """100 events put at once are one publish, in order."""
+    """100 events put in one interval are one publish, in order."""
     topic = Topic()
     publisher = EventPublisher(topic, interval=0.05)
     for n in range(100):
@@ -67,8 +67,8 @@ def test_events_of_one_interval_are_one_message() -> None:
     assert topic.numbers == list(range(100))
 
 
-def test_a_full_buffer_does_not_wait_for_the_interval() -> None:
-    """300 events go at once, whatever the interval."""
+def test_a_full_batch_does_not_wait_for_the_interval() -> None:
+    """300 events are published at once, whatever the interval is."""
     topic = Topic()
     publisher = EventPublisher(topic, interval=60)
     for n in range(300):
@@ -79,7 +79,7 @@ def test_a_full_buffer_does_not_wait_for_the_interval() -> None:
 
 
 def test_the_caller_never_waits_and_the_buffer_is_bounded() -> None:
-    """While a publish hangs, 10,000 more events are taken at once; the oldest of what does not fit are dropped, and counted."""
+    """While a publish hangs, 10,000 more events are taken at once. The oldest ones over the limit are dropped and counted."""
     topic = Topic()
     topic.may_go.clear()
     publisher = EventPublisher(topic, interval=0, size=1_000)
@@ -95,14 +95,14 @@ def test_the_caller_never_waits_and_the_buffer_is_bounded() -> None:
     assert topic.numbers == [-1, *range(9_000, 10_000)]
 
 
-def test_events_wait_while_sns_is_away() -> None:
-    """What could not be published is published later, in order and before what came after it."""
-    topic = Topic(Unavailable("away", code="NoAnswer"))
+def test_events_are_kept_while_sns_is_unavailable() -> None:
+    """Events that could not be published are published later, in order and before newer ones."""
+    topic = Topic(Unavailable("unavailable", code="NoAnswer"))
     publisher = EventPublisher(topic, interval=0)
     publisher.put({"n": 1})
     assert topic.entered.wait(5)
     publisher.put({"n": 2})
-    while not topic.lists:  # a second after it was refused
+    while not topic.lists:  # the retry follows a second after the failure
         time.sleep(0.01)
     publisher.close()
     assert topic.numbers == [1, 2]
@@ -110,7 +110,7 @@ def test_events_wait_while_sns_is_away() -> None:
 
 
 def test_events_that_sns_refuses_are_dropped() -> None:
-    """They would be refused again, for ever; what comes after them goes through."""
+    """SNS would refuse them again and again; later events are published."""
     topic = Topic(DeploymentBroken("too large", code="InvalidParameter"))
     publisher = EventPublisher(topic, interval=0)
     publisher.put({"n": 1})
@@ -123,8 +123,8 @@ def test_events_that_sns_refuses_are_dropped() -> None:
     assert (topic.numbers, publisher.dropped) == ([2], 1)
 
 
-def test_no_message_is_larger_than_sns_takes() -> None:
-    """Long events, also of characters that JSON escapes, are spread over messages of 256 KiB; one that fits none is dropped."""
+def test_no_message_exceeds_the_limit_of_sns() -> None:
+    """Long events, even with characters that JSON escapes, fill messages of up to 256 KiB; one that fits none is dropped."""
     topic = Topic()
     publisher = EventPublisher(topic, interval=0.05)
     for n in range(60):
@@ -137,9 +137,9 @@ def test_no_message_is_larger_than_sns_takes() -> None:
     assert max(topic.sizes) > 0.8 * MAX_BYTES
 
 
-def test_a_publisher_that_was_closed_opens_again_and_hands_over_what_is_left() -> None:
-    """Closing twice is safe, a closed publisher takes events again, and another takes over what the first could not publish."""
-    stuck = Topic(*[Unavailable("away", code="NoAnswer")] * 2)
+def test_a_closed_publisher_reopens_and_hands_over_its_events() -> None:
+    """Closing twice is safe. A closed publisher accepts events again, and another one can take over its unpublished events."""
+    stuck = Topic(*[Unavailable("unavailable", code="NoAnswer")] * 2)
     publisher = EventPublisher(stuck, interval=0)
     publisher.put({"n": 1})
     publisher.close()
@@ -154,15 +154,15 @@ def test_a_publisher_that_was_closed_opens_again_and_hands_over_what_is_left() -
     assert topic.numbers == [1, 2, 3]
 
 
-def test_a_dispatcher_clips_what_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A field is cut after 2,000 characters; a heartbeat that was asked for does not promise another in 5 s."""
+def test_a_dispatcher_truncates_long_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field is cut after 2,000 characters. A heartbeat that a client asked for does not announce the next one in 5 s."""
     app = create_app(load_settings({}).settings)
     published: list[dict[str, Any]] = []
     monkeypatch.setattr(app.topics, "publish", lambda _, text: published.extend(json.loads(json.loads(text)["body"])))
     with app.events.Dispatcher(app.connection_for_write(), hostname="w@h") as dispatcher:
         dispatcher.send("task-failed", uuid="u", traceback="x" * 300_000, exception=ValueError("y" * 9_000))
         dispatcher.send("worker-heartbeat", freq=5)
-        assert published == []  # not in the caller's time
+        assert published == []  # the caller does not wait for the publish
     failed, heartbeat = published
     assert len(failed["traceback"]) == MAX_FIELD
     assert len(failed["exception"]) == MAX_FIELD
@@ -170,8 +170,8 @@ def test_a_dispatcher_clips_what_is_long(monkeypatch: pytest.MonkeyPatch) -> Non
     assert heartbeat["freq"] == HEARTBEAT
 
 
-def test_no_events_where_they_are_off() -> None:
-    """With MDSTORE_EVENTS=false a dispatcher sends nothing, heartbeats included."""
+def test_a_disabled_dispatcher_sends_nothing() -> None:
+    """With MDSTORE_EVENTS=false it does not send heartbeats either."""
     app = create_app(load_settings({"MDSTORE_EVENTS": "false"}).settings)
     with app.events.Dispatcher(app.connection_for_write(), hostname="w@h") as dispatcher:
         assert not dispatcher.enabled

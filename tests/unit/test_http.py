@@ -1,4 +1,4 @@
-"""Signed calls: the signature is the one that botocore makes, and connections are kept."""
+"""Signed calls: the signature equals botocore's, and connections are reused."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from botocore.awsrequest import AWSRequest
 
 from mdstore.aws.http import Answer, SignedHttp
 from mdstore.errors import ConfigurationError, Unavailable
+from mdstore.local.emulator import free_port
 from tests.unit.endpoint import Endpoint, Keys
 
 
-def libcurl(patch: pytest.MonkeyPatch, number: int, *protocols: str) -> None:
-    """Have pycurl say that it brings another libcurl."""
+def set_libcurl(patch: pytest.MonkeyPatch, number: int, *protocols: str) -> None:
+    """Make pycurl report another version of libcurl."""
     patch.setattr(pycurl, "version_info", lambda: (11, "", number, "Linux", 0, "", 0, "", protocols))
     patch.setattr(pycurl, "version", "PycURL/7.45.3 libcurl/7.61.1")
 
 
 @pytest.mark.parametrize("number", [0x080B01, 0x080C00, 0x090000])
-def test_a_libcurl_from_8_11_1_on_will_do(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """The version is compared as numbers."""
-    libcurl(monkeypatch, number, "http", "https")
+def test_libcurl_8_11_1_and_later_is_accepted(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Versions are compared as numbers."""
+    set_libcurl(monkeypatch, number, "http", "https")
     SignedHttp(service="s3", region="x", credentials=Keys()).close()
 
 
 @pytest.mark.parametrize(
     ("number", "protocols"), [(0x080B00, ["http", "https"]), (0x075801, ["http", "https"]), (0x080B01, ["http"])]
 )
-def test_a_libcurl_that_cannot_do_it_is_refused_at_the_start(
+def test_an_unusable_libcurl_is_refused_at_the_start(
     monkeypatch: pytest.MonkeyPatch, number: int, protocols: list[str]
 ) -> None:
-    """What is too old signs wrongly or not at all, and some have no TLS; the error says what is there and what is needed."""
-    libcurl(monkeypatch, number, *protocols)
+    """An old libcurl signs wrongly or not at all; some have no TLS. The error names the version found and the one needed."""
+    set_libcurl(monkeypatch, number, *protocols)
     monkeypatch.delattr(pycurl, "AWS_SIGV4")
     with pytest.raises(ConfigurationError) as caught:
         SignedHttp(service="s3", region="x", credentials=Keys())
@@ -53,7 +54,7 @@ def http() -> Iterator[SignedHttp]:
 
 
 def expected_signature(signer: Any, url: str, line: str, headers: dict[str, str], body: bytes) -> str:
-    """What botocore's own signer makes of a request as it came over the wire."""
+    """Return the signature that botocore's own signer makes for a request as the server received it."""
     method, path, _ = line.split(" ")
     signed = headers["authorization"].split("SignedHeaders=")[1].split(",")[0].split(";")
     request = AWSRequest(
@@ -70,8 +71,8 @@ def expected_signature(signer: Any, url: str, line: str, headers: dict[str, str]
 
 
 def test_a_call_is_signed_as_botocore_signs_it(endpoint: Endpoint, http: SignedHttp) -> None:
-    """Method, headers, session token and body are in the signature, as AWS computes it."""
-    endpoint.says((200, {}))
+    """The signature covers method, headers, session token and body, as AWS computes it."""
+    endpoint.respond_with((200, {}))
     body = b'{"a":"\xc3\xbc"}' * 1_000
     http.send(endpoint.url + "/", ("Content-Type: application/x-amz-json-1.0", "X-Amz-Target: DynamoDB.X"), body)
     ((headers, received),) = endpoint.requests
@@ -84,8 +85,8 @@ def test_a_call_is_signed_as_botocore_signs_it(endpoint: Endpoint, http: SignedH
 
 @pytest.mark.parametrize("key", ["payloads/r1", "payloads/2026-11-23/air%3Aports%40x%2By%3D", "payloads/a..b/~x_y-z"])
 def test_a_read_from_s3_is_signed_as_botocore_signs_it(endpoint: Endpoint, key: str) -> None:
-    """S3 has its own rules for paths and for the digest of the body; a range is part of the call."""
-    endpoint.says((206, b"x"))
+    """S3 has its own rules for paths and for the digest of the body; the range header is part of the call."""
+    endpoint.respond_with((206, b"x"))
     http = SignedHttp(service="s3", region="eu-central-1", credentials=Keys())
     assert http.send(f"{endpoint.url}/bucket/{key}", ("Range: bytes=0-9",)).body == b"x"
     http.close()
@@ -97,25 +98,25 @@ def test_a_read_from_s3_is_signed_as_botocore_signs_it(endpoint: Endpoint, key: 
     assert headers["authorization"].endswith(f"Signature={wanted}")
 
 
-def test_an_answer_is_whatever_was_said(endpoint: Endpoint, http: SignedHttp) -> None:
-    """Status, headers in any case, and body come back, also of an error."""
-    endpoint.says((418, b"teapot", {"X-Amz-Crc32": " 17 "}))
+def test_a_response_has_status_headers_and_body(endpoint: Endpoint, http: SignedHttp) -> None:
+    """Headers are found in any case, and an error has its body too."""
+    endpoint.respond_with((418, b"teapot", {"X-Amz-Crc32": " 17 "}))
     answer = http.send(endpoint.url, body=b"")
     assert (answer.status, answer.body) == (418, b"teapot")
     assert answer.header(b"x-amz-crc32:") == b"17"
     assert answer.header(b"x-other:") is None
 
 
-def test_the_secret_is_not_sent(endpoint: Endpoint, http: SignedHttp) -> None:
-    """Only what is derived from the secret key leaves the process."""
-    endpoint.says((200, {}))
+def test_the_secret_key_is_not_sent(endpoint: Endpoint, http: SignedHttp) -> None:
+    """Only a signature derived from the secret key leaves the process."""
+    endpoint.respond_with((200, {}))
     http.send(endpoint.url, body=b"x")
     assert "secret" not in repr(endpoint.requests)
 
 
-def test_calls_at_the_same_time_come_back_with_their_tags(endpoint: Endpoint, http: SignedHttp) -> None:
-    """Each answer is its own call's, and connections serve the next round."""
-    endpoint.says((200, {}))
+def test_concurrent_calls_complete_with_their_tags(endpoint: Endpoint, http: SignedHttp) -> None:
+    """Each response belongs to its own call, and the next round reuses the connections."""
+    endpoint.respond_with((200, {}))
     for _ in range(2):
         with http.concurrent_calls() as concurrent_calls:
             for tag in range(8):
@@ -128,14 +129,12 @@ def test_calls_at_the_same_time_come_back_with_their_tags(endpoint: Endpoint, ht
     assert sorted(body for _, body in endpoint.requests) == sorted([b"%d" % tag for tag in range(8)] * 2)
 
 
-def test_a_call_without_answer_is_an_error_of_its_tag(endpoint: Endpoint, http: SignedHttp) -> None:
-    """One that fails leaves the others alone."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    endpoint.says((200, {}))
+def test_a_concurrent_call_without_a_response_completes_with_an_error(endpoint: Endpoint, http: SignedHttp) -> None:
+    """The other calls are not affected."""
+    closed = f"http://127.0.0.1:{free_port()}"
+    endpoint.respond_with((200, {}))
     with http.concurrent_calls() as concurrent_calls:
-        concurrent_calls.start("bad", nobody, (), b"")
+        concurrent_calls.start("bad", closed, (), b"")
         concurrent_calls.start("good", endpoint.url, (), b"")
         found: dict[str, Any] = {}
         while concurrent_calls:
@@ -145,7 +144,7 @@ def test_a_call_without_answer_is_an_error_of_its_tag(endpoint: Endpoint, http: 
 
 
 def test_a_call_ends_at_its_timeout() -> None:
-    """A peer that says nothing is given up, one by one and at the same time alike."""
+    """A peer that sends nothing ends a single call and a concurrent one alike."""
     http = SignedHttp(service="dynamodb", region="x", credentials=Keys(), timeout=0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

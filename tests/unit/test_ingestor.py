@@ -1,4 +1,4 @@
-"""The producer's half: when a request is sent, sent again, and never sent again."""
+"""The producer's side: when a request's message is sent, sent again, and never sent again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPERATION: dict[str, Any] = {"op": "upsert", "entity": "thing", "key": "k", "dat
 
 
 class FakeLedger(Ledger):
-    """Remembers states; `broken` makes every note fail."""
+    """Keeps states in memory. While `broken` is set, it cannot record anything."""
 
     def __init__(self) -> None:
         self.states: dict[str, tuple[State, float]] = {}
@@ -48,7 +48,7 @@ class FakeLedger(Ledger):
 
 
 class Bench:
-    """An ingestor over fakes, with a clock that the test sets."""
+    """Holds an ingestor over fakes, and a clock that the test sets."""
 
     def __init__(self) -> None:
         self.ledger = FakeLedger()
@@ -60,7 +60,7 @@ class Bench:
         )
 
     def submit(self, *operations: Any, request_id: str = "r", **more: Any) -> bool:
-        """Submit; returns whether a message was sent."""
+        """Submit operations, and return whether a message was sent."""
         before = len(self.sent)
         self.ingestor.accept(operations or (OPERATION,), publish=self.sent.append, request_id=request_id, **more)
         return len(self.sent) > before
@@ -71,8 +71,8 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_a_known_request_is_not_sent_again_while_it_is_under_way(bench: Bench) -> None:
-    """The same request again is not sent while its message must be on its way, and not when it is completed."""
+def test_a_repeated_request_is_not_sent_while_it_is_in_progress_or_completed(bench: Bench) -> None:
+    """Until the visibility timeout has passed, its message must be on its way, so the same request again sends nothing."""
     assert bench.submit()
     bench.ledger.now += SETTINGS.visibility_timeout - 1
     assert not bench.submit()
@@ -81,8 +81,8 @@ def test_a_known_request_is_not_sent_again_while_it_is_under_way(bench: Bench) -
     assert not bench.submit()
 
 
-def test_a_request_that_is_held_up_or_failed_is_sent_again(bench: Bench) -> None:
-    """Submitting a request that is not final after the visibility timeout, or failed, drives it on."""
+def test_a_repeated_request_is_sent_if_it_is_overdue_or_failed(bench: Bench) -> None:
+    """A request is sent again if it failed, or if it is not final after the visibility timeout."""
     assert bench.submit()
     bench.ledger.now += SETTINGS.visibility_timeout + 1
     assert bench.submit()
@@ -90,8 +90,8 @@ def test_a_request_that_is_held_up_or_failed_is_sent_again(bench: Bench) -> None
     assert bench.submit()
 
 
-def test_a_request_is_never_sent_once_its_receipts_may_be_gone(bench: Bench) -> None:
-    """After 14 days a stored request is not sent again, and not said to be accepted, unless it is known to be completed."""
+def test_a_request_older_than_14_days_is_never_sent(bench: Bench) -> None:
+    """Its receipts may have expired. The request is not reported as accepted either, unless it is known to be completed."""
     assert bench.submit()
     bench.ledger.now += MAX_AGE + 1
     for states in ({}, {"r": (State.FAILED, 0.0)}, {"r": (State.ACCEPTED, 0.0)}):
@@ -105,8 +105,8 @@ def test_a_request_is_never_sent_once_its_receipts_may_be_gone(bench: Bench) -> 
     assert len(bench.sent) == 1
 
 
-def test_an_old_request_that_nobody_knows_is_not_found(bench: Bench) -> None:
-    """Until a worker has noted it, a payload is an accepted request; when its note must have expired it says nothing."""
+def test_an_old_payload_without_a_ledger_entry_is_not_found(bench: Bench) -> None:
+    """A payload without an entry is an accepted request, until an entry would have expired."""
     assert bench.submit()
     del bench.ledger.states["r"]
     assert bench.ingestor.status("r").state is State.ACCEPTED
@@ -115,14 +115,14 @@ def test_an_old_request_that_nobody_knows_is_not_found(bench: Bench) -> None:
         bench.ingestor.status("r")
 
 
-def test_a_message_that_is_sent_is_an_accepted_request(bench: Bench) -> None:
-    """Where the ledger cannot take its note, the request is acknowledged all the same: it is durable."""
+def test_a_request_is_accepted_even_if_the_ledger_fails(bench: Bench) -> None:
+    """Its payload and its message are durable, so it is acknowledged without a ledger entry."""
     bench.ledger.broken = True
     assert bench.submit()
 
 
 def test_other_content_is_a_conflict_and_sends_nothing(bench: Bench) -> None:
-    """The same id with other operations is refused, and the first ones stand."""
+    """Other operations under the same request id are refused, and the first ones stay."""
     assert bench.submit()
     with pytest.raises(RequestConflict):
         bench.submit({**OPERATION, "data": {"n": 2}})
@@ -130,7 +130,7 @@ def test_other_content_is_a_conflict_and_sends_nothing(bench: Bench) -> None:
 
 
 def test_an_invalid_operation_stores_and_sends_nothing(bench: Bench) -> None:
-    """An invalid operation raises with index, field and reason before anything is stored; the id stays free."""
+    """The error has index, field and reason, and is raised before anything is stored, so the request id stays free."""
     with pytest.raises(InvalidOperations) as raised:
         bench.submit(OPERATION, {**OPERATION, "op": "replace"})
     (problem,) = raised.value.problems
@@ -149,8 +149,8 @@ LINE = b'{"op":"upsert","entity":"account","key":"b","data":{"n":NaN},"group":"t
         (LINE.replace(b"transfer", b"other"), None),
     ],
 )
-def test_a_line_that_is_not_json_takes_its_group_with_it(bench: Bench, line: bytes, detail: str | None) -> None:
-    """A group never applies in part: a broken line refuses the group it names, or any, where it names none."""
+def test_a_broken_line_refuses_its_group(bench: Bench, line: bytes, detail: str | None) -> None:
+    """A group never applies in part. If the line names no group, it may belong to any, so every group is refused."""
     debit = {"op": "upsert", "entity": "account", "key": "a", "data": {"n": -5}, "group": "transfer"}
     assert bench.submit(debit, OPERATION, line, on_invalid="refuse")
 

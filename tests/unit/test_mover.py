@@ -1,4 +1,4 @@
-"""Moving what is due: what SQS will never take, and dead letters that cannot be written."""
+"""The mover: messages that SQS will never accept, and dead letters that cannot be written."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ def delayed(body: str) -> DelayedMessage:
     )
 
 
-@pytest.mark.parametrize("is_broken", [False, True], ids=["dead-lettered", "no dead letters to be had"])
-def test_what_sqs_never_takes_holds_up_no_other(is_broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is dead-lettered, or stays in the table; what was sent with it is safe and not sent again."""
+@pytest.mark.parametrize("is_broken", [False, True], ids=["dead-lettered", "dead-lettering fails"])
+def test_a_message_that_sqs_never_accepts_does_not_block_others(
+    is_broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is dead-lettered, or stays in the table if that fails. The other messages of its batch are safe and not sent again."""
     sqs, letters = FakeSqs(), []
     monkeypatch.setattr(sqs, "url", lambda name: name, raising=False)
     sqs.refuse["bad"] = Failed(id="1", code="InvalidMessageContents", sender_fault=True)

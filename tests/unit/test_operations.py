@@ -1,4 +1,4 @@
-"""The table of operations is complete, and is the design's own."""
+"""The table of operations is complete, and agrees with the design."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mdstore.model import OpName
 from mdstore.store.operations import OPERATIONS, WRITING_OPS, effect_on
 
 
-def test_every_name_has_its_row() -> None:
-    """A name that messages accept has a row, and no row lacks a name."""
+def test_every_operation_name_has_a_row() -> None:
+    """Each name that messages accept has a row, and each row has such a name."""
     assert tuple(OPERATIONS) == get_args(OpName)
 
 
-def test_the_table_says_what_the_design_says() -> None:
-    """What an operation needs the record to be, whether it has data, whether it may create a record, and its effect."""
+def test_the_table_agrees_with_the_design() -> None:
+    """Each row says what the record must be, whether data is needed, whether a record may be created, and the effect."""
     rows = {op: (spec.needs, spec.needs_data, spec.may_create, spec.effect) for op, spec in OPERATIONS.items()}
     assert rows == {
         "insert": ("absent", True, True, "set"),
@@ -31,17 +31,17 @@ def test_the_table_says_what_the_design_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "made"),
+    ("op", "expected"),
     [("insert", {"b": 2}), ("update", {"b": 2}), ("upsert", {"b": 2}), ("patch", {"a": 1, "b": 2}), ("delete", None),
      ("check", {"a": 1})],
 )  # fmt: skip
-def test_effects(op: OpName, made: Any) -> None:
-    """Each operation's effect on data that is there."""
-    assert effect_on({"a": 1}, op, {"b": 2}) == made
+def test_the_effect_of_each_operation_on_existing_data(op: OpName, expected: Any) -> None:
+    """Each effect is applied to `{"a": 1}`, with `{"b": 2}` as the operation's data."""
+    assert effect_on({"a": 1}, op, {"b": 2}) == expected
 
 
-def test_the_command_line_and_the_api_offer_the_tables_names() -> None:
-    """Whoever adds a row sees it offered everywhere."""
+def test_the_command_line_and_the_http_api_offer_the_names_of_the_table() -> None:
+    """A row that is added to the table is offered everywhere."""
     (option,) = [one for one in load.params if one.name == "op"]
     assert tuple(option.type.choices) == WRITING_OPS == ("insert", "update", "patch", "upsert", "delete")  # type: ignore[attr-defined]
     assert tuple(OperationModel.model_json_schema()["properties"]["op"]["enum"]) == tuple(OPERATIONS)

@@ -1,4 +1,4 @@
-"""AWS fails a task, in Celery's own tracer: its message comes again, and nobody is told that it failed."""
+"""Failures of AWS while Celery's own tracer runs a task: its message is redelivered, and the task has not failed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mdstore.queue.worker.outages import comes_again
 from mdstore.queue.worker.request import SqsRequest
 from tests.unit.canvas import Canvas
 
-pytestmark = pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")  # Celery's word for it
+pytestmark = pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")  # Celery's text
 
 UNAVAILABLE = Unavailable("throttled", code="Throttled")
 BROKEN = DeploymentBroken("no table", code="ResourceNotFoundException")
@@ -33,8 +33,8 @@ OUTAGES = [NOT_RECORDED, UNSENT, NO_QUEUE]
 
 
 @dataclass
-class NotedChannel:
-    """What became of a delivery."""
+class RecordingChannel:
+    """Records what became of a delivery."""
 
     no_ack_consumers: frozenset[str] = frozenset()
     ended: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class NotedChannel:
         self.ended.append("deleted")
 
     def basic_reject(self, *_: Any, requeue: bool = False) -> None:
-        self.ended.append("comes again" if requeue else "rejected")
+        self.ended.append("redelivered" if requeue else "rejected")
 
     def dead_letter(self, _: Any, reason: str, *, then: Callable[[], Any] | None = None) -> None:
         self.ended.append(f"dead-lettered: {reason.partition(chr(10))[0]}")
@@ -55,13 +55,13 @@ class NotedChannel:
 
 
 def deliver(canvas: Canvas, sent: Any, *, receives: int = 1, **properties: Any) -> str:
-    """One delivery of a message to a worker's child and back, as in Celery's pool of processes; returns how it ended."""
+    """Deliver a message to a worker's child and back, as Celery's pool of processes does, and return how the delivery ended."""
     task: Task = canvas.app.tasks[sent.task]
-    channel = NotedChannel()
-    known = vars(sent)
-    embed = {name: known.get(name) for name in ("chord", "chain")}
-    headers = {"task": sent.task, "id": sent.task_id, "group": known.get("group_id"), "receives": receives}
-    headers |= {"group_index": known.get("group_index"), "root_id": sent.task_id}
+    channel = RecordingChannel()
+    fields = vars(sent)
+    embed = {name: fields.get(name) for name in ("chord", "chain")}
+    headers = {"task": sent.task, "id": sent.task_id, "group": fields.get("group_id"), "receives": receives}
+    headers |= {"group_index": fields.get("group_index"), "root_id": sent.task_id}
     message = Message(
         channel=channel, body=json.dumps([sent.args, {}, embed]), delivery_tag="tag", headers=headers,
         content_type="application/json", content_encoding="utf-8", properties={"correlation_id": sent.task_id, **properties},
@@ -72,14 +72,14 @@ def deliver(canvas: Canvas, sent: Any, *, receives: int = 1, **properties: Any) 
         request.acknowledge()
     trace = build_tracer(sent.task, task, app=canvas.app)
     answer = trace(sent.task_id, sent.args, {}, {**request.request_dict, "args": sent.args, **embed})
-    traced = pickle.loads(pickle.dumps(answer[0]))  # noqa: S301  as between processes
+    traced = pickle.loads(pickle.dumps(answer[0]))  # noqa: S301  as Celery does between processes
     request.on_success((type(answer[1]).__name__ == "TraceInfo", traced, 0.0))
     (ended,) = channel.ended
     return ended
 
 
-def made(body: Callable[[], Any] = lambda: 1) -> tuple[Canvas, list[Any], Any]:
-    """A chord of two parts that run `body`, published."""
+def published_chord(body: Callable[[], Any] = lambda: 1) -> tuple[Canvas, list[Any], Any]:
+    """Publish a chord of two parts that run `body`, and return the canvas, the parts' messages and the result."""
     canvas = Canvas()
 
     def part(number: int) -> Any:  # noqa: ARG001
@@ -93,76 +93,76 @@ def made(body: Callable[[], Any] = lambda: 1) -> tuple[Canvas, list[Any], Any]:
 @pytest.mark.parametrize("call", ["PutItem", "UpdateItem"])
 @pytest.mark.parametrize("failures", [1, 2, 3])
 @pytest.mark.parametrize("error", [UNAVAILABLE, BROKEN], ids=["throttled", "no table"])
-def test_a_part_that_succeeded_never_fails_its_chord(call: str, failures: int, error: Exception) -> None:
-    """Whatever of its result and its note cannot be written, and for how long: at last the body runs with both results."""
-    canvas, messages, result = made()
+def test_an_outage_never_fails_a_chord_whose_parts_succeed(call: str, failures: int, error: Exception) -> None:
+    """Whichever write of the result or the chord state fails, and however often, the body finally runs with both results."""
+    canvas, messages, result = published_chord()
     assert deliver(canvas, messages[0]) == "deleted"
-    left = [error] * failures
+    errors = [error] * failures
 
-    def turn(operation: str) -> None:
-        if operation == call and left:
-            raise left.pop()
+    def fail_call(operation: str) -> None:
+        if operation == call and errors:
+            raise errors.pop()
 
-    canvas.table.turn = turn
+    canvas.table.before_call = fail_call
     ended = [deliver(canvas, messages[1]) for _ in range(failures + 1)]
     assert ended[-1] == "deleted"
-    assert set(ended[:failures]) == {"comes again"}
+    assert set(ended[:failures]) == {"redelivered"}
     assert result.state == "PENDING"
     (body,) = canvas.take("body")
     assert body.args == [[1, 1]]
 
 
-def test_a_failure_that_cannot_be_noted_is_noted_by_the_next_delivery() -> None:
-    """A task that fails while DynamoDB is out has failed when it is there again, and so has its chord."""
+def test_a_failure_that_cannot_be_recorded_is_recorded_by_the_next_delivery() -> None:
+    """A task that fails while DynamoDB is unavailable is redelivered, fails once DynamoDB is back, and then fails its chord."""
 
     def fail() -> None:
         raise ValueError("on purpose")
 
-    canvas, messages, result = made(fail)
+    canvas, messages, result = published_chord(fail)
     assert deliver(canvas, messages[0]) == "deleted"
-    left = [UNAVAILABLE]
+    errors = [UNAVAILABLE]
 
-    def turn(_: str) -> None:
-        if left:
-            raise left.pop()
+    def fail_call(_: str) -> None:
+        if errors:
+            raise errors.pop()
 
-    canvas.table.turn = turn
-    assert [deliver(canvas, messages[1]) for _ in range(2)] == ["comes again", "deleted"]
+    canvas.table.before_call = fail_call
+    assert [deliver(canvas, messages[1]) for _ in range(2)] == ["redelivered", "deleted"]
     assert result.state == "FAILURE"
 
 
 @pytest.mark.parametrize("error", OUTAGES, ids=repr)
-def test_what_aws_fails_is_no_failure(error: Exception) -> None:
-    """As it leaves the body, or as the reason for which a retry could not be sent."""
+def test_a_failure_of_the_infrastructure_is_not_a_failure_of_the_task(error: Exception) -> None:
+    """The error may leave the task's body, or be the reason for which a retry could not be sent."""
     for raised in (error, Reject(error, requeue=False)):
 
         def fail(raised: Exception = raised) -> None:
             raise raised
 
-        canvas, messages, result = made(fail)
-        assert deliver(canvas, messages[0]) == "comes again"
+        canvas, messages, result = published_chord(fail)
+        assert deliver(canvas, messages[0]) == "redelivered"
         assert canvas.app.AsyncResult(messages[0].task_id).state == "PENDING"
         assert result.state == "PENDING"
 
 
-def test_what_the_body_gets_from_aws_is_its_own_affair() -> None:
-    """A task that asks AWS for something, and fails as it gets nothing, has failed, as in any Celery."""
+def test_an_aws_error_of_the_task_s_own_calls_fails_the_task() -> None:
+    """A task whose own call to AWS fails has failed, as in any Celery app."""
 
     def fail() -> None:
         raise UNAVAILABLE
 
-    canvas, messages, result = made(fail)
+    canvas, messages, result = published_chord(fail)
     assert [deliver(canvas, one) for one in messages] == ["deleted"] * 2
     assert result.state == "FAILURE"
 
 
-def test_a_message_that_is_gone_does_not_come_again() -> None:
-    """A task that is acknowledged before it runs has failed, and its chord, whatever it was that failed it."""
+def test_a_task_acknowledged_early_fails_on_any_error() -> None:
+    """Its message is deleted before it runs, so it cannot be redelivered; the task and its chord fail."""
 
     def fail() -> None:
         raise UNSENT
 
-    canvas, messages, result = made(fail)
+    canvas, messages, result = published_chord(fail)
     canvas.app.tasks["part"].acks_late = False
     for message in messages:
         deliver(canvas, message)
@@ -170,13 +170,13 @@ def test_a_message_that_is_gone_does_not_come_again() -> None:
     assert result.state == "FAILURE"
 
 
-def test_after_the_last_delivery_it_has_failed() -> None:
-    """The message is dead-lettered with its reason, and who waits is told."""
+def test_a_task_fails_after_its_last_delivery() -> None:
+    """The message is dead-lettered with the reason, and callers that wait get the failure."""
 
     def fail() -> None:
         raise NOT_RECORDED
 
-    canvas, messages, result = made(fail)
+    canvas, messages, result = published_chord(fail)
     last = canvas.app.settings.max_receives
     assert [deliver(canvas, one, receives=last) for one in messages] == [
         f"dead-lettered: ResultNotRecorded: Throttled: throttled (delivered {last} times)"
@@ -185,8 +185,8 @@ def test_after_the_last_delivery_it_has_failed() -> None:
     assert result.state == "FAILURE"
 
 
-def trying() -> Canvas:
-    """With a task that is tried again."""
+def canvas_with_retry() -> Canvas:
+    """Return a canvas with a task that always retries."""
     canvas = Canvas()
 
     def again(self: Task) -> None:
@@ -196,21 +196,21 @@ def trying() -> Canvas:
     return canvas
 
 
-def test_a_retry_whose_state_cannot_be_stored_is_a_retry() -> None:
-    """The next try's message is on its way: this one has done its part."""
-    canvas = trying()
+def test_a_retry_succeeds_even_if_its_state_cannot_be_stored() -> None:
+    """The message of the next try is sent already, so the present message is deleted."""
+    canvas = canvas_with_retry()
     sent = canvas.app.signature("again").apply_async(task_id="again-1")
     (message,) = canvas.take("again")
-    canvas.table.turn = lambda _: (_ for _ in ()).throw(UNAVAILABLE)
+    canvas.table.before_call = lambda _: (_ for _ in ()).throw(UNAVAILABLE)
     assert deliver(canvas, message) == "deleted"
-    canvas.table.turn = lambda _: None
+    canvas.table.before_call = lambda _: None
     assert len(canvas.take("again")) == 1
     assert sent.state == "PENDING"
 
 
 def test_a_retry_stays_in_its_message_group() -> None:
-    """Fair queues and the order of FIFO queues go by it."""
-    canvas = trying()
+    """Fair queues and the order of FIFO queues depend on the message group."""
+    canvas = canvas_with_retry()
     canvas.app.signature("again").apply_async(task_id="again-1")
     (message,) = canvas.take("again")
     deliver(canvas, message, MessageGroupId="tenant-3")
@@ -221,24 +221,24 @@ def test_a_retry_stays_in_its_message_group() -> None:
     assert "MessageGroupId" not in vars(following)
 
 
-def test_a_body_that_sqs_refuses_for_what_it_is_fails_its_chord(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be refused each time; what may pass is tried again instead."""
-    canvas, messages, result = made()
+def test_a_chord_s_body_that_sqs_refuses_fails_the_chord(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQS would refuse it every time. After a temporary failure, the part is redelivered instead."""
+    canvas, messages, result = published_chord()
     deliver(canvas, messages[0])
-    for error, ended, state in ((UNSENT, "comes again", "PENDING"), (REFUSED, "deleted", "FAILURE")):
+    for error, ended, state in ((UNSENT, "redelivered", "PENDING"), (REFUSED, "deleted", "FAILURE")):
 
-        def sending(*_: Any, error: Exception = error, **__: Any) -> None:
+        def fail_to_send(*_: Any, error: Exception = error, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(canvas.app, "send_task", sending)
+        monkeypatch.setattr(canvas.app, "send_task", fail_to_send)
         assert deliver(canvas, messages[1]) == ended
         assert result.state == state
     assert "InvalidParameterValue" in str(result.result)
 
 
 @pytest.mark.parametrize("error", [*OUTAGES, UNAVAILABLE, BROKEN, REFUSED], ids=repr)
-def test_errors_go_from_process_to_process(error: Exception) -> None:
-    """With all that they say: the worker's main process decides by them."""
+def test_errors_survive_pickling(error: Exception) -> None:
+    """They keep all their fields, because the worker's main process decides by them."""
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
     assert comes_again(copy) == comes_again(error)

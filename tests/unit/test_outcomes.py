@@ -1,4 +1,4 @@
-"""Outcomes by page, and what `verify` finds, over tables in memory."""
+"""Pages of outcomes, and what `verify` finds, over in-memory tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def op(name: OpName, key: str = "k", sequence: int | None = None, **data: Any) -
 
 
 def applied(bench: Bench, operations: Sequence[Operation], request_id: str = "r1") -> RequestStatus:
-    """The completed request, each of its lanes applied."""
+    """Apply all lanes of a request, and return its state as completed."""
     reference = bench.request(operations, request_id)
     counts = Counts()
     for lane in range(reference.lanes):
@@ -41,7 +41,7 @@ def verified(bench: Bench, request: RequestStatus) -> Verification:
 
 
 def spoil(bench: Bench, **values: Any) -> None:
-    """Change attributes of the record `k` behind the store's back."""
+    """Change attributes of the record `k` without the store's knowledge."""
     bench.dynamo.items["records", "e#k", ""] |= {name: to_attribute(value) for name, value in values.items()}
 
 
@@ -54,10 +54,10 @@ HISTORIES: dict[str, tuple[list[Operation], Any]] = {
 
 
 @pytest.mark.parametrize(("operations", "data"), HISTORIES.values(), ids=HISTORIES)
-def test_verify_compares_what_all_operations_on_a_key_make(
+def test_verify_compares_the_combined_effect_of_all_operations_on_a_key(
     bench: Bench, operations: list[Operation], data: Any
 ) -> None:
-    """The record is right as it is, and wrong with any field more, fewer or other, whichever operation wrote it."""
+    """The unchanged record passes, and any additional, missing or changed field fails, whichever operation wrote it."""
     request = applied(bench, operations)
     assert bench.data("k") == data
     assert verified(bench, request).ok
@@ -66,8 +66,8 @@ def test_verify_compares_what_all_operations_on_a_key_make(
         assert verified(bench, request).fault_count == 1
 
 
-def test_verify_of_patches_alone_looks_at_what_they_say(bench: Bench) -> None:
-    """What the record had before is not known: only what the patches set or removed can be wrong."""
+def test_verify_of_patches_checks_only_the_fields_they_name(bench: Bench) -> None:
+    """The data before the patches is unknown, so only the fields that they set or removed can be wrong."""
     applied(bench, [op("insert", a=1, b={"c": 1})], "r0")
     request = applied(bench, [op("patch", b={"d": 2}), op("patch", b={"d": 3}, x=None)])
     assert verified(bench, request).ok
@@ -87,8 +87,8 @@ def test_verify_of_patches_alone_looks_at_what_they_say(bench: Bench) -> None:
     ],
     ids=["upsert", "patches", "insert"],
 )
-def test_verify_is_content_where_another_request_came_between(bench: Bench, operations: list[Operation]) -> None:
-    """What it wrote over is no fault: the last operation is there, on the data that it found."""
+def test_verify_accepts_a_write_of_another_request_in_between(bench: Bench, operations: list[Operation]) -> None:
+    """What the other request overwrote is not a fault; the last operation took effect on the data that it found."""
     if operations[0].op == "patch":
         applied(bench, [op("insert", z=0)], "r0")
     between = op("update", z=9)
@@ -103,8 +103,8 @@ def test_verify_is_content_where_another_request_came_between(bench: Bench, oper
     assert verified(bench, request).ok
 
 
-def test_verify_finds_what_vanished_and_what_another_transaction_wrote(bench: Bench) -> None:
-    """A record that is not there, or of the same request's other transaction, is a fault and nothing else."""
+def test_verify_finds_vanished_records_and_writes_of_wrong_transactions(bench: Bench) -> None:
+    """A missing record is a fault, and so is one that another transaction of the same request wrote."""
     request = applied(bench, [op("insert", a=1)])
     spoil(bench, updated_by="r1/0/7")
     found = verified(bench, request)
@@ -113,23 +113,23 @@ def test_verify_finds_what_vanished_and_what_another_transaction_wrote(bench: Be
     assert verified(bench, request).faults == ["operation 0 (insert e/k): the record has vanished"]
 
 
-def test_a_later_request_supersedes(bench: Bench) -> None:
-    """What another request has replaced since can not be compared, and is counted."""
+def test_verify_counts_records_that_a_later_request_replaced(bench: Bench) -> None:
+    """Such a record cannot be compared, so it is counted as superseded."""
     request = applied(bench, [op("insert", sequence=1, a=1)])
     applied(bench, [op("update", sequence=2, a=2)], "r2")
     found = verified(bench, request)
     assert (found.ok, found.superseded) == (True, 1)
 
 
-def test_a_sequence_that_is_not_the_operations_own_is_a_fault(bench: Bench) -> None:
-    """The data alone does not make it the operation's effect."""
+def test_a_record_with_another_sequence_than_its_operation_is_a_fault(bench: Bench) -> None:
+    """Equal data alone does not prove the operation's effect."""
     request = applied(bench, [op("insert", sequence=5, a=1)])
     spoil(bench, sequence=6)
     assert verified(bench, request).fault_count == 1
 
 
-def test_a_page_looks_at_so_many_lanes_and_no_more(bench: Bench) -> None:
-    """Where nothing is to be shown, pages are empty but end: following the cursors finds the one that is refused."""
+def test_a_page_reads_at_most_20_lanes(bench: Bench) -> None:
+    """A page may be empty, but it ends; following the cursors finds the only refused operation."""
     bench.settings = bench.settings.model_copy(update={"lane_operations": 1})
     request = applied(bench, [op("insert", f"k{n}") for n in range(60)] + [op("update", "none")])
     outcomes = Outcomes(payloads=bench.payloads, ledger=bench.ledger)
@@ -142,13 +142,13 @@ def test_a_page_looks_at_so_many_lanes_and_no_more(bench: Bench) -> None:
         reads.append(len(bench.dynamo.calls))
     assert [key for page in pages for key in page] == ["none"]
     assert len(pages) == -(-(request.lanes + 1) // 20) > 1
-    assert max(reads) <= 20  # a lane's receipts each
+    assert max(reads) <= 20  # each read gets the receipts of one lane
     whole, cursor = outcomes.page(request, limit=3)
     assert (len(whole), bool(cursor)) == (3, True)
 
 
-def test_what_a_failed_lane_did_not_apply_has_failed(bench: Bench) -> None:
-    """The operations without receipt of a lane that gave up are failed; those of another lane are left out."""
+def test_operations_that_a_failed_lane_did_not_apply_have_failed(bench: Bench) -> None:
+    """Operations without a receipt in a failed lane have failed; those of the completed lane are not reported."""
     bench.settings = bench.settings.model_copy(update={"lane_operations": 1})
     operations = [op("insert", f"k{n}") for n in range(8)]
     reference = bench.request(operations)

@@ -1,4 +1,4 @@
-"""The plan: pure functions from operations to lanes, waves and transactions."""
+"""Planning: pure functions from operations to lanes, waves and transactions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mdstore.store.operations import Indexed
 from mdstore.store.packing import MAX_ACTIONS, MAX_TRANSACTION_BYTES, Transaction, pack
 from mdstore.store.partitioning import Partition
 
-#: SHA-256 of a plan of this schema version.
+#: The SHA-256 of the plans that this schema version yields.
 GOLDEN = "175e90c4733d841e51f3af557edfbbaa00a34616444965d02ac1167caa7507c5"
 OPS: tuple[OpName, ...] = ("insert", "update", "patch", "upsert", "delete", "check")
 Place = tuple[str, str]
@@ -34,7 +34,7 @@ def item(index: int, key: str, group: str | None = None, *, op: OpName = "upsert
 
 
 def sized(op: OpName, size: int) -> dict[str, Any]:
-    """Data of `size` bytes, where a worker finds it."""
+    """Return data of `size` bytes in the field that a worker reads for this operation."""
     return {"data" if op == "patch" else "attribute": msgspec.Raw(b"x" * size)}
 
 
@@ -43,15 +43,15 @@ def place(one: Indexed) -> Place:
 
 
 def lane_of(rows: Sequence[tuple[OpName, str, str | None, int, int]]) -> list[Indexed]:
-    """A lane as a draft makes it: indexes ascend with gaps, and no group has a key twice."""
+    """Return a lane as a payload builder makes it: indexes ascend with gaps, and no group has a key twice."""
     found: list[Indexed] = []
-    taken: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str]] = set()
     index = 0
     for op, key, group, size, gap in rows:
         index += gap
-        if group is not None and (group, key) in taken:
+        if group is not None and (group, key) in seen:
             continue
-        taken.add((group or "", key))
+        seen.add((group or "", key))
         found.append(item(index, key, group, op=op, size=size))
     return found
 
@@ -70,7 +70,7 @@ narrow_lanes = st.lists(
 
 @st.composite
 def wide_lanes(draw: st.DrawFn) -> list[Indexed]:
-    """Hundreds of operations; groups of up to 99, some of whose members lie far apart."""
+    """Draw a lane of hundreds of operations, with groups of up to 99, some of whose members are far apart."""
     chance = random.Random(draw(st.integers(0, 2**32)))
     keys = draw(st.integers(1, 500))
     groups = draw(st.integers(1, 12))
@@ -98,7 +98,7 @@ def refused_indexes(waves: Sequence[Sequence[Transaction]]) -> set[int]:
 
 
 def in_cycles(operations: Sequence[Indexed]) -> set[int]:
-    """Indexes of operations whose unit must come both before and after another one."""
+    """Return the indexes of operations whose group, or the operation itself, must come both before and after another one."""
     unit = {one.index: one.group or f"#{one.index}" for one in operations}
     after: dict[str, set[str]] = defaultdict(set)
     for key in {place(one) for one in operations}:
@@ -122,7 +122,7 @@ def in_cycles(operations: Sequence[Indexed]) -> set[int]:
 @settings(deadline=None, max_examples=100)
 @given(lanes)
 def test_every_operation_is_planned_exactly_once(operations: list[Indexed]) -> None:
-    """Each operation is either in one transaction's operations or in one's refusals."""
+    """Each operation is in one transaction, as an operation or as a refusal."""
     waves = pack(operations)
     planned = [one.index for transaction in flat(waves) for one in transaction.operations]
     refused = [refusal.index for transaction in flat(waves) for refusal in transaction.refused]
@@ -145,8 +145,8 @@ def test_groups_are_never_split(operations: list[Indexed]) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(lanes)
-def test_order_per_key_is_the_order_of_the_waves(operations: list[Indexed]) -> None:
-    """Of two operations on one key, the first in the request is in an earlier wave, and a wave has no key twice."""
+def test_waves_keep_the_order_of_operations_on_a_key(operations: list[Indexed]) -> None:
+    """Of two operations on one key, the first one is in an earlier wave, so no wave has a key twice."""
     waves = pack(operations)
     wave_of = {
         one.index: number for number, wave in enumerate(waves) for transaction in wave for one in transaction.operations
@@ -161,7 +161,7 @@ def test_order_per_key_is_the_order_of_the_waves(operations: list[Indexed]) -> N
 @settings(deadline=None, max_examples=100)
 @given(lanes)
 def test_transactions_keep_the_limits_of_dynamodb(operations: list[Indexed]) -> None:
-    """A transaction has at most 99 actions on distinct keys, and exceeds the bytes only as a single unit."""
+    """A transaction has at most 99 actions, all on distinct keys. Only a single group or operation may exceed the bytes."""
     for transaction in flat(pack(operations)):
         assert len(transaction.operations) <= MAX_ACTIONS
         assert len({place(one) for one in transaction.operations}) == len(transaction.operations)
@@ -172,8 +172,8 @@ def test_transactions_keep_the_limits_of_dynamodb(operations: list[Indexed]) -> 
 
 @settings(deadline=None, max_examples=100)
 @given(lanes)
-def test_numbers_are_consecutive_and_the_plan_is_a_function(operations: list[Indexed]) -> None:
-    """Transactions are numbered from 0 in the order of the waves, the same for the same operations."""
+def test_transactions_are_numbered_and_the_plan_is_deterministic(operations: list[Indexed]) -> None:
+    """Numbers count from 0 in the order of the waves, and equal operations yield equal plans."""
     waves = pack(operations)
     assert [transaction.number for transaction in flat(waves)] == list(range(len(flat(waves))))
     assert all(waves)
@@ -181,9 +181,9 @@ def test_numbers_are_consecutive_and_the_plan_is_a_function(operations: list[Ind
 
 
 def test_the_plan_is_the_same_in_every_process_and_release() -> None:
-    """Neither hash randomisation nor another version changes plan or lanes: receipts of one worker are understood by the next.
+    """Plan and lanes depend on neither hash randomisation nor the release, so each worker understands the receipts of others.
 
-    Where the plan has to change, payloads need another schema version, and workers have to plan old ones as before.
+    If the plan has to change, payloads need another schema version, and workers have to plan old payloads as before.
     """
     script = """
 from msgspec import Raw
@@ -210,25 +210,25 @@ print(partition.lanes(operations=100, size=10**9))
 
 
 def test_transactions_are_filled() -> None:
-    """A thousand operations on distinct keys become one wave of eleven transactions, all but the last one full."""
+    """A thousand operations on distinct keys become one wave of eleven transactions, all full except the last."""
     (wave,) = pack([item(index, f"k{index}") for index in range(1_000)])
     assert [len(transaction.operations) for transaction in wave] == [99] * 10 + [10]
 
 
 @pytest.mark.parametrize(("size", "expected"), [(MAX_TRANSACTION_BYTES // 2, [2, 2]), (MAX_TRANSACTION_BYTES, [1] * 4)])
-def test_transactions_are_cut_by_bytes(size: int, expected: list[int]) -> None:
-    """Exactly the limit still fits into one transaction."""
+def test_transactions_are_split_by_bytes(size: int, expected: list[int]) -> None:
+    """A transaction of exactly the limit is allowed."""
     (wave,) = pack([item(index, f"k{index}", size=size) for index in range(4)])
     assert [len(transaction.operations) for transaction in wave] == expected
 
 
 def test_an_empty_lane_has_no_transactions() -> None:
-    """Nothing to do needs no receipt."""
+    """A lane without operations needs no receipt."""
     assert pack([]) == []
 
 
-def test_the_last_of_interleaved_groups_is_refused_as_invalid() -> None:
-    """Of two groups that each come before the other on one key, the later one is refused, operation by operation."""
+def test_the_later_of_two_interleaved_groups_is_refused_as_invalid() -> None:
+    """If each of two groups comes before the other on one key, each operation of the later group is refused."""
     operations = [item(0, "a", "g1"), item(1, "b", "g2"), item(2, "a", "g2"), item(3, "b", "g1"), item(4, "c")]
     waves = pack(operations)
     refusals = [refusal for transaction in flat(waves) for refusal in transaction.refused]
@@ -243,7 +243,7 @@ def test_the_last_of_interleaved_groups_is_refused_as_invalid() -> None:
 
 
 def test_groups_in_one_order_on_shared_keys_are_not_refused() -> None:
-    """Groups that overlap on their keys in the same order run in one wave each."""
+    """Groups that share keys and have the same order on each of them run one after the other, in one wave each."""
     operations = [item(0, "a", "g1"), item(1, "b", "g1"), item(2, "a", "g2"), item(3, "b", "g2")]
     assert [[one.index for one in wave[0].operations] for wave in pack(operations)] == [[0, 1], [2, 3]]
 
@@ -251,7 +251,7 @@ def test_groups_in_one_order_on_shared_keys_are_not_refused() -> None:
 @settings(deadline=None, max_examples=200)
 @given(narrow_lanes)
 def test_only_interleaved_groups_are_refused(operations: list[Indexed]) -> None:
-    """What the plan refuses is a member of a group that must come both before and after something else."""
+    """Every refused operation belongs to a group that must come both before and after something else."""
     refused = refused_indexes(pack(operations))
     grouped = {one.index for one in operations if one.group is not None}
     assert refused <= in_cycles(operations) & grouped
@@ -259,20 +259,20 @@ def test_only_interleaved_groups_are_refused(operations: list[Indexed]) -> None:
 
 
 @pytest.mark.parametrize("group", [None, "g3"])
-def test_what_comes_after_interleaved_groups_still_applies(group: str | None) -> None:
-    """One bad record never blocks the others: a later operation on a key of a refused group is planned all the same."""
+def test_operations_after_interleaved_groups_still_apply(group: str | None) -> None:
+    """One bad record never blocks others: a later operation on a key of a refused group is planned."""
     stuck = [item(0, "a", "g1"), item(1, "b", "g2"), item(2, "a", "g2"), item(3, "b", "g1")]
     waves = pack([*stuck, item(4, "a", group), item(5, "z", group)])
     assert refused_indexes(waves) == {1, 2}
 
 
 def test_a_single_operation_between_interleaved_groups_still_applies() -> None:
-    """Where a single operation lies between interleaved groups, a group is refused and never the single operation."""
+    """A group is refused, never the operation without a group."""
     waves = pack([item(0, "b", "g2"), item(1, "a", "g1"), item(2, "a"), item(3, "a", "g2"), item(4, "b", "g1")])
     assert refused_indexes(waves) == {1, 4}
 
 
-def dealt(operations: Sequence[Indexed], *, count: int, size: int = 10**12) -> list[list[int]]:
+def partitioned(operations: Sequence[Indexed], *, count: int, size: int = 10**12) -> list[list[int]]:
     partition = Partition()
     for one in operations:
         partition.add(one, one.size)
@@ -282,9 +282,9 @@ def dealt(operations: Sequence[Indexed], *, count: int, size: int = 10**12) -> l
 
 @settings(deadline=None, max_examples=100)
 @given(lanes, st.integers(1, 50))
-def test_partition_deals_each_position_once_in_order(operations: list[Indexed], count: int) -> None:
-    """Each position is in one lane, lanes are not empty, and inside of a lane the order of the request is kept."""
-    found = dealt(operations, count=count)
+def test_a_partition_assigns_each_operation_once_in_order(operations: list[Indexed], count: int) -> None:
+    """Each position is in one lane, no lane is empty, and each lane keeps the order of the request."""
+    found = partitioned(operations, count=count)
     assert sorted(position for lane in found for position in lane) == list(range(len(operations)))
     assert all(lane == sorted(lane) for lane in found)
     assert all(found)
@@ -293,9 +293,9 @@ def test_partition_deals_each_position_once_in_order(operations: list[Indexed], 
 @settings(deadline=None, max_examples=100)
 @given(lanes, st.integers(1, 20))
 def test_a_key_and_a_group_live_in_one_lane(operations: list[Indexed], count: int) -> None:
-    """Operations that share a key or a group, even over others, are dealt to one lane."""
+    """Operations that share a key or a group, directly or through other operations, are in one lane."""
     homes: dict[object, set[int]] = defaultdict(set)
-    for number, lane in enumerate(dealt(operations, count=count)):
+    for number, lane in enumerate(partitioned(operations, count=count)):
         for position in lane:
             one = operations[position]
             homes[place(one)].add(number)
@@ -306,19 +306,21 @@ def test_a_key_and_a_group_live_in_one_lane(operations: list[Indexed], count: in
 
 @settings(deadline=None, max_examples=50)
 @given(narrow_lanes, st.integers(1, 5), st.randoms(use_true_random=False))
-def test_the_order_of_groups_does_not_move_keys(operations: list[Indexed], count: int, chance: random.Random) -> None:
+def test_the_order_of_operations_does_not_change_which_keys_share_a_lane(
+    operations: list[Indexed], count: int, chance: random.Random
+) -> None:
     """Which keys share a lane depends on the operations, not on the order in which they are given."""
 
     def key_sets(some: Sequence[Indexed]) -> set[frozenset[Place]]:
-        return {frozenset(place(some[position]) for position in lane) for lane in dealt(some, count=count)}
+        return {frozenset(place(some[position]) for position in lane) for lane in partitioned(some, count=count)}
 
     shuffled = list(operations)
     chance.shuffle(shuffled)
     assert key_sets(shuffled) == key_sets(operations)
 
 
-def test_the_same_key_of_two_entities_may_live_apart() -> None:
-    """A key belongs to its entity: many entities with one key are dealt over many lanes."""
+def test_the_same_key_of_different_entities_may_be_in_different_lanes() -> None:
+    """A key belongs to its entity: one key of 100 entities is spread over ten lanes."""
     partition = Partition()
     for number in range(100):
         partition.add(Indexed(index=number, op="upsert", entity=f"e{number}", key="k"), 10)
@@ -327,14 +329,14 @@ def test_the_same_key_of_two_entities_may_live_apart() -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(1_000, 10**12), (10**9, 100_000)])
 def test_lanes_are_near_their_target(count: int, size: int) -> None:
-    """Twenty thousand operations of 100 bytes become 20 lanes of about 1,000 operations, or of about 100,000 bytes."""
-    found = dealt([item(index, f"k{index}") for index in range(20_000)], count=count, size=size)
+    """20,000 operations of 100 bytes become 20 lanes of about 1,000 operations, or of about 100,000 bytes."""
+    found = partitioned([item(index, f"k{index}") for index in range(20_000)], count=count, size=size)
     assert len(found) == 20
     assert all(800 < len(lane) < 1_200 for lane in found)
 
 
-def test_a_large_component_has_a_lane_of_its_own_and_makes_no_others() -> None:
-    """One key of nearly all that a lane may hold, or more, does not split the others into ever smaller lanes."""
+def test_a_large_component_has_a_lane_of_its_own_and_does_not_split_others() -> None:
+    """A key that has nearly all that a lane may hold, or more, does not split the others into ever smaller lanes."""
     for large in (5_800, 7_000):
         partition = Partition()
         for number in range(20_000):
@@ -346,11 +348,11 @@ def test_a_large_component_has_a_lane_of_its_own_and_makes_no_others() -> None:
         assert list(lanes[-1]) == list(range(20_000, 20_008))
 
 
-def test_components_of_many_operations_do_not_share_a_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What two keys share is never more operations than a lane may have, though each of them alone has fewer."""
+def test_a_shared_lane_never_exceeds_the_limit_of_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys share a lane only if their operations together are within the limit of a lane."""
     monkeypatch.setattr("mdstore.store.partitioning.MAX_LANE_OPERATIONS", 1_000)
-    for crowd in (["a", "b", "c", "d"], [f"k{number}" for number in range(40)]):
-        operations = [item(number, crowd[number % len(crowd)]) for number in range(600 * 4)]
+    for keys in (["a", "b", "c", "d"], [f"k{number}" for number in range(40)]):
+        operations = [item(number, keys[number % len(keys)]) for number in range(600 * 4)]
         partition = Partition()
         for one in operations:
             partition.add(one, 10)
@@ -359,22 +361,22 @@ def test_components_of_many_operations_do_not_share_a_lane(monkeypatch: pytest.M
         assert max(map(len, lanes)) <= 1_000
 
 
-def test_nothing_has_no_lanes() -> None:
-    """An empty request is dealt to no lane."""
-    assert dealt([], count=10) == []
+def test_an_empty_request_has_no_lanes() -> None:
+    """A partition without operations yields no lane."""
+    assert partitioned([], count=10) == []
 
 
-def test_interleaved_groups_are_untangled_in_linear_work() -> None:
-    """Thousands of groups in one component take one pass: each unit's neighbours are looked at a bounded number of times."""
+def test_interleaved_groups_are_resolved_in_linear_time() -> None:
+    """Thousands of groups in one component take one pass, which reads each unit's neighbours a bounded number of times."""
     half = 5_000
     keys = [("a", n) for n in range(half)] + [("b", half - 1 - n) for n in range(half)]
     lane = [item(i, str(key), f"g{n}", size=10) for i, (key, n) in enumerate(keys)]
-    looks = 0
+    reads = 0
 
     class Counted(set[int]):
         def __and__(self, other: Any) -> Any:
-            nonlocal looks
-            looks += 1
+            nonlocal reads
+            reads += 1
             return set.__and__(self, other)
 
     predecessors, successors = packing_module._dependencies(packing_module._units(lane))
@@ -383,11 +385,11 @@ def test_interleaved_groups_are_untangled_in_linear_work() -> None:
     )
 
     assert [len(component) for component in components] == [half]
-    assert looks <= 10 * half
+    assert reads <= 10 * half
 
 
 def test_the_plan_of_a_lane_never_changes() -> None:
-    """Receipts name transactions by number, so the packing is part of the stored format: this digest must not move."""
+    """Receipts name transactions by number, so the packing is part of the stored format, and this digest must not change."""
     operations = [
         item(i, f"k{i * 7919 % 613}", f"g{i % 40}" if i % 11 == 0 else None, size=20 + i * 37 % 900)
         for i in range(1_500)

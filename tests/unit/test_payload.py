@@ -1,4 +1,4 @@
-"""Payloads: from operations to one object and back, and every way in which that object can lie."""
+"""Payloads: operations are encoded as one object and read back, and every kind of damage or forgery is detected."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def store() -> tuple[Payloads, MemoryObjects]:
 
 
 @contextmanager
-def drafted(sources: Iterable[OperationInput], **changes: Any) -> Iterator[PayloadBuilder]:
+def built(sources: Iterable[OperationInput], **changes: Any) -> Iterator[PayloadBuilder]:
+    """Add operations to a payload builder, and close it at the end."""
     settings = sized(**changes)
     builder = PayloadBuilder(
         validator=Validator(entities=Entities(), max_record_bytes=settings.max_record_bytes), settings=settings
@@ -60,7 +61,7 @@ def drafted(sources: Iterable[OperationInput], **changes: Any) -> Iterator[Paylo
 def encoded(
     sources: Iterable[OperationInput], *, request_id: str = "r1", source: str = "shop", **changes: Any
 ) -> Iterator[Encoded]:
-    with drafted(sources, **changes) as builder:
+    with built(sources, **changes) as builder:
         result = builder.encode(request_id, source)
         try:
             yield result
@@ -108,8 +109,8 @@ operations = st.lists(
 
 @hypothesis_settings(deadline=None, max_examples=60)
 @given(operations, st.integers(1, 10))
-def test_operations_come_back_as_given(given_operations: list[Operation], lane_operations: int) -> None:
-    """Each operation comes back once, exact, with its index, and the lanes keep the order of the request."""
+def test_operations_are_read_back_exactly(given_operations: list[Operation], lane_operations: int) -> None:
+    """Each operation is read back once, exactly and with its index, and the lanes keep the order of the request."""
     payloads, _ = store()
     reference, new = put(payloads, given_operations, lane_operations=lane_operations)
     assert new
@@ -119,12 +120,12 @@ def test_operations_come_back_as_given(given_operations: list[Operation], lane_o
         assert indexes == sorted(indexes)
     found = read_all(payloads, reference)
     assert [(one.index, operation_of(one)) for one in found] == list(enumerate(given_operations))
-    assert not any(one.data for one in found)  # all of it small enough to be sent as it stands
+    assert not any(one.data for one in found)  # all of them are small enough to be marshalled in advance
     assert payloads.header(reference).operations == len(given_operations)
 
 
-def test_a_small_payload_is_one_get() -> None:
-    """Header, lane and refusals of a small request come with one ranged read."""
+def test_a_small_payload_takes_one_read() -> None:
+    """One ranged read returns the header, the lane and the refusals of a small request."""
     payloads, objects = store()
     reference, _ = put(payloads, [*upserts(20), {"op": "drop"}], lane_operations=1_000)
     assert len(payloads.lane(reference, 0)) == 20
@@ -132,8 +133,8 @@ def test_a_small_payload_is_one_get() -> None:
     assert [key for key, _, _ in objects.gets] == ["payloads/r1"]
 
 
-def test_a_header_over_the_first_read_works() -> None:
-    """A header of more than 64 KiB takes two reads, once, and each lane then one of its own."""
+def test_a_header_larger_than_the_first_read() -> None:
+    """A header of more than 64 KiB takes two reads, once; each lane then takes one read."""
     payloads, objects = store()
     reference, _ = put(payloads, upserts(1_500), lane_operations=1)
     assert len(exactjson.dumps(payloads.header(reference))) > 2**16
@@ -145,7 +146,7 @@ def test_a_header_over_the_first_read_works() -> None:
 
 
 def test_a_worker_reads_only_its_own_lane() -> None:
-    """The ranged read of a lane has that lane's bytes and no others."""
+    """The ranged read of a lane covers exactly that lane's bytes."""
     payloads, objects = store()
     noise = [upsert(f"k{number}", x=hashlib.sha512(b"%d" % number).hexdigest() * 20) for number in range(2_000)]
     reference, _ = put(payloads, noise, lane_operations=250)
@@ -156,8 +157,8 @@ def test_a_worker_reads_only_its_own_lane() -> None:
     assert end - start == section.length < len(objects.stored["payloads/r1"]) / 4
 
 
-def test_the_reference_says_where_and_what() -> None:
-    """A reference has version, place, digest of the header, number of lanes and source."""
+def test_the_reference_locates_and_identifies_the_payload() -> None:
+    """A reference has version, key, digest of the header, number of lanes and source."""
     payloads, objects = store()
     reference, _ = put(payloads, upserts(3))
     body = objects.stored["payloads/r1"]
@@ -173,10 +174,10 @@ def test_the_reference_says_where_and_what() -> None:
     assert payloads.find("r1") == reference
 
 
-def test_the_bytes_are_deterministic() -> None:
-    """The same operations, however they are given, are encoded to the same bytes."""
-    words = [msgspec.to_builtins(one) for one in upserts(50)]
-    variants: list[Sequence[OperationInput]] = [upserts(50), words, [exactjson.dumps(word) for word in words]]
+def test_encoding_is_deterministic() -> None:
+    """The same operations are encoded as the same bytes, whether they are objects, mappings or lines."""
+    mappings = [msgspec.to_builtins(one) for one in upserts(50)]
+    variants: list[Sequence[OperationInput]] = [upserts(50), mappings, [exactjson.dumps(one) for one in mappings]]
     bodies = set()
     for variant in variants:
         with encoded([*variant, b"{broken"], lane_operations=10) as one:
@@ -185,7 +186,7 @@ def test_the_bytes_are_deterministic() -> None:
 
 
 def test_the_same_content_again_is_not_new() -> None:
-    """A second put of the same content leaves the object and returns the same reference, even where lanes are cut anew."""
+    """Putting the same content again keeps the object and returns its reference, even if the lanes would now differ."""
     payloads, objects = store()
     first, new = put(payloads, upserts(50), lane_operations=10)
     assert new
@@ -210,7 +211,7 @@ BROKEN = b'{"op":"drop","entity":"e","key":"k"}'
     ],
 )
 def test_other_content_under_the_same_id_is_a_conflict(other: list[OperationInput]) -> None:
-    """Other data, another order, another group or one more refused operation are other content."""
+    """Other data, another order, another group or one more refused operation is other content."""
     payloads, _ = store()
     put(payloads, [upsert("a"), upsert("b")])
     with pytest.raises(RequestConflict) as caught:
@@ -218,8 +219,8 @@ def test_other_content_under_the_same_id_is_a_conflict(other: list[OperationInpu
     assert caught.value.request_id == "r1"
 
 
-def test_other_broken_content_is_a_conflict() -> None:
-    """Operations that are refused are content too."""
+def test_other_refused_operations_are_a_conflict() -> None:
+    """Refused operations are part of the content too."""
     payloads, _ = store()
     put(payloads, [BROKEN])
     assert put(payloads, [BROKEN])[1] is False
@@ -228,15 +229,15 @@ def test_other_broken_content_is_a_conflict() -> None:
 
 
 def test_another_source_under_the_same_id_is_a_conflict() -> None:
-    """A source cannot take over another one's request id, not even with the same content."""
+    """A source cannot take over another source's request id, not even with the same content."""
     payloads, _ = store()
     put(payloads, upserts(2), source="shop")
     with pytest.raises(RequestConflict):
         put(payloads, upserts(2), source="warehouse")
 
 
-def test_what_is_not_stored_is_not_found() -> None:
-    """`find` says so; a message that names a payload which is not there is not to be trusted."""
+def test_a_missing_payload_is_not_found() -> None:
+    """`find` raises `NotFound`. A message that names a missing payload raises `IntegrityError`."""
     payloads, _ = store()
     with pytest.raises(NotFound):
         payloads.find("r1")
@@ -245,7 +246,7 @@ def test_what_is_not_stored_is_not_found() -> None:
 
 
 def test_an_empty_request_has_no_lanes() -> None:
-    """Nothing is stored as a payload without lanes and refusals."""
+    """It is stored as a payload with neither lanes nor refusals."""
     payloads, _ = store()
     reference, _ = put(payloads, [])
     assert reference.lanes == 0
@@ -262,8 +263,8 @@ def everything(payloads: Payloads, reference: Reference) -> tuple[Header, list[I
 
 @hypothesis_settings(deadline=None, max_examples=200)
 @given(st.data())
-def test_a_damaged_byte_is_untrusted(data: st.DataObject) -> None:
-    """Whichever byte of the object is changed, something is found to be untrusted, and nothing is read wrong."""
+def test_a_damaged_byte_is_detected(data: st.DataObject) -> None:
+    """Whichever byte of the object is changed, reading raises `IntegrityError`, and wrong data is never returned."""
     payloads, objects = store()
     reference, _ = put(payloads, [*upserts(10), BROKEN], lane_operations=5)
     good = everything(payloads, reference)
@@ -274,12 +275,12 @@ def test_a_damaged_byte_is_untrusted(data: st.DataObject) -> None:
     fresh = Payloads(objects=objects, prefix="payloads/", max_lane_bytes=MAX_LANE)
     with pytest.raises(IntegrityError):
         everything(fresh, reference)
-    assert everything(payloads, reference) == good  # what has been read stays as it was
+    assert everything(payloads, reference) == good  # `payloads` still has the bytes of its first read
 
 
 @pytest.mark.parametrize("kept", [0, 3, 7, 8, 100, -1])
-def test_a_cut_object_is_untrusted(kept: int) -> None:
-    """An object that ends too early is not read as a smaller one."""
+def test_a_truncated_object_is_detected(kept: int) -> None:
+    """An object that ends early is not read as a smaller payload."""
     payloads, objects = store()
     reference, _ = put(payloads, [*upserts(10), BROKEN])
     objects.stored["payloads/r1"] = objects.stored["payloads/r1"][:kept]
@@ -288,7 +289,7 @@ def test_a_cut_object_is_untrusted(kept: int) -> None:
 
 
 def forge(objects: MemoryObjects, text: bytes, *, stored: bytes | None = None, **changes: Any) -> Reference:
-    """Store a payload whose digests all fit but whose only lane may lie; changes are to its section."""
+    """Store a payload whose digests are right but whose only lane may lie; `changes` replace fields of the lane's section."""
     body = zstandard.ZstdCompressor().compress(text) if stored is None else stored
     fields = {"raw": len(text), "count": text.count(b"\n"), "length": len(body), "offset": 0, **changes}
     section = Section(digest=hashlib.sha256(body).hexdigest(), **fields)
@@ -316,7 +317,7 @@ LINE = b'{"index":0,"op":"delete","entity":"e","key":"k"}\n'
 
 
 def test_a_forged_payload_that_does_not_lie_is_read() -> None:
-    """The forgeries below differ from this one only by their lie."""
+    """Each forgery below differs from this payload only in its lie."""
     payloads, objects = store()
     assert len(payloads.lane(forge(objects, LINE * 2), 0)) == 2
 
@@ -330,7 +331,7 @@ LIES = {
     "not compressed": (LINE, {"stored": LINE}),
     "begins elsewhere": (LINE, {"offset": 1}),
     "without newline": (LINE[:-1], {"count": 1}),
-    "no JSON": (b'{"index":0,"op":"dele\n', {}),
+    "not JSON": (b'{"index":0,"op":"dele\n', {}),
     "no index": (LINE.replace(b'"index":0,', b""), {}),
     "unknown op": (LINE.replace(b"delete", b"drop"), {}),
     "unknown field": (LINE.replace(b"}", b',"x":1}'), {}),
@@ -344,16 +345,16 @@ LIES = {
 
 
 @pytest.mark.parametrize(("text", "changes"), LIES.values(), ids=LIES.keys())
-def test_a_lane_that_lies_is_untrusted(text: bytes, changes: Mapping[str, Any]) -> None:
-    """A lane that is not what its header says, or cannot be decoded, is never executed."""
+def test_a_forged_lane_is_detected(text: bytes, changes: Mapping[str, Any]) -> None:
+    """A lane that differs from what its header says, or cannot be decoded, is never executed."""
     payloads, objects = store()
     reference = forge(objects, text, **changes)
     with pytest.raises(IntegrityError):
         payloads.lane(reference, 0)
 
 
-def test_a_lane_is_not_read_that_is_longer_than_what_it_holds() -> None:
-    """However long it says it is, no more than its lines can take is asked for."""
+def test_a_lane_that_claims_too_many_bytes_is_not_read() -> None:
+    """No read is longer than the lane's content can take, whatever length the header claims."""
     payloads, objects = store()
     reference = forge(objects, LINE, length=2_000)
     with pytest.raises(IntegrityError, match="claims more bytes than its 49 can take"):
@@ -362,8 +363,8 @@ def test_a_lane_is_not_read_that_is_longer_than_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize("says_its_size", [True, False])
-def test_a_zip_bomb_is_untrusted_and_takes_no_memory(says_its_size: bool) -> None:
-    """A lane of a few bytes that would become 64 MiB is refused before it is that large, whatever its frame says."""
+def test_a_zip_bomb_is_detected_in_little_memory(says_its_size: bool) -> None:
+    """A lane of a few bytes that expands to 64 MiB is refused before it is expanded, whatever size its frame claims."""
     payloads, objects = store()
     bomb = zstandard.ZstdCompressor(write_content_size=says_its_size).compress(b"\n" * 2**26)
     reference = forge(objects, LINE, stored=bomb)
@@ -377,19 +378,18 @@ def test_a_zip_bomb_is_untrusted_and_takes_no_memory(says_its_size: bool) -> Non
         tracemalloc.stop()
 
 
-def test_a_frame_that_claims_more_than_there_is_memory_is_untrusted() -> None:
-    """A frame that claims a tebibyte is refused like any other, and not by running out of memory."""
+def test_a_frame_that_claims_more_than_the_memory_is_detected() -> None:
+    """A frame that claims a tebibyte is refused like any other, without running out of memory."""
     payloads, objects = store()
-    frame = zstandard.ZstdCompressor().compress(
-        b"x" * 2**20
-    )  # its size takes the four bytes after magic and descriptor
+    frame = zstandard.ZstdCompressor().compress(b"x" * 2**20)
+    # The four bytes after magic number and descriptor hold the size of the content.
     size_at = frame.index((2**20).to_bytes(4, "little"))
-    claim_checks = (
+    lying_frame = (
         frame[:4] + bytes([frame[4] | 0xC0]) + frame[5:size_at] + (2**40).to_bytes(8, "little") + frame[size_at + 4 :]
     )
-    assert zstandard.frame_content_size(claim_checks) == 2**40
+    assert zstandard.frame_content_size(lying_frame) == 2**40
     with pytest.raises(IntegrityError):
-        payloads.lane(forge(objects, LINE, stored=claim_checks), 0)
+        payloads.lane(forge(objects, LINE, stored=lying_frame), 0)
 
 
 @pytest.mark.parametrize(
@@ -411,8 +411,8 @@ def test_a_frame_that_claims_more_than_there_is_memory_is_untrusted() -> None:
     ],
     ids=str,
 )
-def test_a_reference_that_lies_is_untrusted(changes: Mapping[str, Any]) -> None:
-    """A message may name the payload of its own request only, in its place, with its digest, version and lanes."""
+def test_a_forged_reference_is_detected(changes: Mapping[str, Any]) -> None:
+    """A message may only name the payload of its own request, with the right key, digest, version and number of lanes."""
     payloads, objects = store()
     reference, _ = put(payloads, upserts(3))
     objects.stored["payloads/r2"] = objects.stored["elsewhere/r1"] = objects.stored["payloads/r1"]
@@ -424,8 +424,8 @@ def test_a_reference_that_lies_is_untrusted(changes: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"payload": "elsewhere/r1"}, {"request_id": "r2"}, {"v": 2}], ids=str)
-def test_what_is_out_of_place_is_not_even_read(changes: Mapping[str, Any]) -> None:
-    """Place and version are checked before the first read."""
+def test_a_reference_with_a_wrong_place_or_version_causes_no_read(changes: Mapping[str, Any]) -> None:
+    """Key, request id and version are checked before the first read."""
     payloads, objects = store()
     reference, _ = put(payloads, upserts(3))
     with pytest.raises(IntegrityError):
@@ -436,7 +436,7 @@ def test_what_is_out_of_place_is_not_even_read(changes: Mapping[str, Any]) -> No
 
 
 @pytest.mark.parametrize("number", [-1, 1, 99])
-def test_a_lane_that_is_not_there_is_untrusted(number: int) -> None:
+def test_a_missing_lane_is_detected(number: int) -> None:
     """A message cannot make a worker read past the lanes."""
     payloads, _ = store()
     reference, _ = put(payloads, upserts(3))
@@ -444,11 +444,11 @@ def test_a_lane_that_is_not_there_is_untrusted(number: int) -> None:
         payloads.lane(reference, number)
 
 
-# -- what is refused before anything is sent
+# -- operations that are refused before anything is sent
 
 
-def test_an_invalid_operation_is_refused_with_its_words() -> None:
-    """Index, reason, detail and what can be read of the operation are in the refused section; the others are in lanes."""
+def test_an_invalid_operation_is_refused_with_its_reason() -> None:
+    """The refused section has its index, reason, detail and readable fields; the other operations are in lanes."""
     payloads, _ = store()
     sources: list[OperationInput] = [
         upsert("a"),
@@ -457,7 +457,7 @@ def test_an_invalid_operation_is_refused_with_its_words() -> None:
         {"op": "upsert", "entity": "e", "key": "c", "data": {"x": "y" * MAX_LANE}},
         upsert("d"),
     ]
-    with drafted([]) as builder:
+    with built([]) as builder:
         answers = [builder.add(source) for source in sources]
         one = builder.encode("r1", "shop")
         with one.body:
@@ -500,7 +500,7 @@ HOSTILE: dict[str, OperationInput] = {
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_operation_never_blocks_the_others(hostile: OperationInput) -> None:
-    """Whatever is handed over as an operation, it is refused alone, and the rest of its request goes on."""
+    """Any invalid operation is refused alone, and the rest of its request is accepted."""
     payloads, _ = store()
     reference, _ = put(payloads, [upsert("a"), hostile, upsert("b")])
     assert [item.index for item in read_all(payloads, reference)] == [0, 2]
@@ -508,7 +508,7 @@ def test_a_hostile_operation_never_blocks_the_others(hostile: OperationInput) ->
 
 
 def refused_of(sources: Iterable[OperationInput]) -> tuple[list[int], list[Refusal]]:
-    """Indexes that went into lanes, and the refusals by index."""
+    """Return the indexes of the operations that went into lanes, and the refusals by index."""
     payloads, _ = store()
     reference, _ = put(payloads, sources)
     header = payloads.header(reference)
@@ -518,13 +518,13 @@ def refused_of(sources: Iterable[OperationInput]) -> tuple[list[int], list[Refus
 
 
 def test_a_group_of_99_is_accepted() -> None:
-    """A transaction's hundred actions are 99 and the receipt."""
+    """A transaction has 100 actions: 99 operations and the receipt."""
     accepted, refused = refused_of(upsert(f"k{number}", "g") for number in range(99))
     assert (accepted, refused) == (list(range(99)), [])
 
 
 def test_a_group_of_100_is_refused_with_the_reason_on_each() -> None:
-    """None of a group that is too large is sent, and the rest of the request is."""
+    """Each operation of a group that is too large is refused, and the rest of the request is accepted."""
     accepted, refused = refused_of(
         [*(upsert(f"k{number}", "g") for number in range(100)), upsert("z", "h"), upsert("y")]
     )
@@ -537,7 +537,7 @@ def test_a_group_of_100_is_refused_with_the_reason_on_each() -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_an_invalid_member_refuses_its_group(position: int) -> None:
-    """Wherever it stands, an invalid operation takes its group with it, and only its group."""
+    """At any position, an invalid operation takes its group with it, and no other."""
     sources: list[OperationInput] = [upsert("a", "g"), upsert("b", "g"), upsert("c", "h")]
     sources.insert(position, {"op": "insert", "entity": "e", "key": "x", "group": "g"})
     accepted, refused = refused_of(sources)
@@ -557,14 +557,14 @@ MEMBERS = {
 
 @pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS.keys())
 def test_a_member_that_cannot_be_decoded_refuses_its_group(member: bytes) -> None:
-    """All of a group or none: well-formed JSON names its group, even where a value in it cannot be taken."""
+    """Well-formed JSON names its group, even if a value in it is invalid, so the whole group is refused."""
     accepted, refused = refused_of([upsert("a", "g"), member, upsert("c")])
     assert accepted == [2]
     assert [one.reason for one in refused] == [Reason.GROUP_REFUSED, Reason.INVALID]
 
 
 def test_two_operations_of_a_group_on_one_key_are_invalid() -> None:
-    """`TransactWriteItems` takes an item once; the same key of another entity is another item."""
+    """`TransactWriteItems` accepts an item once. The same key of another entity is another item."""
     accepted, refused = refused_of([upsert("a", "g"), upsert("b", "g"), upsert("a", "g")])
     assert accepted == []
     assert {(one.reason, one.detail) for one in refused} == {
@@ -574,8 +574,8 @@ def test_two_operations_of_a_group_on_one_key_are_invalid() -> None:
     assert refused_of([upsert("a", "g"), other]) == ([0, 1], [])
 
 
-def test_more_refusals_than_can_be_looked_up_are_not_accepted() -> None:
-    """Nothing vanishes: a request whose refusals would be too many to be read back is refused before it is stored."""
+def test_a_request_with_too_many_refusals_is_refused() -> None:
+    """All refusals must be readable later; a request with more refusals than that allows is refused before it is stored."""
     payloads, _ = store()
     with pytest.raises(PayloadTooLarge, match="is this a file of operations"):
         put(payloads, [b"{broken"] * 12_000)
@@ -591,13 +591,13 @@ def large(key: str, size: int, group: str | None = None) -> Operation:
 
 
 @pytest.fixture
-def spools(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[IO[bytes]]]:
-    """The temporary files that drafts open."""
+def spill_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[IO[bytes]]]:
+    """Record the temporary files that payload builders open."""
     opened: list[IO[bytes]] = []
-    spool = payload_builder_module._spill_file
+    open_file = payload_builder_module._spill_file
 
     def recorded() -> IO[bytes]:
-        opened.append(spool())
+        opened.append(open_file())
         return opened[-1]
 
     monkeypatch.setattr(payload_builder_module, "_spill_file", recorded)
@@ -606,7 +606,7 @@ def spools(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[IO[bytes]]]:
         one.close()
 
 
-@pytest.mark.usefixtures("spools")
+@pytest.mark.usefixtures("spill_files")
 @pytest.mark.parametrize("keys", [["k"] * 4, ["a", "b", "c", "d"]], ids=["one key", "one group"])
 def test_a_lane_that_would_be_too_large_is_refused(keys: list[str]) -> None:
     """Operations that must share a lane and exceed its limit are refused before anything is stored."""
@@ -618,31 +618,31 @@ def test_a_lane_that_would_be_too_large_is_refused(keys: list[str]) -> None:
     assert caught.value.expected.startswith(f"at most {MAX_LANE} bytes that share a key or a group")
 
 
-def test_temporary_files_are_closed_whatever_happens(spools: list[IO[bytes]]) -> None:
-    """A draft closes what it opened, also where the payload is refused."""
+def test_temporary_files_are_always_closed(spill_files: list[IO[bytes]]) -> None:
+    """A payload builder closes the files that it opened, even if the payload is refused."""
     with encoded(upserts(3)):
         pass
-    assert [one.closed for one in spools] == [True] * len(spools)
+    assert [one.closed for one in spill_files] == [True] * len(spill_files)
     with pytest.raises(PayloadTooLarge), encoded([large("k", 300_000)] * 4, lane_bytes=2**16):
         pass
-    assert [one.closed for one in spools] == [True] * len(spools)
+    assert [one.closed for one in spill_files] == [True] * len(spill_files)
 
 
-@pytest.mark.usefixtures("spools")
-def crowded(count: int, crowd: int) -> list[str]:
-    """Keys for as many lanes of which `crowd` fall into one lane."""
+@pytest.mark.usefixtures("spill_files")
+def keys_that_share_a_lane(count: int, sharing: int) -> list[str]:
+    """Return `count` keys of which at least `sharing` fall into one lane, although there are `count` lanes."""
     for attempt in range(10_000):
         keys = [f"k{attempt}-{number}" for number in range(count)]
         partition = Partition()
         for key in keys:
             partition.add(upsert(key), 1)
-        if max(map(len, partition.lanes(operations=1, size=count))) >= crowd:
+        if max(map(len, partition.lanes(operations=1, size=count))) >= sharing:
             return keys
     raise AssertionError("no such keys")
 
 
-def test_a_key_has_so_many_operations_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More small operations than a lane may have are refused where they share a key, and dealt where they do not."""
+def test_the_number_of_operations_that_must_share_a_lane_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations over a lane's limit are refused if they share a key. A forged lane over the limit is not read."""
     for module in (payload_builder_module, payload_module):
         monkeypatch.setattr(module, "MAX_LANE_OPERATIONS", 10)
     payloads, objects = store()
@@ -655,36 +655,36 @@ def test_a_key_has_so_many_operations_and_no_more(monkeypatch: pytest.MonkeyPatc
         payloads.lane(forge(objects, LINE * 11), 0)
 
 
-@pytest.mark.usefixtures("spools")
-def test_operations_that_share_nothing_are_never_too_large() -> None:
-    """Large operations on distinct keys get lanes enough, however their hashes fall."""
+@pytest.mark.usefixtures("spill_files")
+def test_operations_that_share_no_key_never_exceed_a_lane() -> None:
+    """Large operations on distinct keys get enough lanes, wherever their hashes fall."""
     payloads, _ = store()
-    sources = [large(key, 239_000) for key in crowded(10, 5)]
+    sources = [large(key, 239_000) for key in keys_that_share_a_lane(10, 5)]
     reference, _ = put(payloads, sources, lane_bytes=240_000)
     assert len(read_all(payloads, reference)) == 10
 
 
-def test_a_request_holds_so_many_operations_and_no_more() -> None:
-    """The limit counts all operations, the invalid ones included; the limit itself is allowed."""
-    with drafted([upsert("a"), b"{broken", upsert("b")], max_request_operations=3) as builder:
+def test_the_number_of_operations_of_a_request_is_limited() -> None:
+    """Invalid operations count too; exactly the limit is allowed."""
+    with built([upsert("a"), b"{broken", upsert("b")], max_request_operations=3) as builder:
         with pytest.raises(PayloadTooLarge) as caught:
             builder.add(upsert("c"))
         assert (caught.value.value, caught.value.expected) == (4, "at most 3")
 
 
-def test_what_is_over_4_mb_is_spooled_and_comes_back() -> None:
-    """A request larger than the memory of its draft is encoded like any other."""
+def test_a_request_over_4_mb_is_spilled_to_disk_and_read_back() -> None:
+    """A request larger than the builder's memory is encoded like any other."""
     payloads, _ = store()
     sources = [large(f"k{number}", 100_000) for number in range(60)]
     reference, _ = put(payloads, sources, lane_bytes=2**18)
     assert [operation_of(one) for one in read_all(payloads, reference)] == sources
 
 
-# -- record data kept apart
+# -- record data in blobs
 
 
-def test_data_kept_apart_comes_back() -> None:
-    """A blob is its JSON, compressed, under the digest of its content; the same content is stored once."""
+def test_data_in_a_blob_is_read_back() -> None:
+    """A blob is compressed JSON under the digest of its content, and the same content is stored once."""
     objects = MemoryObjects()
     blobs = Blobs(objects=objects, prefix="blobs/", max_bytes=2**20)
     data = {"a": ["e\u0301", 10**37, None, ""]}
@@ -696,8 +696,8 @@ def test_data_kept_apart_comes_back() -> None:
     assert blobs.get(pointer) == data
 
 
-def test_data_kept_apart_survives_another_compressor() -> None:
-    """The content decides, not its compressed form: what another version of the compressor stored is read whole."""
+def test_a_blob_of_another_compressor_is_read() -> None:
+    """The digest is of the content, not of its compressed form, so a blob of another compressor's version is still valid."""
     objects = MemoryObjects()
     blobs = Blobs(objects=objects, prefix="blobs/", max_bytes=2**20)
     data = {"a": list(range(2_000))}
@@ -711,8 +711,8 @@ def test_data_kept_apart_survives_another_compressor() -> None:
     [{"key": "payloads/r1"}, {"size": 2**20 + 1}, {"size": 5}, {"digest": "0" * 64}, {"key": "blobs/x"}],
     ids=str,
 )
-def test_a_pointer_that_lies_is_untrusted(changes: Mapping[str, Any]) -> None:
-    """A pointer outside of the prefix or the bounds, or to other bytes than it says, is not followed."""
+def test_a_forged_pointer_is_detected(changes: Mapping[str, Any]) -> None:
+    """A pointer outside the prefix or the bounds, or to other bytes than it says, is not followed."""
     objects = MemoryObjects()
     blobs = Blobs(objects=objects, prefix="blobs/", max_bytes=2**20)
     pointer = blobs.put(exactjson.dumps({"a": "x" * 1_000}))

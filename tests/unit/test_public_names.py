@@ -1,4 +1,4 @@
-"""What the package exports is a promise."""
+"""The names that the package exports are a promise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 import mdstore
 
 
-def test_the_public_names_are_these() -> None:
-    """A name that is added or removed is a decision, so it is made here too."""
+def test_the_public_names() -> None:
+    """Adding or removing a name is a decision, so it must be made here too."""
     assert mdstore.__all__ == [
         "Client", "ConfigurationError", "InvalidOperations", "InvalidRequest", "MdstoreError", "NotFound", "Operation",
         "Outcome", "PayloadTooLarge", "Reason", "RequestConflict", "State", "Submission", "Unavailable",
@@ -19,7 +19,7 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_importing_the_package_imports_no_celery() -> None:
-    """`import mdstore` and the core's store stay free of Celery and of HTTP servers."""
+    """Importing `mdstore` or `mdstore.store` imports neither Celery nor an HTTP server."""
     code = (
         "import sys, mdstore, mdstore.store; "
         "print(sorted({'celery', 'kombu', 'fastapi', 'uvicorn'} & {name.partition('.')[0] for name in sys.modules}))"
@@ -28,8 +28,8 @@ def test_importing_the_package_imports_no_celery() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_ingest_stays_the_task_whatever_is_imported() -> None:
-    """`from mdstore import ingest` is the task, also after every module of the package was imported."""
+def test_ingest_is_the_task_whatever_was_imported() -> None:
+    """`from mdstore import ingest` is the task even after every module of the package was imported."""
     code = "import mdstore.cli, mdstore.tasks.tasks; from mdstore import ingest; print(ingest.name, ingest.delay)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("mdstore.ingest ")

@@ -1,4 +1,4 @@
-"""Objects in S3: where they are looked for, what each answer means, and what is tried again."""
+"""Objects in S3: the URL of each, what each response means, and which calls are retried."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.unit.endpoint import Endpoint, FakeTime, Keys
 
 @cache
 def loader() -> Any:
-    """One for all clients: what it has read of S3 takes half a second."""
+    """Return a loader that all clients share, because it takes half a second to read S3's description."""
     return botocore.session.Session().get_component("data_loader")
 
 
 def client(environ: dict[str, str]) -> tuple[Any, str]:
-    """A client of S3, and its region."""
+    """Return a client of S3, and its region."""
     found = load_settings(environ).settings
     core = botocore.session.Session()
     core.register_component("data_loader", loader())
@@ -53,20 +53,20 @@ def on_aws(region: str, bucket: str, http: SignedHttp) -> Objects:
 
 
 @dataclass
-class NotedHttp(SignedHttp):
-    """Answers with one byte, and keeps what it was asked for."""
+class RecordingHttp(SignedHttp):
+    """Responds with one byte, and records the requests."""
 
-    asked: list[tuple[str, Sequence[str]]] = field(default_factory=list)
+    requests: list[tuple[str, Sequence[str]]] = field(default_factory=list)
 
     def send(self, url: str, headers: Sequence[str] = (), body: bytes | None = None) -> Answer:
         assert body is None
-        self.asked.append((url, headers))
+        self.requests.append((url, headers))
         return Answer(206, [], b"x")
 
 
-def refusal(code: str) -> bytes:
-    """S3's body of an error."""
-    return f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>words</Message></Error>'.encode()
+def error_body(code: str) -> bytes:
+    """Return S3's body of an error."""
+    return f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>text</Message></Error>'.encode()
 
 
 def failure(call: Callable[[], object]) -> MdstoreError:
@@ -75,11 +75,11 @@ def failure(call: Callable[[], object]) -> MdstoreError:
     return caught.value
 
 
-# -- where
+# -- URLs
 
 
 @pytest.mark.parametrize(
-    ("region", "bucket", "place"),
+    ("region", "bucket", "base_url"),
     [
         ("us-east-1", "acme-payloads", "https://acme-payloads.s3.amazonaws.com/"),
         ("eu-central-1", "acme-payloads", "https://acme-payloads.s3.eu-central-1.amazonaws.com/"),
@@ -87,95 +87,95 @@ def failure(call: Callable[[], object]) -> MdstoreError:
         ("cn-north-1", "acme-payloads", "https://acme-payloads.s3.cn-north-1.amazonaws.com.cn/"),
     ],
 )
-def test_on_aws_the_bucket_s_own_region_is_asked(region: str, bucket: str, place: str) -> None:
-    """Each region and each kind of bucket name has its host; another region's would send the caller on."""
-    http = NotedHttp()
+def test_on_aws_the_host_is_that_of_the_bucket_s_region(region: str, bucket: str, base_url: str) -> None:
+    """Each region and each kind of bucket name has its own host; another region's host would redirect the caller."""
+    http = RecordingHttp()
     assert on_aws(region, bucket, http).get("payloads/r1", 10, 20) == b"x"
-    assert http.asked == [(f"{place}payloads/r1", ("Range: bytes=10-19",))]
+    assert http.requests == [(f"{base_url}payloads/r1", ("Range: bytes=10-19",))]
 
 
 @pytest.mark.parametrize("end", ["", "/", "/base", "/base/"])
-def test_at_an_endpoint_the_bucket_is_a_part_of_the_path(end: str) -> None:
-    """An emulator has no host for each bucket; whatever path its URL has comes first."""
-    http = NotedHttp()
+def test_at_an_endpoint_the_bucket_is_part_of_the_path(end: str) -> None:
+    """An emulator has no host per bucket. The path of the endpoint's URL comes first."""
+    http = RecordingHttp()
     s3, _ = client({"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:1{end}"})
     Objects(client=s3, http=http, bucket="acme.payloads").get("k", 0, 1)
-    assert http.asked[0][0] == f"http://127.0.0.1:1{end.rstrip('/')}/acme.payloads/k"
+    assert http.requests[0][0] == f"http://127.0.0.1:1{end.rstrip('/')}/acme.payloads/k"
 
 
 @pytest.fixture(scope="module")
-def noted() -> tuple[Objects, NotedHttp]:
-    http = NotedHttp()
+def recording() -> tuple[Objects, RecordingHttp]:
+    http = RecordingHttp()
     return on_aws("eu-central-1", "b-1", http), http
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_a_key_is_one_path_or_refused(noted: tuple[Objects, NotedHttp], key: str) -> None:
-    """A key comes back from its URL as it is; one with a part that libcurl would resolve, `.` or `..`, is never asked for."""
-    objects, http = noted
-    http.asked.clear()
+def test_a_key_is_encoded_as_one_path_or_refused(recording: tuple[Objects, RecordingHttp], key: str) -> None:
+    """The URL decodes to the same key. A key with a part `.` or `..`, which libcurl would resolve, is never requested."""
+    objects, http = recording
+    http.requests.clear()
     if {".", ".."} & set(key.split("/")):
         assert isinstance(failure(lambda: objects.get(key, 0, 1)), IntegrityError)
-        assert http.asked == []
+        assert http.requests == []
         return
     objects.get(key, 0, 1)
-    ((url, _),) = http.asked
+    ((url, _),) = http.requests
     path = url.removeprefix("https://b-1.s3.eu-central-1.amazonaws.com/")
     assert unquote(path) == key
     assert re.fullmatch(r"[A-Za-z0-9%/._~-]+", path)
 
 
 @pytest.mark.parametrize("key", [".", "..", "payloads/../secrets/x", "payloads/./x", "a/..", "../../x"])
-def test_dots_as_a_part_of_a_key_are_refused(noted: tuple[Objects, NotedHttp], key: str) -> None:
-    """A key that would be resolved out of its prefix, or its bucket, is not to be trusted, and nobody is asked for it."""
-    objects, http = noted
-    http.asked.clear()
+def test_dot_segments_in_a_key_are_refused(recording: tuple[Objects, RecordingHttp], key: str) -> None:
+    """A key that could leave its prefix or bucket raises `IntegrityError`, and no request is made."""
+    objects, http = recording
+    http.requests.clear()
     assert isinstance(failure(lambda: objects.get(key, 0, 1)), IntegrityError)
-    assert http.asked == []
+    assert http.requests == []
 
 
 @pytest.mark.parametrize("key", ["payloads/...", "payloads/a..b", "payloads/.a", "payloads/a."])
-def test_dots_within_a_part_are_text(noted: tuple[Objects, NotedHttp], key: str) -> None:
-    """Only whole parts are resolved."""
-    objects, http = noted
-    http.asked.clear()
+def test_dots_within_a_segment_are_kept(recording: tuple[Objects, RecordingHttp], key: str) -> None:
+    """Only whole segments would be resolved."""
+    objects, http = recording
+    http.requests.clear()
     objects.get(key, 0, 1)
-    assert http.asked[0][0].endswith(f"/{key}")
+    assert http.requests[0][0].endswith(f"/{key}")
 
 
 # -- reads
 
 
-def test_a_read_is_of_the_bytes_asked_for(endpoint: Endpoint, objects: Objects) -> None:
-    """`end` is exclusive; the whole object and a part of it are both answers."""
+def test_a_read_requests_the_given_range(endpoint: Endpoint, objects: Objects) -> None:
+    """`end` is exclusive. A response with the whole object and one with a part of it are both accepted."""
     for status in (206, 200):
-        endpoint.says((status, b"0123456789"))
+        endpoint.respond_with((status, b"0123456789"))
         assert objects.get("payloads/r1", 100, 110) == b"0123456789"
     assert {headers["range"] for headers, _ in endpoint.requests} == {"bytes=100-109"}
     assert set(endpoint.lines) == {"GET /payloads/payloads/r1 HTTP/1.1"}
 
 
-def test_a_range_behind_the_end_is_empty(endpoint: Endpoint, objects: Objects) -> None:
-    """What an object does not have is no bytes, and no error."""
-    endpoint.says((416, refusal("InvalidRange")))
+def test_a_range_beyond_the_end_is_empty(endpoint: Endpoint, objects: Objects) -> None:
+    """A range that the object does not have returns no bytes, and is not an error."""
+    endpoint.respond_with((416, error_body("InvalidRange")))
     assert objects.get("payloads/r1", 100, 110) == b""
     assert len(endpoint.requests) == 1
 
 
-@pytest.mark.parametrize("body", [refusal("NoSuchKey"), b""], ids=["NoSuchKey", "no body"])
-def test_an_object_that_is_not_there_is_not_found(endpoint: Endpoint, objects: Objects, body: bytes) -> None:
-    """It is said once, and names the key."""
-    endpoint.says((404, body))
+@pytest.mark.parametrize("body", [error_body("NoSuchKey"), b""], ids=["NoSuchKey", "no body"])
+def test_a_missing_object_is_not_found(endpoint: Endpoint, objects: Objects, body: bytes) -> None:
+    """The error names the key, and the call is not retried."""
+    endpoint.respond_with((404, body))
     error = failure(lambda: objects.get("payloads/r1", 0, 1))
     assert isinstance(error, NotFound)
     assert (error.kind, error.name) == ("object", "payloads/r1")
     assert len(endpoint.requests) == 1
 
 
-def said(code: str) -> bytes:
-    """The body of an error: a proxy's where the code is only its HTTP status."""
-    return b"<html>words</html>" if code.startswith("HTTP") else refusal(code)
+def response_body(code: str) -> bytes:
+    """Return the body of an error; it is a proxy's if the code is only an HTTP status."""
+    return b"<html>text</html>" if code.startswith("HTTP") else error_body(code)
 
 
 @pytest.mark.parametrize(
@@ -188,11 +188,11 @@ def said(code: str) -> bytes:
         (502, "HTTP502"),
     ],
 )
-def test_not_now_is_tried_again_until_the_patience_ends(
+def test_retryable_errors_are_retried_until_the_patience_ends(
     endpoint: Endpoint, objects: Objects, time: FakeTime, status: int, code: str
 ) -> None:
-    """SlowDown, and whatever is a 5xx, may be gone later; the last error names its code and key."""
-    endpoint.says((status, said(code)))
+    """SlowDown and any 5xx may be temporary; the last error names its code and the key."""
+    endpoint.respond_with((status, response_body(code)))
     error = failure(lambda: objects.get("payloads/r1", 0, 1))
     assert isinstance(error, Unavailable)
     assert error.code == code
@@ -201,11 +201,11 @@ def test_not_now_is_tried_again_until_the_patience_ends(
     assert len(endpoint.requests) == 3
 
 
-def test_what_was_not_now_is_had_later(endpoint: Endpoint, objects: Objects, time: FakeTime) -> None:
-    """The caller does not hear of a refusal that passed; nor of a connection that was cut."""
-    endpoint.says((503, refusal("SlowDown")), (0, b""), (206, b"x"))
+def test_a_read_succeeds_after_temporary_failures(endpoint: Endpoint, objects: Objects, time: FakeTime) -> None:
+    """The caller does not notice a throttle or a broken connection that was temporary."""
+    endpoint.respond_with((503, error_body("SlowDown")), (0, b""), (206, b"x"))
     assert objects.get("payloads/r1", 0, 1) == b"x"
-    assert time.slept == [1]  # libcurl itself replaces a kept connection that was closed
+    assert time.slept == [1]  # libcurl itself replaces a reused connection that was closed
 
 
 @pytest.mark.parametrize(
@@ -218,11 +218,11 @@ def test_what_was_not_now_is_had_later(endpoint: Endpoint, objects: Objects, tim
         (403, "HTTP403"),
     ],
 )
-def test_never_like_this_is_a_broken_deployment(
+def test_permanent_errors_raise_deployment_broken(
     endpoint: Endpoint, objects: Objects, time: FakeTime, status: int, code: str
 ) -> None:
-    """No permission, no bucket, or one elsewhere: not the message's fault, said once, with its code."""
-    endpoint.says((status, said(code)))
+    """A missing permission, or a missing or misplaced bucket, is not the message's fault; it is not retried."""
+    endpoint.respond_with((status, response_body(code)))
     error = failure(lambda: objects.get("payloads/r1", 0, 1))
     assert type(error) is DeploymentBroken
     assert error.code == code
@@ -234,20 +234,20 @@ def test_never_like_this_is_a_broken_deployment(
 
 
 @pytest.mark.parametrize("make", [bytes, io.BytesIO])
-def test_a_new_object_is_stored_unless_there_is_one(
+def test_an_object_is_stored_only_if_the_key_is_free(
     endpoint: Endpoint, objects: Objects, make: Callable[[bytes], bytes | io.BytesIO]
 ) -> None:
-    """The condition is S3's own, so that two writers cannot both win; the loser is told so, and it is no error."""
-    endpoint.says((200, b""), (412, refusal("PreconditionFailed")))
+    """S3 itself checks the condition, so that only one of two writers can win; for the other one it is not an error."""
+    endpoint.respond_with((200, b""), (412, error_body("PreconditionFailed")))
     assert objects.put_new("payloads/r1", make(b"whole")) is True
     assert objects.put_new("payloads/r1", make(b"whole")) is False
     assert set(endpoint.lines) == {"PUT /payloads/payloads/r1 HTTP/1.1"}
     assert {headers["if-none-match"] for headers, _ in endpoint.requests} == {"*"}
 
 
-def test_every_try_of_a_write_sends_the_whole(endpoint: Endpoint, objects: Objects, time: FakeTime) -> None:
-    """A file that was read to its end by the first try is read from its beginning by the next."""
-    endpoint.says((503, refusal("SlowDown")), (200, b""))
+def test_every_try_of_a_write_sends_the_whole_body(endpoint: Endpoint, objects: Objects, time: FakeTime) -> None:
+    """A file that the first try read to its end is read from its beginning by the next try."""
+    endpoint.respond_with((503, error_body("SlowDown")), (200, b""))
     file = io.BytesIO(b"whole")
     file.seek(5)
     assert objects.put_new("payloads/r1", file) is True
@@ -264,11 +264,11 @@ def test_every_try_of_a_write_sends_the_whole(endpoint: Endpoint, objects: Objec
         (404, "NoSuchBucket", DeploymentBroken, 1),
     ],
 )
-def test_a_write_that_is_refused_says_why(
+def test_a_failed_write_names_the_code(
     endpoint: Endpoint, objects: Objects, status: int, code: str, kind: type[MdstoreError], tries: int
 ) -> None:
-    """There is one policy of trying again: boto3's own would multiply it."""
-    endpoint.says((status, refusal(code)))
+    """Only this package's retry policy applies; boto3's own would multiply the tries."""
+    endpoint.respond_with((status, error_body(code)))
     error = failure(lambda: objects.put_new("payloads/r1", b"x"))
     assert type(error) is kind
     assert getattr(error, "code", None) == code
@@ -279,8 +279,8 @@ def test_a_write_that_is_refused_says_why(
 
 
 @pytest.mark.parametrize("damaged", range(READS))
-def test_what_is_damaged_is_read_again(damaged: int) -> None:
-    """The first whole one counts, and is the last that is read."""
+def test_damaged_content_is_read_again(damaged: int) -> None:
+    """The first undamaged read counts, and is the last one."""
     reads = iter([IntegrityError("damaged")] * damaged + ["whole", "never read"])
 
     def read() -> str:
@@ -293,8 +293,8 @@ def test_what_is_damaged_is_read_again(damaged: int) -> None:
     assert next(reads) == "never read"
 
 
-def test_what_stays_damaged_is_read_three_times() -> None:
-    """The last error is the caller's."""
+def test_content_that_stays_damaged_is_read_three_times() -> None:
+    """The caller gets the last error."""
     tries = iter(range(10))
 
     def read() -> None:
@@ -304,8 +304,8 @@ def test_what_stays_damaged_is_read_three_times() -> None:
     assert next(tries) == READS == 3
 
 
-def test_what_is_not_damaged_is_read_once() -> None:
-    """Another error is not that of the bytes."""
+def test_other_errors_are_not_read_again() -> None:
+    """An error that does not concern the content is raised at once."""
     tries = iter(range(10))
 
     def read() -> None:

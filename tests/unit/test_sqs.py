@@ -1,4 +1,4 @@
-"""Messages over signed calls: batches, what becomes of each entry, and what each answer means."""
+"""Messages over signed calls: batches, the result of each entry, and what each response means."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def attribute(text: str) -> dict[str, str]:
     return {"DataType": "String", "StringValue": text}
 
 
-def refused(code: str) -> dict[str, Any]:
-    return {"__type": f"com.amazonaws.sqs#{code}", "message": "words"}
+def error_body(code: str) -> dict[str, Any]:
+    return {"__type": f"com.amazonaws.sqs#{code}", "message": "text"}
 
 
-def taken(*bodies: str) -> dict[str, Any]:
-    """SQS's answer to a batch, all of whose entries it took."""
+def accepted(*bodies: str) -> dict[str, Any]:
+    """Return SQS's response to a batch of which it accepted every entry."""
     return {
         "Successful": [
             {
@@ -54,7 +54,7 @@ def taken(*bodies: str) -> dict[str, Any]:
 
 
 def batches(entries: list[Entry]) -> list[list[Entry]]:
-    """The entries of each call."""
+    """Return the entries of each call."""
     return [[entries[at] for at in span] for span in spans(entries)]
 
 
@@ -72,8 +72,8 @@ def batches(entries: list[Entry]) -> list[list[Entry]]:
         (entry("abc", delay_seconds=900, message_group_id="group", message_deduplication_id="id"), 3),
     ],
 )
-def test_a_size_is_what_sqs_counts(one: Entry, size: int) -> None:
-    """The bytes of the body in UTF-8, and of each attribute its name, type and value; nothing else."""
+def test_a_size_is_counted_as_sqs_counts_it(one: Entry, size: int) -> None:
+    """SQS counts the body in UTF-8, and the name, type and value of each attribute, and nothing else."""
     assert one.size == size
 
 
@@ -86,8 +86,8 @@ SIZES = st.lists(
 
 @settings(deadline=None, max_examples=100)
 @given(SIZES)
-def test_a_batch_is_what_one_call_takes(sizes: list[int]) -> None:
-    """Each has its entries in order, at most 10 and at most 1 MiB in all, and as many of them as go in."""
+def test_batches_are_full_and_within_the_limits_of_a_call(sizes: list[int]) -> None:
+    """Batches keep the order, have at most 10 entries and 1 MiB, and have as many entries as fit."""
     whole = "x" * MAX_BYTES
     entries = [entry(whole[:size]) for size in sizes]
     cut = batches(entries)
@@ -98,13 +98,13 @@ def test_a_batch_is_what_one_call_takes(sizes: list[int]) -> None:
 
 
 def test_ten_entries_are_a_batch_and_the_eleventh_begins_another() -> None:
-    """Of 21 small ones there are 10, 10 and 1."""
+    """21 small entries are batches of 10, 10 and 1."""
     assert [len(batch) for batch in batches([entry(str(n)) for n in range(21)])] == [10, 10, 1]
     assert MAX_ENTRIES == 10
 
 
 def test_a_mebibyte_is_a_batch_and_a_byte_more_begins_another() -> None:
-    """The bytes of all bodies count, and those of the attributes."""
+    """The bytes of all bodies and attributes count."""
     half = "x" * 2**19
     assert [len(batch) for batch in batches([entry(half), entry(half), entry("")])] == [3]
     assert [len(batch) for batch in batches([entry(half), entry(half + "x")])] == [1, 1]
@@ -113,23 +113,23 @@ def test_a_mebibyte_is_a_batch_and_a_byte_more_begins_another() -> None:
     assert [len(batch) for batch in batches([labelled, entry(half)])] == [1, 1]
 
 
-def test_what_is_too_large_for_any_batch_is_one_of_its_own() -> None:
-    """It is SQS that refuses it, and its neighbours go."""
+def test_an_entry_that_fits_no_batch_is_a_batch_of_its_own() -> None:
+    """SQS refuses it, and the entries beside it are sent."""
     large = entry("x" * (MAX_BYTES + 1))
     assert [len(batch) for batch in batches([large, entry("a"), large, entry("b")])] == [1, 1, 1, 1]
 
 
-def test_no_entries_are_no_batch() -> None:
-    """Nothing is sent for nothing."""
+def test_no_entries_make_no_batch() -> None:
+    """Nothing is sent for an empty list."""
     assert batches([]) == []
 
 
 # -- sending
 
 
-def test_a_batch_is_sent_as_the_api_names_its_parts(endpoint: Endpoint, sqs: Sqs) -> None:
-    """What is not said is left out: a delay on a FIFO queue, for one, is refused even where it is null."""
-    endpoint.says((200, taken("ü", "b")))
+def test_a_batch_is_sent_with_the_field_names_of_the_api(endpoint: Endpoint, sqs: Sqs) -> None:
+    """Fields that are not set are left out. SQS refuses a delay on a FIFO queue, for example, even if it is null."""
+    endpoint.respond_with((200, accepted("ü", "b")))
     full = entry(
         "b",
         delay_seconds=5,
@@ -158,13 +158,13 @@ def test_a_batch_is_sent_as_the_api_names_its_parts(endpoint: Endpoint, sqs: Sqs
     assert "/eu-central-1/sqs/aws4_request" in headers["authorization"]
 
 
-def test_entries_that_sqs_did_not_take_are_tried_alone(endpoint: Endpoint, sqs: Sqs) -> None:
-    """Found by their ids in whatever order; what would fail again is not tried again, and comes back with its reason."""
-    answer = taken("a", "b", "c", "d")
+def test_entries_that_sqs_did_not_accept_are_retried_alone(endpoint: Endpoint, sqs: Sqs) -> None:
+    """They are matched by id, in any order. An entry that would fail again is not retried, and its failure is returned."""
+    answer = accepted("a", "b", "c", "d")
     answer["Successful"] = [answer["Successful"][2], answer["Successful"][0]]
     wrong = {"Id": "3", "Code": "InvalidMessageContents", "Message": "no", "SenderFault": True}
     answer["Failed"] = [wrong, {"Id": "1", "Code": "InternalError", "SenderFault": False}]
-    endpoint.says((200, answer), (200, {"Successful": [{"Id": "1", "MessageId": "m"}]}))
+    endpoint.respond_with((200, answer), (200, {"Successful": [{"Id": "1", "MessageId": "m"}]}))
     assert sqs.send(QUEUE, [entry(body) for body in "abcd"]) == [
         None,
         None,
@@ -177,35 +177,35 @@ def test_entries_that_sqs_did_not_take_are_tried_alone(endpoint: Endpoint, sqs: 
     ]
 
 
-def test_an_entry_that_is_not_taken_alone_either_comes_back(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
-    """It is tried until the patience ends; the others were sent once."""
+def test_an_entry_that_keeps_failing_is_returned_as_failed(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
+    """It is retried until the patience ends, and the other entries are sent once."""
     busy = {"Id": "1", "Code": "InternalError", "Message": "busy", "SenderFault": False}
-    endpoint.says((200, {**taken("a"), "Failed": [busy]}), (200, {"Failed": [busy]}))
+    endpoint.respond_with((200, {**accepted("a"), "Failed": [busy]}), (200, {"Failed": [busy]}))
     assert sqs.send(QUEUE, [entry("a"), entry("b")]) == [None, Failed(id="1", code="InternalError", message="busy")]
     assert time.slept == [1, 2]
     assert len(endpoint.requests) == 4
 
 
-def test_a_batch_of_which_nothing_was_taken_is_tried_whole(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
-    """SQS is busy: ten calls instead of one would not make it less so."""
+def test_a_batch_that_failed_completely_is_retried_whole(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
+    """SQS is busy, and ten calls instead of one would add to its load."""
     busy = [{"Id": str(at), "Code": "InternalError", "SenderFault": False} for at in range(2)]
-    endpoint.says((200, {"Failed": busy}), (200, taken("a", "b")))
+    endpoint.respond_with((200, {"Failed": busy}), (200, accepted("a", "b")))
     assert sqs.send(QUEUE, [entry("a"), entry("b")]) == [None, None]
     assert time.slept == [1]
 
 
-def test_many_batches_are_many_calls(endpoint: Endpoint, sqs: Sqs) -> None:
-    """25 entries are three calls, and each entry has its own answer, whichever call is answered first."""
+def test_each_batch_is_a_call(endpoint: Endpoint, sqs: Sqs) -> None:
+    """25 entries take three calls. Each entry gets its own result, whichever call completes first."""
     sent = [entry("same") for _ in range(25)]
     answer = {"Successful": [{"Id": str(at), "MessageId": "m"} for at in range(25)]}
-    endpoint.says((200, answer))
+    endpoint.respond_with((200, answer))
     assert sqs.send(QUEUE, sent) == [None] * 25
     assert sorted(len(json.loads(body)["Entries"]) for _, body in endpoint.requests) == [5, 10, 10]
 
 
-def test_deletes_and_changes_of_visibility_are_batches_too(endpoint: Endpoint, sqs: Sqs) -> None:
-    """Each entry has its handle, and what is to become of it."""
-    endpoint.says((200, {"Successful": [{"Id": "0"}, {"Id": "1"}]}))
+def test_deletes_and_visibility_changes_are_batched_too(endpoint: Endpoint, sqs: Sqs) -> None:
+    """Each entry has its receipt handle, and a visibility change has its timeout."""
+    endpoint.respond_with((200, {"Successful": [{"Id": "0"}, {"Id": "1"}]}))
     assert sqs.delete(QUEUE, ["a", "b"]) == [None, None]
     assert sqs.change_visibility(QUEUE, [("a", 0), ("b", 30)]) == [None, None]
     (first, deleted), (second, changed) = endpoint.requests
@@ -215,33 +215,33 @@ def test_deletes_and_changes_of_visibility_are_batches_too(endpoint: Endpoint, s
     assert json.loads(changed)["Entries"][1] == {"Id": "1", "ReceiptHandle": "b", "VisibilityTimeout": 30}
 
 
-def test_a_message_that_was_damaged_on_its_way_is_not_sent(endpoint: Endpoint, sqs: Sqs) -> None:
-    """SQS says the MD5 of each body that it has; one that is another's is not the message that was to be sent."""
-    endpoint.says((200, taken("a", "other")))
+def test_a_message_damaged_in_transit_counts_as_not_sent(endpoint: Endpoint, sqs: Sqs) -> None:
+    """SQS returns the MD5 of each body that it received; another MD5 means another message."""
+    endpoint.respond_with((200, accepted("a", "other")))
     fine, damaged = sqs.send(QUEUE, [entry("a"), entry("b")])
     assert fine is None
     assert damaged is not None
     assert damaged.code == "ChecksumMismatch"
 
 
-def test_an_entry_without_a_digest_is_believed(endpoint: Endpoint, sqs: Sqs) -> None:
-    """Not every service of this protocol says it."""
-    endpoint.says((200, {"Successful": [{"Id": "0", "MessageId": "m"}]}))
+def test_an_entry_without_an_md5_counts_as_sent(endpoint: Endpoint, sqs: Sqs) -> None:
+    """Not every service with this protocol returns the MD5."""
+    endpoint.respond_with((200, {"Successful": [{"Id": "0", "MessageId": "m"}]}))
     assert sqs.send(QUEUE, [entry("a")]) == [None]
 
 
-def test_an_entry_that_no_answer_names_is_not_sent(endpoint: Endpoint, sqs: Sqs) -> None:
-    """What is not known to be sent is said to be unsent."""
-    endpoint.says((200, taken("a")))
+def test_an_entry_missing_from_the_response_counts_as_not_sent(endpoint: Endpoint, sqs: Sqs) -> None:
+    """An entry is reported as sent only if the response says so."""
+    endpoint.respond_with((200, accepted("a")))
     fine, unknown = sqs.send(QUEUE, [entry("a"), entry("b")])
     assert fine is None
     assert unknown is not None
 
 
-def test_messages_are_received_with_their_counts(endpoint: Endpoint, sqs: Sqs) -> None:
-    """One call, whose answer may have no messages at all."""
+def test_messages_are_received_with_their_receive_counts(endpoint: Endpoint, sqs: Sqs) -> None:
+    """A receive is one call, and may return no messages."""
     message = {"MessageId": "m", "ReceiptHandle": "r", "Body": "b", "Attributes": {"ApproximateReceiveCount": "3"}}
-    endpoint.says((200, {"Messages": [message, {**message, "Attributes": {}}]}), (200, {}))
+    endpoint.respond_with((200, {"Messages": [message, {**message, "Attributes": {}}]}), (200, {}))
     counted, uncounted = sqs.receive(QUEUE, 7, wait=20, visibility=60)
     assert (counted.message_id, counted.receipt_handle, counted.body, counted.receives) == ("m", "r", "b", 3)
     assert uncounted.receives == 1
@@ -255,23 +255,23 @@ def test_messages_are_received_with_their_counts(endpoint: Endpoint, sqs: Sqs) -
     }
 
 
-def test_a_queue_s_url_is_asked_for_once(endpoint: Endpoint, sqs: Sqs) -> None:
-    """It does not change while the queue is there."""
-    endpoint.says((200, {"QueueUrl": QUEUE}))
+def test_the_url_of_a_queue_is_looked_up_once(endpoint: Endpoint, sqs: Sqs) -> None:
+    """It does not change while the queue exists."""
+    endpoint.respond_with((200, {"QueueUrl": QUEUE}))
     assert [sqs.url("mdstore"), sqs.url("mdstore")] == [QUEUE, QUEUE]
     assert len(endpoint.requests) == 1
 
 
-def test_a_queue_that_is_not_there_is_named(endpoint: Endpoint, sqs: Sqs) -> None:
-    """With what makes it: who meets this error has forgotten to."""
-    endpoint.says((400, {"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "no"}))
+def test_the_error_of_a_missing_queue_names_it(endpoint: Endpoint, sqs: Sqs) -> None:
+    """It also names the command that creates the queue, which the caller has probably not run."""
+    endpoint.respond_with((400, {"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "no"}))
     with pytest.raises(DeploymentBroken, match="there is no queue 'mdstore'; mdstore provision makes"):
         sqs.url("mdstore")
 
 
-# -- answers
+# -- responses
 
-NOT_NOW = [
+RETRYABLE = [
     (400, "RequestThrottled"),
     (400, "ThrottlingException"),
     (400, "OverLimit"),
@@ -284,26 +284,28 @@ NOT_NOW = [
 ]
 
 
-@pytest.mark.parametrize(("status", "code"), NOT_NOW)
-def test_not_now_is_tried_again_until_the_patience_ends(
+@pytest.mark.parametrize(("status", "code"), RETRYABLE)
+def test_retryable_errors_are_retried_until_the_patience_ends(
     endpoint: Endpoint, sqs: Sqs, time: FakeTime, status: int, code: str
 ) -> None:
-    """Throttles and any 5xx; the same bytes each time, and the last error names its code."""
-    endpoint.says((status, refused(code)))
+    """Throttles and any 5xx are retried with the same bytes; the last error names its code."""
+    endpoint.respond_with((status, error_body(code)))
     with pytest.raises(Unavailable) as caught:
         sqs.call("PurgeQueue", {"QueueUrl": QUEUE})
     assert caught.value.code == code
-    assert str(caught.value) == f"{code}: PurgeQueue: words"
+    assert str(caught.value) == f"{code}: PurgeQueue: text"
     assert time.slept == [1, 2]
     assert len({body for _, body in endpoint.requests}) == 1
     assert len(endpoint.requests) == 3
 
 
-def test_what_was_not_now_is_taken_later(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
-    """The caller does not hear of a throttle or a cut connection that passed."""
-    endpoint.says((400, refused("RequestThrottled")), (0, b""), (502, b"<html></html>"), (200, taken("x")))
+def test_a_send_succeeds_after_temporary_failures(endpoint: Endpoint, sqs: Sqs, time: FakeTime) -> None:
+    """The caller does not notice a throttle or a broken connection that was temporary."""
+    endpoint.respond_with(
+        (400, error_body("RequestThrottled")), (0, b""), (502, b"<html></html>"), (200, accepted("x"))
+    )
     assert sqs.send(QUEUE, [entry()]) == [None]
-    assert time.slept == [1, 2]  # libcurl itself replaces a kept connection that was closed
+    assert time.slept == [1, 2]  # libcurl itself replaces a reused connection that was closed
 
 
 @pytest.mark.parametrize(
@@ -317,11 +319,11 @@ def test_what_was_not_now_is_taken_later(endpoint: Endpoint, sqs: Sqs, time: Fak
         (403, "HTTP403"),
     ],
 )
-def test_never_like_this_is_a_broken_deployment(
+def test_permanent_errors_raise_deployment_broken(
     endpoint: Endpoint, sqs: Sqs, time: FakeTime, status: int, code: str
 ) -> None:
-    """No queue, no permission, or a call that is wrong: said once, with its code."""
-    endpoint.says((status, b"<html>go away</html>" if code == "HTTP403" else refused(code)))
+    """A missing queue or permission, or a malformed call, is not retried, and the error names its code."""
+    endpoint.respond_with((status, b"<html>go away</html>" if code == "HTTP403" else error_body(code)))
     with pytest.raises(MdstoreError) as caught:
         sqs.call("ReceiveMessage", {"QueueUrl": QUEUE})
     assert type(caught.value) is DeploymentBroken
@@ -333,19 +335,19 @@ def test_never_like_this_is_a_broken_deployment(
 @pytest.mark.parametrize(
     ("status", "code", "sender_fault"), [(503, "ServiceUnavailable", False), (400, "QueueDoesNotExist", True)]
 )
-def test_a_batch_that_got_no_answer_is_unsent(
+def test_a_batch_whose_call_fails_is_not_sent(
     endpoint: Endpoint, sqs: Sqs, status: int, code: str, sender_fault: bool
 ) -> None:
-    """Every entry of it says why, and whether the same would fail again."""
-    endpoint.says((status, refused(code)))
+    """Each of its entries has the reason, and whether the same entry would fail again."""
+    endpoint.respond_with((status, error_body(code)))
     for failed in sqs.send(QUEUE, [entry()] * 12):
         assert failed is not None
         assert (failed.code, failed.sender_fault) == (code, sender_fault)
 
 
-def test_any_call_goes_by_its_name(endpoint: Endpoint, sqs: Sqs) -> None:
-    """An answer comes back decoded; one without a body is an empty one."""
-    endpoint.says((200, {"Messages": [{"Body": "ü"}]}), (200, b""))
+def test_any_operation_can_be_called_by_name(endpoint: Endpoint, sqs: Sqs) -> None:
+    """The response is decoded, and an empty body becomes an empty dict."""
+    endpoint.respond_with((200, {"Messages": [{"Body": "ü"}]}), (200, b""))
     assert sqs.call("ReceiveMessage", {"QueueUrl": QUEUE}) == {"Messages": [{"Body": "ü"}]}
     assert sqs.call("DeleteMessage", {"QueueUrl": QUEUE, "ReceiptHandle": "r"}) == {}
     assert [headers["x-amz-target"] for headers, _ in endpoint.requests] == [
@@ -354,9 +356,9 @@ def test_any_call_goes_by_its_name(endpoint: Endpoint, sqs: Sqs) -> None:
     ]
 
 
-def test_a_success_that_is_no_json_is_unavailable(endpoint: Endpoint, sqs: Sqs) -> None:
-    """Whether the call took effect is unknown, so it is the same again, later."""
-    endpoint.says((200, b"<html>login please</html>"))
+def test_a_success_that_is_not_json_is_unavailable(endpoint: Endpoint, sqs: Sqs) -> None:
+    """It is unknown whether the call took effect, so the same call is made again later."""
+    endpoint.respond_with((200, b"<html>login please</html>"))
     with pytest.raises(Unavailable) as caught:
         sqs.call("ReceiveMessage", {})
     assert caught.value.code == "NoAnswer"

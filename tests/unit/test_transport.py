@@ -1,4 +1,4 @@
-"""The channel over an SQS in memory: what is settled how, and what never reaches a worker."""
+"""The channel over an in-memory SQS: how messages are settled, and which ones never reach a worker."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.unit.fakes import MemoryObjects
 from tests.waiting import until
 
 
-class Letters(list[dict[str, Any]]):
-    """Dead letters; `is_broken` where none can be written, and only once `may_go` is set."""
+class DeadLetters(list[dict[str, Any]]):
+    """Records dead letters once `may_go` is set. While `is_broken` is set, writing one fails."""
 
     is_broken = False
 
@@ -48,8 +48,8 @@ def sqs(monkeypatch: pytest.MonkeyPatch) -> FakeSqs:
     return found
 
 
-class Later(list[tuple[Any, ...]]):
-    """A due-time table in memory."""
+class FakeDelayedTable(list[tuple[Any, ...]]):
+    """Records what is put into the delayed table."""
 
     def put(self, queue: str, body: str, due_at: float, *, deduplication_id: str, group_id: str | None = None) -> None:
         task_id, wait = json.loads(body)["headers"]["id"], round(due_at - time.time())
@@ -57,8 +57,8 @@ class Later(list[tuple[Any, ...]]):
 
 
 @pytest.fixture
-def later() -> Later:
-    return Later()
+def delayed_table() -> FakeDelayedTable:
+    return FakeDelayedTable()
 
 
 @pytest.fixture
@@ -67,18 +67,20 @@ def objects() -> MemoryObjects:
 
 
 @pytest.fixture
-def letters() -> Letters:
-    return Letters()
+def letters() -> DeadLetters:
+    return DeadLetters()
 
 
 @pytest.fixture
-def channel(sqs: FakeSqs, letters: Letters, objects: MemoryObjects, later: Later) -> Iterator[Channel]:
+def channel(
+    sqs: FakeSqs, letters: DeadLetters, objects: MemoryObjects, delayed_table: FakeDelayedTable
+) -> Iterator[Channel]:
     options = {
         "sqs": lambda: sqs,
         "publisher": BatchPublisher(lambda: sqs),
         "dead_letter": letters.keep,
         "claim_checks": lambda: ClaimChecks(objects=objects, prefix="claims/", threshold=2_000, max_bytes=2**20),
-        "delayed_table": lambda: later,
+        "delayed_table": lambda: delayed_table,
         "visibility_timeout": 60,
         "wait_time_seconds": 1,
         "region": "eu-central-1",
@@ -102,7 +104,7 @@ def text(**headers: Any) -> str:
 
 
 def consume(channel: Channel) -> list[Message]:
-    """Messages as they are handed out."""
+    """Consume the queue `work`, and return the list to which delivered messages are added."""
     found: list[Message] = []
     Consumer(channel, [Queue("work")], on_message=found.append).consume()
     return found
@@ -113,8 +115,8 @@ def first(channel: Channel, found: list[Message]) -> Message:
     return found[-1]
 
 
-def test_a_message_says_how_often_it_came(channel: Channel, sqs: FakeSqs) -> None:
-    sqs.arrive("url of work", text(), ident="m", receives=3)
+def test_a_message_has_its_receive_count(channel: Channel, sqs: FakeSqs) -> None:
+    sqs.arrive("url of work", text(), message_id="m", receives=3)
     message = first(channel, consume(channel))
     assert (message.delivery_tag, message.headers["receives"], message.body) == ("m", 3, b"[[], {}, null]")
     assert message.delivery_info == {"exchange": "", "routing_key": "work", "priority": 0, "redelivered": True}
@@ -127,62 +129,66 @@ def test_an_acknowledged_message_is_deleted(channel: Channel, sqs: FakeSqs) -> N
 
 
 @pytest.mark.parametrize(("receives", "seconds"), [(1, 5), (2, 10), (7, 300), (5_000, 300)])
-def test_a_requeued_message_comes_the_later_the_more_often_it_came(
-    channel: Channel, sqs: FakeSqs, letters: Letters, receives: int, seconds: int
+def test_the_delay_of_a_requeued_message_grows_with_its_receive_count(
+    channel: Channel, sqs: FakeSqs, letters: DeadLetters, receives: int, seconds: int
 ) -> None:
     sqs.arrive("url of work", text(), handle="h", receives=receives)
     first(channel, consume(channel)).requeue()
-    until(lambda: sqs.shown == [("h", seconds)])
+    until(lambda: sqs.visibility_changes == [("h", seconds)])
     assert backoff(receives) == seconds
     assert (sqs.deleted, letters) == ([], [])
 
 
-def test_a_rejected_message_is_dead_lettered(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
+def test_a_rejected_message_is_dead_lettered(channel: Channel, sqs: FakeSqs, letters: DeadLetters) -> None:
     sqs.arrive("url of work", text(), handle="h", receives=2)
     first(channel, consume(channel)).reject()
     until(lambda: sqs.all_deleted == ["h"])
     assert letters == [{"body": text(), "reason": "rejected", "task": "add", "receives": 2}]
 
 
-def test_dead_lettering_keeps_nobody_waiting(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
-    """The letter is written on a thread; the message is held until then, and who waits for it is told afterwards."""
-    told = threading.Event()
+def test_dead_lettering_does_not_block_the_caller(channel: Channel, sqs: FakeSqs, letters: DeadLetters) -> None:
+    """The letter is written on a thread. The message is held until then, and the callback runs afterwards."""
+    dead_lettered = threading.Event()
     letters.may_go.clear()
     sqs.arrive("url of work", text(), handle="h")
     message = first(channel, consume(channel))
-    channel.dead_letter(message.delivery_tag, "unknown", then=told.set)
-    assert not told.is_set()
+    channel.dead_letter(message.delivery_tag, "unknown", then=dead_lettered.set)
+    assert not dead_lettered.is_set()
     assert channel.liveness()["held"] == 1
     letters.may_go.set()
-    assert told.wait(5)
+    assert dead_lettered.wait(5)
     until(lambda: sqs.all_deleted == ["h"])
     assert [letter["reason"] for letter in letters] == ["unknown"]
 
 
-def test_what_is_not_dead_lettered_yet_is_given_back(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
-    """A worker that stops while a letter is written gives back what comes after it."""
+def test_closing_gives_back_messages_not_yet_dead_lettered(
+    channel: Channel, sqs: FakeSqs, letters: DeadLetters
+) -> None:
+    """A worker that stops while a letter is written gives back the messages whose letters would follow."""
     letters.may_go.clear()
     for number in range(3):
-        sqs.arrive("url of work", text(), ident=f"m{number}", handle=f"h{number}")
+        sqs.arrive("url of work", text(), message_id=f"m{number}", handle=f"h{number}")
     found = consume(channel)
     for _ in range(3):
         channel.dead_letter(first(channel, found).delivery_tag, "unknown")
     threading.Timer(0.3, letters.may_go.set).start()
     channel.close()
     assert sqs.all_deleted == ["h0"]
-    assert sorted(sqs.shown) == [("h1", 0), ("h2", 0)]
+    assert sorted(sqs.visibility_changes) == [("h1", 0), ("h2", 0)]
 
 
-def test_a_message_that_cannot_be_dead_lettered_comes_again(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
+def test_a_message_that_cannot_be_dead_lettered_is_redelivered(
+    channel: Channel, sqs: FakeSqs, letters: DeadLetters
+) -> None:
     sqs.arrive("url of work", text(), handle="h")
     letters.is_broken = True
     message = first(channel, consume(channel))
     channel.dead_letter(message.delivery_tag, "why")
-    until(lambda: sqs.shown == [("h", 5)])
+    until(lambda: sqs.visibility_changes == [("h", 5)])
     assert sqs.deleted == []
 
 
-def test_a_message_that_is_none_never_reaches_the_worker(channel: Channel, sqs: FakeSqs, letters: Letters) -> None:
+def test_an_invalid_message_never_reaches_the_worker(channel: Channel, sqs: FakeSqs, letters: DeadLetters) -> None:
     sqs.arrive("url of work", "hello", handle="h")
     found = consume(channel)
     with pytest.raises(Empty):
@@ -192,17 +198,17 @@ def test_a_message_that_is_none_never_reaches_the_worker(channel: Channel, sqs: 
     assert (letter["body"], letter["task"], handed) == ("hello", "", [])
 
 
-def test_a_message_that_is_none_is_kept_where_it_cannot_be_dead_lettered(
-    channel: Channel, sqs: FakeSqs, letters: Letters
+def test_an_invalid_message_that_cannot_be_dead_lettered_is_redelivered(
+    channel: Channel, sqs: FakeSqs, letters: DeadLetters
 ) -> None:
     letters.is_broken = True
     sqs.arrive("url of work", "hello", handle="h")
     consume(channel)
-    until(lambda: sqs.shown == [("h", 300)])
+    until(lambda: sqs.visibility_changes == [("h", 300)])
     assert sqs.deleted == []
 
 
-def test_a_consumer_that_breaks_keeps_neither_message_nor_room(channel: Channel, sqs: FakeSqs) -> None:
+def test_a_consumer_that_raises_keeps_neither_the_message_nor_its_room(channel: Channel, sqs: FakeSqs) -> None:
     def broken(_: Message) -> None:
         raise ZeroDivisionError
 
@@ -210,36 +216,36 @@ def test_a_consumer_that_breaks_keeps_neither_message_nor_room(channel: Channel,
     channel.basic_qos(prefetch_count=1)
     Consumer(channel, [Queue("work")], on_message=broken).consume()
     channel.drain_events(timeout=5)
-    until(lambda: sqs.shown == [("h", 5)])
+    until(lambda: sqs.visibility_changes == [("h", 5)])
     assert channel.qos.can_consume()
 
 
-def test_settling_what_is_not_held_does_nothing(channel: Channel, sqs: FakeSqs) -> None:
+def test_settling_a_message_that_is_not_held_does_nothing(channel: Channel, sqs: FakeSqs) -> None:
     consume(channel)
-    channel.basic_ack("nobody")
-    channel.basic_reject("nobody", requeue=True)
-    channel.dead_letter("nobody", "why")
+    channel.basic_ack("unknown")
+    channel.basic_reject("unknown", requeue=True)
+    channel.dead_letter("unknown", "why")
     time.sleep(0.3)
-    assert (sqs.deleted, sqs.shown) == ([], [])
+    assert (sqs.deleted, sqs.visibility_changes) == ([], [])
 
 
-def test_a_cancelled_consumer_gives_back_what_waits(channel: Channel, sqs: FakeSqs) -> None:
+def test_a_cancelled_consumer_gives_back_its_waiting_messages(channel: Channel, sqs: FakeSqs) -> None:
     sqs.arrive("url of work", text(), handle="h")
     consumer = Consumer(channel, [Queue("work")], on_message=lambda _: None)
     consumer.consume()
     until(lambda: channel.liveness().get("held") == 1)
     consumer.cancel()
-    until(lambda: sqs.shown == [("h", 0)])
+    until(lambda: sqs.visibility_changes == [("h", 0)])
 
 
-def test_one_message_can_be_asked_for(channel: Channel, sqs: FakeSqs) -> None:
-    sqs.arrive("url of work", text(), ident="m", handle="h")
+def test_a_single_message_can_be_fetched(channel: Channel, sqs: FakeSqs) -> None:
+    sqs.arrive("url of work", text(), message_id="m", handle="h")
     message = Queue("work")(channel).get()
     assert message.delivery_tag == "m"
     message.ack()
     until(lambda: sqs.all_deleted == ["h"])
     assert Queue("work")(channel).get() is None
-    sqs.arrive("url of work", text(), ident="n", handle="i")
+    sqs.arrive("url of work", text(), message_id="n", handle="i")
     assert Queue("work")(channel).get(no_ack=True).delivery_tag == "n"
     until(lambda: sqs.all_deleted == ["h", "i"])
 
@@ -250,7 +256,7 @@ def publish(channel: Channel, body: Any, queue: str = "work", *, seconds: float 
     Producer(channel).publish([[body], {}, {}], routing_key=queue, serializer="json", headers=headers, **properties)
 
 
-def test_a_message_is_sent_as_json_of_one_layer(channel: Channel, sqs: FakeSqs) -> None:
+def test_the_body_of_a_message_is_sent_as_json_without_base64(channel: Channel, sqs: FakeSqs) -> None:
     publish(channel, "ü")
     ((entry,),) = sqs.sent
     sent = json.loads(entry.message_body)
@@ -268,10 +274,10 @@ def test_a_message_is_sent_as_json_of_one_layer(channel: Channel, sqs: FakeSqs) 
         ("x", {"compression": "application/x-gzip"}, "compression"),
     ],
 )
-def test_what_no_worker_takes_is_not_sent(
+def test_a_message_that_no_worker_accepts_is_not_sent(
     channel: Channel, sqs: FakeSqs, body: Any, headers: dict[str, Any], why: str
 ) -> None:
-    """It would be dead-lettered where nobody waits; its sender learns the reason instead."""
+    """A worker would dead-letter it when the sender no longer waits, so the sender gets the reason instead."""
     made = {"task": "add", "id": "1-2", **headers}
     with pytest.raises(InvalidRequest, match="message: expected a task that a worker takes") as raised:
         Producer(channel).publish([[body], {}, {}], routing_key="work", serializer="json", headers=made)
@@ -279,7 +285,7 @@ def test_what_no_worker_takes_is_not_sent(
     assert sqs.sent == []
 
 
-def test_a_large_message_goes_through_s3_and_comes_back(channel: Channel, sqs: FakeSqs) -> None:
+def test_a_large_message_is_sent_through_s3(channel: Channel, sqs: FakeSqs) -> None:
     publish(channel, "x" * 5_000)
     ((entry,),) = sqs.sent
     assert is_claim(entry.message_body)
@@ -289,8 +295,8 @@ def test_a_large_message_goes_through_s3_and_comes_back(channel: Channel, sqs: F
     assert message.payload == [["x" * 5_000], {}, {}]
 
 
-def test_a_claim_that_lies_is_dead_lettered_with_its_reason(
-    channel: Channel, sqs: FakeSqs, letters: Letters, objects: MemoryObjects
+def test_a_claim_that_cannot_be_loaded_is_dead_lettered_with_the_reason(
+    channel: Channel, sqs: FakeSqs, letters: DeadLetters, objects: MemoryObjects
 ) -> None:
     publish(channel, "x" * 5_000)
     ((entry,),) = sqs.sent
@@ -304,7 +310,7 @@ def test_a_claim_that_lies_is_dead_lettered_with_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("queue", "seconds", "delay", "is_late"),
+    ("queue", "seconds", "delay", "is_in_table"),
     [
         ("work", 30, 30, False),
         ("work", 900, 900, False),
@@ -313,23 +319,31 @@ def test_a_claim_that_lies_is_dead_lettered_with_its_reason(
         ("work.fifo", 30, None, True),
     ],
 )
-def test_what_sqs_cannot_wait_for_waits_in_the_table(
-    channel: Channel, sqs: FakeSqs, later: Later, queue: str, seconds: int, delay: int | None, is_late: bool
+def test_messages_that_sqs_cannot_delay_go_to_the_delayed_table(
+    channel: Channel,
+    sqs: FakeSqs,
+    delayed_table: FakeDelayedTable,
+    queue: str,
+    seconds: int,
+    delay: int | None,
+    is_in_table: bool,
 ) -> None:
     publish(channel, "x", queue, seconds=seconds, MessageGroupId="erp")
     sent = [entry.delay_seconds for call in sqs.sent for entry in call]
-    if not is_late:
+    if not is_in_table:
         assert sent == [pytest.approx(delay, abs=1)]
-        assert later == []
+        assert delayed_table == []
         return
     assert sent == []
-    ((name, task_id, wait, ident, group),) = later
-    assert (name, task_id, len(ident), group) == (queue, "1-2", 64, "erp")
+    ((name, task_id, wait, deduplication_id, group),) = delayed_table
+    assert (name, task_id, len(deduplication_id), group) == (queue, "1-2", 64, "erp")
     assert wait == pytest.approx(seconds, abs=1)
 
 
-def test_a_late_message_of_a_fifo_queue_keeps_its_deduplication_id(channel: Channel, later: Later) -> None:
-    """Sent twice with one id it is executed once, however long it waits."""
+def test_a_delayed_message_of_a_fifo_queue_keeps_its_deduplication_id(
+    channel: Channel, delayed_table: FakeDelayedTable
+) -> None:
+    """A message that is sent twice with one id is executed once, however long it is delayed."""
     publish(channel, "x", "work.fifo", seconds=30, MessageGroupId="erp", MessageDeduplicationId="order-7")
-    ((*_, ident, _group),) = later
-    assert ident == "order-7"
+    ((*_, deduplication_id, _group),) = delayed_table
+    assert deduplication_id == "order-7"

@@ -1,4 +1,4 @@
-"""The rules that one operation must pass, each with the field and the reason that the caller is told."""
+"""The rules for one operation. Each broken rule yields the field and the reason that the caller gets."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ validator = Validator(entities=Entities(), max_record_bytes=MAX_RECORD_BYTES)
 
 
 def given_as(**changes: Any) -> dict[str, Any]:
-    """A valid insert with changes; a value of `...` leaves the field out."""
+    """Return a valid insert with changes; a value of `...` leaves the field out."""
     fields = {"op": "insert", "entity": "airport", "key": "KJFK", "data": {}, **changes}
     return {name: value for name, value in fields.items() if value is not ...}
 
 
-def flaw_of(source: bytes | str | Mapping[str, Any] | Operation, using: Validator = validator) -> tuple[str, str]:
+def error_of(source: bytes | str | Mapping[str, Any] | Operation, using: Validator = validator) -> tuple[str, str]:
     with pytest.raises(FieldError) as caught:
         using.read(source)
     assert caught.value.reason is Reason.INVALID
@@ -48,7 +48,7 @@ SEQUENCE_RULE = "must be between -10^37 and 10^37, and not be given with check"
 VERSION_RULE = "must be between 1 and 10^37, and not be given with insert"
 GROUP_RULE = "must have 1-128 characters"
 
-FLAWS = {
+INVALID = {
     "unknown op": (given_as(op="drop"), "op", "Invalid enum value 'drop'"),
     "op in capitals": (given_as(op="INSERT"), "op", "Invalid enum value 'INSERT'"),
     "no op": (given_as(op=...), "op", "Object missing required field `op`"),
@@ -113,10 +113,10 @@ FLAWS = {
 }
 
 
-@pytest.mark.parametrize(("source", "field", "why"), FLAWS.values(), ids=FLAWS.keys())
-def test_a_flaw_names_field_and_reason(source: Mapping[str, Any], field: str, why: str) -> None:
-    """Each broken rule is reported with the path of the field and the reason in words."""
-    assert flaw_of(source) == (field, why)
+@pytest.mark.parametrize(("source", "field", "why"), INVALID.values(), ids=INVALID.keys())
+def test_an_error_names_the_field_and_the_reason(source: Mapping[str, Any], field: str, why: str) -> None:
+    """The error has the path of the field and the reason as text."""
+    assert error_of(source) == (field, why)
 
 
 LINES = {
@@ -132,9 +132,9 @@ LINES = {
 
 
 @pytest.mark.parametrize(("line", "field", "why"), LINES.values(), ids=LINES.keys())
-def test_a_flawed_line_names_field_and_reason(line: bytes, field: str, why: str) -> None:
-    """A line of JSON is judged like a mapping."""
-    assert flaw_of(line) == (field, why)
+def test_the_error_of_a_line_names_the_field_and_the_reason(line: bytes, field: str, why: str) -> None:
+    """A line of JSON is validated like a mapping."""
+    assert error_of(line) == (field, why)
 
 
 MALFORMED = {
@@ -146,16 +146,16 @@ MALFORMED = {
     "half a surrogate pair": (line_with(r'"\ud800", "any text at all"'), "JSON is malformed: "),
     "not UTF-8": (line_with('"\xff"').replace("\xff".encode(), b"\xff"), "'utf-8' codec can't decode byte 0xff"),
     "3,000 levels": (line_with('{"a":' * 3_000 + "1" + "}" * 3_000), "maximum recursion depth exceeded"),
-    "text that is no Unicode": ('{"op":"\udfff"}', "'utf-8' codec can't encode character"),
+    "text that is not Unicode": ('{"op":"\udfff"}', "'utf-8' codec can't encode character"),
 }
 
 
 @pytest.mark.parametrize(("line", "why"), MALFORMED.values(), ids=MALFORMED.keys())
-def test_what_cannot_be_read_is_a_flaw_of_the_line(line: bytes | str, why: str) -> None:
-    """Broken and hostile text is refused in the decoder's words, and never read as something else."""
-    field, words = flaw_of(line)
+def test_a_line_that_cannot_be_decoded_is_an_error(line: bytes | str, why: str) -> None:
+    """Broken or hostile text is refused with the decoder's message, and never read as anything else."""
+    field, text = error_of(line)
     assert field == "line"
-    assert words.startswith(f"not a JSON object of an operation: {why}")
+    assert text.startswith(f"not a JSON object of an operation: {why}")
 
 
 @pytest.mark.parametrize(
@@ -163,35 +163,35 @@ def test_what_cannot_be_read_is_a_flaw_of_the_line(line: bytes | str, why: str) 
     [given_as(key=""), given_as(data={"a": [float("nan")]}), line_with("1e126")],
     ids=["key", "mapping", "line"],
 )
-def test_a_flaw_in_words_begins_with_its_field(source: Mapping[str, Any]) -> None:
-    """The text of a flaw, which becomes the detail of the refusal, names the field however deep it lies."""
+def test_the_text_of_an_error_begins_with_its_field(source: Mapping[str, Any]) -> None:
+    """The text becomes the detail of the refusal, so it names the field, however deeply nested."""
     with pytest.raises(FieldError) as caught:
         validator.read(source)
     assert str(caught.value) == f"{caught.value.field}: {caught.value.why}"
 
 
 @pytest.mark.parametrize("number", ["1e99999999999999999999", "1e-99999999999999999999", "0e99999999999999999999"])
-def test_an_exponent_beyond_all_bounds_is_a_flaw(number: str) -> None:
-    """A number that Python cannot even read is the operation's flaw, and not an error of the program."""
+def test_an_exponent_beyond_all_bounds_is_an_error(number: str) -> None:
+    """A number that Python cannot even parse is an error of the operation, and not a crash."""
     with pytest.raises(FieldError):
         validator.read(line_with(number))
 
 
-def test_a_sequence_of_5000_digits_is_a_flaw() -> None:
+def test_a_sequence_of_5000_digits_is_an_error() -> None:
     """An integer too long to be printed is reported like any other that is out of bounds."""
     with pytest.raises(FieldError) as caught:
         validator.read(given_as(sequence=10**5_000))
     assert caught.value.field == "sequence"
 
 
-def test_half_a_surrogate_pair_in_a_group_is_a_flaw() -> None:
-    """A group is checked for Unicode like a key is."""
-    assert flaw_of(given_as(group="g\ud800")) == ("group", "not valid Unicode at character 1")
+def test_half_a_surrogate_pair_in_a_group_is_an_error() -> None:
+    """A group must be valid Unicode, like a key."""
+    assert error_of(given_as(group="g\ud800")) == ("group", "not valid Unicode at character 1")
 
 
 @pytest.mark.parametrize("name", [1, "\ud800"])
-def test_a_flawed_name_in_data_itself_is_a_flaw_of_data(name: object) -> None:
-    """A name on the first level has no parent to name but `data`."""
+def test_an_invalid_name_at_the_top_of_data_is_an_error_of_data(name: object) -> None:
+    """A name at the top level has no other parent than `data`."""
     with pytest.raises(FieldError) as caught:
         validator.read(given_as(data={name: 1}))
     assert caught.value.field == "data"
@@ -209,8 +209,8 @@ def test_a_flawed_name_in_data_itself_is_a_flaw_of_data(name: object) -> None:
         ("group", {"group": 5}),
     ],
 )
-def test_an_operation_built_with_a_wrong_type_is_a_flaw(field: str, changes: dict[str, Any]) -> None:
-    """An `Operation` made by hand is checked like a line: what a worker could not decode must not get into a lane."""
+def test_an_operation_object_with_a_wrong_type_is_an_error(field: str, changes: dict[str, Any]) -> None:
+    """An `Operation` is validated like a line, because a lane must not hold what a worker cannot decode."""
     operation = msgspec.structs.replace(Operation(op="update", entity="e", key="k", data={}), **changes)
     with pytest.raises(FieldError) as caught:
         validator.read(operation)
@@ -242,7 +242,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("source", ACCEPTED.values(), ids=ACCEPTED.keys())
-def test_what_is_just_inside_of_the_rules_is_accepted(source: Mapping[str, Any]) -> None:
+def test_operations_at_the_bounds_are_accepted(source: Mapping[str, Any]) -> None:
     """The bounds themselves are allowed."""
     operation, attribute = validator.read(source)
     again = exactjson.dumps(operation)
@@ -257,23 +257,23 @@ def nested(levels: int) -> dict[str, Any]:
     return data
 
 
-def test_data_nests_31_levels() -> None:
-    """DynamoDB's 32 levels are `data` and 31 more; the flaw names the object that is too deep."""
+def test_data_may_have_31_levels() -> None:
+    """DynamoDB's 32 levels are `data` and 31 more. The error names the object that is too deep."""
     validator.read(given_as(data=nested(31)))
-    assert flaw_of(given_as(data=nested(32))) == ("data" + ".a" * 31, "nested deeper than 31 levels")
+    assert error_of(given_as(data=nested(32))) == ("data" + ".a" * 31, "nested deeper than 31 levels")
 
 
 def test_lists_count_as_levels() -> None:
-    """A list is a level like an object is."""
+    """A list is a level, like an object."""
     data: Any = "leaf"
     for _ in range(31):
         data = [data]
-    assert flaw_of(given_as(data={"a": data})) == ("data.a" + "[0]" * 30, "nested deeper than 31 levels")
+    assert error_of(given_as(data={"a": data})) == ("data.a" + "[0]" * 30, "nested deeper than 31 levels")
     validator.read(given_as(data={"a": data[0]}))
 
 
-def test_too_large_is_a_reason_of_its_own() -> None:
-    """The size that counts is that of the operation's JSON; the limit itself is allowed."""
+def test_an_operation_that_is_too_large_has_a_reason_of_its_own() -> None:
+    """The size that counts is that of the operation's JSON; exactly the limit is allowed."""
     overhead = len(exactjson.dumps(validator.read(given_as(data={"a": ""}))[0]))
     validator.read(given_as(data={"a": "x" * (MAX_RECORD_BYTES - overhead)}))
     with pytest.raises(FieldError) as caught:
@@ -311,12 +311,12 @@ strict = Validator(entities=Entities({"airport": Airport}, strict=True), max_rec
     ],
 )
 @pytest.mark.parametrize("op", ["insert", "update", "upsert"])
-def test_data_that_does_not_fit_its_model_is_a_flaw(op: str, data: Any, field: str, why: str) -> None:
-    """The model's first problem is reported with the path inside of the data."""
-    assert flaw_of(given_as(op=op, data=data), bound) == (field, why)
+def test_data_that_does_not_fit_its_model_is_an_error(op: str, data: Any, field: str, why: str) -> None:
+    """The error has the model's first problem and its path in the data."""
+    assert error_of(given_as(op=op, data=data), bound) == (field, why)
 
 
-def test_a_model_checks_and_never_changes() -> None:
+def test_a_model_never_changes_the_data() -> None:
     """Defaults are not filled in, unknown fields stay, and nothing is coerced."""
     data = {"name": "Kennedy", "unknown": [1], "runways": [{"length": "4423"}]}
     operation, attribute = bound.read(given_as(data=data))
@@ -324,13 +324,13 @@ def test_a_model_checks_and_never_changes() -> None:
     assert stored(attribute) == data
 
 
-def test_a_patch_is_not_held_against_the_model() -> None:
-    """A patch is a part of a record; the writer checks the whole."""
+def test_a_patch_is_not_checked_against_the_model() -> None:
+    """A patch is only a part of a record; the writer checks the whole record."""
     bound.read(given_as(op="patch", data={"runways": None}))
     bound.read(given_as(op="delete", data=...))
 
 
-def test_what_a_patch_made_is_held_against_all_rules() -> None:
+def test_a_patched_record_is_checked_against_all_rules() -> None:
     """The merged record must fit the model, the size and the nesting."""
     patch = Indexed(index=0, op="patch", entity="airport", key="k")
     assert bound.check_merged(patch, {"name": "x"}) == to_attribute({"name": "x"})
@@ -344,16 +344,16 @@ def test_what_a_patch_made_is_held_against_all_rules() -> None:
         assert caught.value.field == field
 
 
-def test_strict_entities_refuse_what_is_not_bound() -> None:
-    """Only a strict deployment refuses an entity without a model, whatever the op."""
+def test_strict_entities_refuse_entities_without_a_model() -> None:
+    """Only a strict deployment refuses them, for every operation."""
     bound.read(given_as(entity="plane"))
-    assert flaw_of(given_as(entity="plane"), strict) == ("entity", "'plane' is not bound to a model")
-    assert flaw_of(given_as(entity="plane", op="delete", data=...), strict)[0] == "entity"
+    assert error_of(given_as(entity="plane"), strict) == ("entity", "'plane' is not bound to a model")
+    assert error_of(given_as(entity="plane", op="delete", data=...), strict)[0] == "entity"
     strict.read(given_as(data={"name": "x"}))
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two JSON values are the same: text by code point, numbers by exact value, true is not 1."""
+    """Return whether two JSON values are the same: text by code point, numbers by exact value, and true is not 1."""
     if isinstance(left, dict) and isinstance(right, dict):
         return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
@@ -384,10 +384,10 @@ values = st.recursive(
 @settings(deadline=None, max_examples=300)
 @given(st.dictionaries(texts, values, max_size=5), texts)
 @example({"a": Decimal("1.50"), "b": [True, 1, Decimal("1.0")], "": ""}, "g")
-def test_what_is_read_is_what_was_given(data: dict[str, Any], group: str) -> None:
-    """Any JSON value within the limits survives reading, writing as a line and decoding, exactly."""
-    words = given_as(data=data, group=(group or "g")[:128])
-    operation, attribute = validator.read(words)
+def test_any_json_value_survives_exactly(data: dict[str, Any], group: str) -> None:
+    """Any JSON value within the limits survives reading, writing as a line and decoding."""
+    mapping = given_as(data=data, group=(group or "g")[:128])
+    operation, attribute = validator.read(mapping)
     assert same(operation.data, data)
     assert same(stored(attribute), data)
     line = exactjson.dumps(operation)
@@ -395,14 +395,14 @@ def test_what_is_read_is_what_was_given(data: dict[str, Any], group: str) -> Non
     assert b"\n" not in attribute
     decoded = Validator.decode(line)
     assert same(decoded.data, data)
-    assert (decoded.op, decoded.entity, decoded.key, decoded.group) == ("insert", "airport", "KJFK", words["group"])
+    assert (decoded.op, decoded.entity, decoded.key, decoded.group) == ("insert", "airport", "KJFK", mapping["group"])
     again, attribute_again = validator.read(line)
     assert same(again.data, data)
     assert attribute_again == attribute
 
 
 def stored(attribute: bytes) -> Any:
-    """The value that DynamoDB JSON stands for; None for none."""
+    """Return the value that DynamoDB JSON stands for, or None if there is none."""
     return from_attribute(exactjson.loads(attribute)) if attribute else None
 
 
@@ -410,8 +410,8 @@ LARGE = Validator(entities=Entities(), max_record_bytes=2**22)
 
 
 @pytest.mark.parametrize(("letters", "fits"), [(MAX_INLINE - 5, True), (MAX_INLINE - 4, False)])
-def test_what_an_item_cannot_hold_is_not_marshalled(letters: int, fits: bool) -> None:
-    """A record over the item limit is checked like any other, and left to be kept apart."""
+def test_data_that_does_not_fit_an_item_is_not_marshalled(letters: int, fits: bool) -> None:
+    """A record over the item limit is validated like any other; the writer stores its data in a blob."""
     source = given_as(data={"a": "x" * letters})
     for form in (source, exactjson.dumps(source), Operation(**source)):
         operation, attribute = LARGE.read(form)
@@ -419,15 +419,15 @@ def test_what_an_item_cannot_hold_is_not_marshalled(letters: int, fits: bool) ->
         assert bool(attribute) is fits
 
 
-def test_large_data_is_held_against_all_rules() -> None:
-    """What is too large to be marshalled must still be exact."""
+def test_large_data_is_checked_against_all_rules() -> None:
+    """Data that is too large to be marshalled must be exact too."""
     with pytest.raises(FieldError) as caught:
         LARGE.read(given_as(data={"a": "x" * MAX_INLINE, "b": [10**38 + 1]}))
     assert caught.value.field == "data.b[0]"
 
 
-def test_many_small_numbers_take_no_memory_to_measure() -> None:
-    """Marshalled, a number takes a hundred times its JSON; what cannot be stored inline is not marshalled to find that out."""
+def test_many_small_numbers_are_measured_in_little_memory() -> None:
+    """Marshalled numbers take a hundred times the memory of their JSON, so data is measured without marshalling it."""
     source = exactjson.dumps(given_as(data={"a": [1] * 500_000}))
     tracemalloc.start()
     try:

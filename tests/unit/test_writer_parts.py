@@ -1,4 +1,4 @@
-"""The writer's steps against tables in memory: refusals, receipts of former deliveries, lost answers, malformed calls."""
+"""The writer's steps over in-memory tables: refusals, receipts of earlier deliveries, lost responses and malformed calls."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def refusal(index: int, reason: Reason = Reason.MISSING) -> Refusal:
     return Refusal(index=index, reason=reason)
 
 
-def test_nothing_found_takes_nothing_out() -> None:
-    """Without refusals all goes on."""
+def test_without_refusals_nothing_is_removed() -> None:
+    """All operations remain."""
     pending = [item(0), item(1, "g")]
     assert remove_refused(pending, []) == (pending, [])
 
 
-def test_a_refusal_takes_its_operation_out_and_no_other() -> None:
-    """An operation without group is alone, also among others without group."""
+def test_a_refusal_removes_only_its_own_operation() -> None:
+    """An operation without a group is alone, even among others without a group."""
     pending = [item(0), item(1), item(2, "g")]
     assert remove_refused(pending, [refusal(1)]) == ([pending[0], pending[2]], [refusal(1)])
 
 
-def test_a_refusal_takes_its_group_out() -> None:
-    """The others of the group are refused with it, each with the reason; the first reason of each stays."""
+def test_a_refusal_removes_its_group() -> None:
+    """The other operations of the group are refused too, each with a reason. A refusal that was found keeps its own reason."""
     pending = [item(0, "g"), item(1, "h"), item(2, "g"), item(3, "g"), item(4)]
     found = [refusal(2), refusal(3, Reason.EXISTS)]
     rest, out = remove_refused(pending, found)
@@ -56,8 +56,8 @@ def test_a_refusal_takes_its_group_out() -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.sampled_from([None, "g", "h"]), max_size=12), st.sets(st.integers(0, 11)))
-def test_remove_refused_splits(groups: list[str | None], indexes: set[int]) -> None:
-    """Every operation goes on or is refused, once, and no group is on both sides."""
+def test_remove_refused_splits_the_operations(groups: list[str | None], indexes: set[int]) -> None:
+    """Each operation remains or is refused, once, and no group is split."""
     pending = [item(index, group) for index, group in enumerate(groups)]
     rest, out = remove_refused(pending, [refusal(index) for index in sorted(indexes) if index < len(pending)])
     assert sorted([one.index for one in rest] + [one.index for one in out]) == list(range(len(pending)))
@@ -67,7 +67,7 @@ def test_remove_refused_splits(groups: list[str | None], indexes: set[int]) -> N
 
 
 def test_counts_come_from_receipts() -> None:
-    """What a receipt does not refuse was applied; what the plan refused is in the receipt and in no operations."""
+    """An operation that its receipt does not refuse was applied. Refusals of the plan are counted too."""
     transactions = [
         Transaction(number=0, operations=(item(0), item(1, op="insert"), item(2))),
         Transaction(number=1, operations=(), refused=(refusal(3, Reason.INVALID),)),
@@ -78,8 +78,8 @@ def test_counts_come_from_receipts() -> None:
     assert counts.total == 4
 
 
-def test_each_transaction_has_its_receipt() -> None:
-    """A receipt too few is an error and not a smaller count."""
+def test_each_transaction_must_have_a_receipt() -> None:
+    """A missing receipt is an error, and not a smaller count."""
     with pytest.raises(ValueError, match="shorter"):
         count([Transaction(number=0, operations=(item(0),))], [])
 
@@ -99,8 +99,8 @@ def op(
     return Operation(op=name, entity="e", key=key, data=data, group=group, expect_version=version)
 
 
-def test_a_lane_applies_in_order_and_refuses_what_it_must(bench: Bench) -> None:
-    """Each operation has its effect or its reason, groups as one, and the summary counts them."""
+def test_a_lane_applies_its_operations_in_order(bench: Bench) -> None:
+    """Each operation has its effect or its reason, groups apply as one, and the summary counts them."""
     counts = bench.apply([
         op("insert", "a", n=1),
         op("insert", "a", n=2),
@@ -131,18 +131,18 @@ def test_a_lane_applies_in_order_and_refuses_what_it_must(bench: Bench) -> None:
 
 
 def test_a_second_delivery_changes_nothing_and_counts_the_same(bench: Bench) -> None:
-    """What has a receipt is not done again: no record changes, and outcomes are those of the first delivery."""
+    """Transactions with a receipt are not applied again: no record changes, and the first delivery's outcomes are counted."""
     operations = [op("insert", f"k{number}", n=number) for number in range(250)] + [op("insert", "k0", n=0)]
     first = bench.apply(operations)
     before, calls = bench.snapshot(), len(bench.dynamo.attempts)
     assert bench.apply(operations) == first
     assert bench.snapshot() == before
-    assert len(bench.dynamo.attempts) == calls + 1  # the first that is cancelled tells of the former delivery
+    assert len(bench.dynamo.attempts) == calls + 1  # the first cancelled transaction reveals the earlier delivery
     assert bench.dynamo.calls.count("Query") == 1
 
 
-def test_a_former_delivery_s_refusals_are_used(bench: Bench) -> None:
-    """The receipt decides, even where the record has become what the operation needed."""
+def test_the_refusals_of_an_earlier_delivery_are_kept(bench: Bench) -> None:
+    """The receipt decides, even if the operation would succeed now."""
     operations = [op("update", "a", n=1)]
     assert bench.apply(operations).refused == {"missing": 1}
     bench.apply([op("insert", "a", n=5)], "r2")
@@ -152,8 +152,8 @@ def test_a_former_delivery_s_refusals_are_used(bench: Bench) -> None:
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_worker_that_dies_is_carried_on(bench: Bench, moment: str, cut: int) -> None:
-    """Whichever transaction a worker dies at, before or after it took effect, the next delivery completes the lane once."""
+def test_the_next_delivery_completes_the_lane_of_a_dead_worker(bench: Bench, moment: str, cut: int) -> None:
+    """Each operation is applied once, whichever transaction the worker died at, before or after it took effect."""
     operations = [op("upsert", f"k{number % 150}", n=number) for number in range(300)]
     seen = 0
 
@@ -172,8 +172,8 @@ def test_a_worker_that_dies_is_carried_on(bench: Bench, moment: str, cut: int) -
     assert [records["e", f"k{number}"].data for number in range(150)] == [{"n": 150 + number} for number in range(150)]
 
 
-def test_contention_is_handed_back(bench: Bench) -> None:
-    """What AWS says "not now" to gets no outcome, no receipt and no summary."""
+def test_contention_is_raised(bench: Bench) -> None:
+    """An operation that DynamoDB could not apply now gets no outcome, no receipt and no summary."""
 
     def busy(_: Actions) -> None:
         raise Unavailable("busy", code="TransactionConflict")
@@ -185,8 +185,8 @@ def test_contention_is_handed_back(bench: Bench) -> None:
     assert bench.dynamo.items == {}
 
 
-def test_contention_beside_a_refusal_refuses_only_the_refused(bench: Bench) -> None:
-    """An action that was only in conflict is sent again without the one that was refused."""
+def test_contention_beside_a_refusal_is_not_refused(bench: Bench) -> None:
+    """An operation that was only in conflict is sent again without the refused one."""
     sent = 0
 
     def conflict(actions: Actions) -> None:
@@ -203,22 +203,22 @@ def test_contention_beside_a_refusal_refuses_only_the_refused(bench: Bench) -> N
 
 
 def malformed(*keys: str) -> Callable[[Actions], None]:
-    """DynamoDB's answer to any transaction with one of `keys`."""
+    """Return a hook that rejects each transaction with one of `keys`, as DynamoDB rejects a malformed call."""
 
-    def explain_rejection(actions: Actions) -> None:
+    def reject(actions: Actions) -> None:
         for action in actions:
             body = next(iter(action.values()))
             if (body.get("Key") or body["Item"])["pk"]["S"] in {f"e#{key}" for key in keys}:
                 raise RequestRejected("one or more parameter values were invalid", code="ValidationException")
 
-    return explain_rejection
+    return reject
 
 
 @pytest.mark.parametrize(
     "bad", [["k0"], ["k6"], ["k3"], ["k2", "k5"], ["k0", "k1"], [f"k{number}" for number in range(7)]]
 )
 def test_a_malformed_operation_is_found_by_bisection(bench: Bench, bad: list[str]) -> None:
-    """The operations that DynamoDB cannot take are refused, the others apply, and the probes write nothing."""
+    """The operations that DynamoDB cannot accept are refused, the others apply, and the probes write nothing."""
     bench.dynamo.before = malformed(*bad)
     operations = [op("insert", f"k{number}", n=number) for number in range(7)]
     counts = bench.apply(operations)
@@ -235,7 +235,7 @@ def test_a_malformed_operation_is_found_by_bisection(bench: Bench, bad: list[str
     assert {record.version for record in records.values()} <= {1}
 
 
-def test_a_malformed_operation_takes_its_group_out(bench: Bench) -> None:
+def test_a_malformed_operation_refuses_its_group(bench: Bench) -> None:
     """A group with a malformed operation does not apply at all."""
     bench.dynamo.before = malformed("b")
     counts = bench.apply([op("insert", "a", n=1, group="g"), op("insert", "b", n=1, group="g"), op("insert", "c", n=1)])
@@ -243,8 +243,8 @@ def test_a_malformed_operation_takes_its_group_out(bench: Bench) -> None:
     assert {key for _, key in bench.records.look_up([("e", "a"), ("e", "b"), ("e", "c")])} == {"c"}
 
 
-def test_a_rejection_that_no_operation_explains_is_loud(bench: Bench) -> None:
-    """Where only the whole is rejected, nothing is refused at random: the lane fails."""
+def test_a_rejection_that_no_operation_explains_fails_the_lane(bench: Bench) -> None:
+    """If only the whole transaction is rejected, no operation is refused arbitrarily."""
 
     def too_many(actions: Actions) -> None:
         if len(actions) > 3:
@@ -256,8 +256,8 @@ def test_a_rejection_that_no_operation_explains_is_loud(bench: Bench) -> None:
     assert bench.dynamo.written == []
 
 
-def test_a_patch_is_based_anew_where_its_record_moved_on(bench: Bench) -> None:
-    """A write between reading and writing is not overwritten: the patch is merged into what is there then."""
+def test_a_patch_is_merged_again_if_its_record_has_changed(bench: Bench) -> None:
+    """A write between reading and writing is not overwritten: the patch is merged into the new data."""
     bench.apply([op("insert", "a", n=1)])
     once = iter([True])
 
@@ -272,16 +272,16 @@ def test_a_patch_is_based_anew_where_its_record_moved_on(bench: Bench) -> None:
     assert bench.records.get("e", "a").version == 3
 
 
-def test_a_record_over_the_item_limit_is_kept_apart(bench: Bench) -> None:
-    """Data of more than 400 KB comes back exactly, and its item holds a pointer only."""
+def test_a_record_over_the_item_limit_is_stored_in_a_blob(bench: Bench) -> None:
+    """Data of more than 400 KB is read back exactly, and the item holds only a pointer."""
     data = {"a": "ü" * 300_000}
     bench.apply([Operation(op="insert", entity="e", key="a", data=data)])
     assert bench.data("a") == data
     assert "data" not in bench.dynamo.items["records", "e#a", ""]
 
 
-def test_a_lane_over_its_budget_is_handed_back(bench: Bench) -> None:
-    """Between waves the time is looked at; what was done keeps its receipts, and the next delivery does the rest."""
+def test_a_lane_over_its_time_budget_is_interrupted(bench: Bench) -> None:
+    """The time is checked between waves. Completed transactions keep their receipts, and the next delivery applies the rest."""
 
     def slow(_: Actions) -> None:
         bench.now += 31
@@ -297,8 +297,8 @@ def test_a_lane_over_its_budget_is_handed_back(bench: Bench) -> None:
     assert bench.records.get("e", "a").version == 2
 
 
-def test_a_lane_that_gives_up_counts_what_is_done(bench: Bench) -> None:
-    """Receipts decide what was applied and refused; the rest is failed, and the state says so."""
+def test_a_lane_that_is_given_up_counts_its_receipts(bench: Bench) -> None:
+    """Receipts decide what was applied and refused; the rest has failed, and so has the lane."""
     operations = [op("upsert", "a", n=1), op("upsert", "a", n=2), op("upsert", "a", n=3)]
     reference = bench.request(operations)
     done = iter([True])
@@ -332,32 +332,32 @@ random_operations = st.lists(
 @settings(deadline=None, max_examples=80)
 @given(random_operations, st.integers(1, 8), st.booleans())
 def test_every_effect_happens_once_whenever_a_worker_dies(operations: list[Operation], cut: int, late: bool) -> None:
-    """A lane that is cut at any call and delivered again leaves the same records and receipts as one that never was."""
-    taken: set[tuple[str | None, str]] = set()
+    """A lane that is interrupted at any call and delivered again leaves the same records and receipts as one that was not."""
+    seen: set[tuple[str | None, str]] = set()
     lane = []
     for operation in operations:
         place = operation.group, operation.key
-        if operation.group is None or place not in taken:
+        if operation.group is None or place not in seen:
             lane.append(operation)
-        taken.add(place)
+        seen.add(place)
     if not lane:
         return
-    calm, rough = Bench(), Bench()
-    expected = calm.apply(lane)
-    seen = 0
+    undisturbed, interrupted = Bench(), Bench()
+    expected = undisturbed.apply(lane)
+    calls = 0
 
     def die(_: Actions) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == cut:
+        nonlocal calls
+        calls += 1
+        if calls == cut:
             raise Unavailable("gone", code="x")
 
-    setattr(rough.dynamo, "after" if late else "before", die)
+    setattr(interrupted.dynamo, "after" if late else "before", die)
     for _ in range(3):
         try:
-            found = rough.apply(lane)
+            found = interrupted.apply(lane)
         except Unavailable:
             continue
     assert found == expected
     assert found.total == len(lane)
-    assert rough.snapshot() == calm.snapshot()
+    assert interrupted.snapshot() == undisturbed.snapshot()

@@ -32,7 +32,7 @@ demo: .venv/demo ## load, change and verify real airports through the whole syst
 up: .venv/demo ## run the embedded AWS, a worker and the HTTP API in the foreground
 	$(BIN)/mdstore up
 
-test: .venv/dev ## run all tests, in several processes; TIER=unit: one tier; ARGS='-k word': more arguments for pytest
+test: .venv/dev ## run all tests, or one tier of them with TIER=unit; ARGS='-k word' gives pytest more arguments
 	$(if $(filter-out $(TIERS),$(TIER)),$(error TIER=$(TIER): expected one of $(TIERS)))
 	$(if $(filter browser,$(or $(TIER),browser)),$(BIN)/python -m tests.browser.chromium)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(addprefix tests/,$(TIER)) $(ARGS)

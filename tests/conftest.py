@@ -17,6 +17,8 @@ LONGEST = (
     "integration/test_remote_control.py",
     "integration/test_queue.py",
     "acceptance/test_wheel.py",
+    "acceptance/test_examples.py",
+    "compat/test_replay.py",
     "acceptance/test_main_job.py",
     "acceptance/test_inputs.py",
     "acceptance/test_memory.py",

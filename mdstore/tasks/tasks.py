@@ -61,7 +61,7 @@ def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
 
 def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
     """Apply one lane of a request."""
-    # To `process`, None would be the whole request; here it is no lane, as is -1.
+    # For `process`, None means the whole request. In a message it is an invalid lane, as -1 is.
     number = -1 if lane is None else lane
     self.process(message, lambda reference: self.store.writer.apply_lane(reference, lane), lane=number)
     reference = read_reference(message)

@@ -23,6 +23,7 @@ from mdstore.local.stack import Stack, stop_process
 from mdstore.queue import create_app
 from mdstore.queue.app import SqsApp
 from mdstore.settings import load_settings
+from tests.acceptance.curl import BASH_FUNCTION
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -231,9 +232,9 @@ def test_the_readmes_curl_lines_post_a_price_list_and_see_it_applied(service: Se
     """A price list posted with curl is answered with 202, completes, and its prices are stored."""
     post, get, read = blocks("fastapi_producer", "sh")[1].replace("http://127.0.0.1:8000", service.url).splitlines()
 
-    assert "HTTP/1.1 202 " in run(post, service.environ)
+    assert "HTTP/1.1 202 " in run(BASH_FUNCTION + post, service.environ)
     service.completed(f"{service.url}/price-lists/price-service:monday")
-    status = json.loads(run(get, service.environ))
+    status = json.loads(run(BASH_FUNCTION + get, service.environ))
     assert (status["state"], status["applied"], status["refused"], status["failed"]) == ("completed", 2, 0, 0)
     assert "420" in run(read, service.environ)
 

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from mdstore.local.emulator import free_port
+from tests.acceptance.curl import BASH_FUNCTION
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ class Up:
         )  # fmt: skip
 
     def call(self, method: str, path: str, body: str = "", *, key: bool = True, request: str = "") -> tuple[int, str]:
-        """Call the HTTP API, with `request` as the idempotency key if it is given; returns the status and the body."""
+        """Call the HTTP API, with `request` as the idempotency key if given; returns the status and the body."""
         headers = {"Content-Type": "application/json"} if body else {}
         headers |= {"Authorization": f"Bearer {self.key}"} if key else {}
         headers |= {"Idempotency-Key": request} if request else {}
@@ -135,8 +136,7 @@ def test_the_readmes_commands_run(up: Up, tmp_path: Path) -> None:
 
 def test_the_readmes_curl_lines_run(up: Up) -> None:
     """The README's curl lines apply an operation and read it back."""
-    curl = f"curl() {{ '{sys.executable}' '{ROOT}/tests/acceptance/curl.py' \"$@\"; }}\n"
-    ran = up.sh(curl + block("sh", "curl -X POST").replace("http://127.0.0.1:8080", up.api))
+    ran = up.sh(BASH_FUNCTION + block("sh", "curl -X POST").replace("http://127.0.0.1:8080", up.api))
 
     assert ran.returncode == 0, ran.stderr
     assert '"state":"completed"' in ran.stdout

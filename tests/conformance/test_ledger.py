@@ -258,9 +258,8 @@ def test_the_chord_state_keeps_its_promises(bench: Bench) -> None:
     assert (done.complete, done.clean, done.given) == (True, False, {"callback": "{}"})
     assert chord_states.returned(name).failed == [parts[1]]
     assert chord_states.record_part(name, parts[1], ok=True).clean
-    assert not chord_states.record_part(
-        name, Part(0, "added"), ok=True
-    ).complete  # an earlier call has claimed the dispatch
+    # An earlier call has claimed the dispatch.
+    assert not chord_states.record_part(name, Part(0, "added"), ok=True).complete
     chord_states.mark_dispatched(name, "success")
     chord_states.mark_dispatched(name, "failure")
     until(lambda: name not in chord_states.undispatched(later + 1_000))

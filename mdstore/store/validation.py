@@ -63,9 +63,16 @@ class Validator:
 
     def read(self, given: bytes | str | Mapping[str, Any] | Operation) -> tuple[Operation, bytes]:
         """Return the operation, and its data in DynamoDB JSON; empty if it does not fit an item. Raises `FieldError`."""
+        return self.check(*self.decode_bounded(given))
+
+    def decode_bounded(self, given: bytes | str | Mapping[str, Any] | Operation) -> tuple[Operation, int]:
+        """Decode an operation, and return it with the length of its JSON, or 0 if it was not JSON. Raises `FieldError`."""
         size = len(given) if isinstance(given, bytes | str) else 0
         self._check_size(size)  # check before decoding, which takes many times as much memory
-        operation = self.decode(given)
+        return self.decode(given), size
+
+    def check(self, operation: Operation, size: int) -> tuple[Operation, bytes]:
+        """Check what `decode_bounded` returned. Returns what `read` does."""
         self._check_fields(operation)
         text = b""
         if operation.data is not None:

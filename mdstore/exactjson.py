@@ -20,6 +20,8 @@ _decoder = msgspec.json.Decoder(float_hook=fraction)
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _canonical_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
+_INTEGRAL = 126  # the largest exponent that is written out: more would be megabytes of zeros
+
 #: The errors that decoding hostile or broken text may raise. `UnicodeDecodeError` and msgspec's errors are `ValueError`s.
 DecodeFailure = (ValueError, RecursionError)
 
@@ -53,14 +55,21 @@ def _normal(value: Any) -> Any:
     if isinstance(value, float):
         value = Decimal(repr(value))
     if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else _stripped(value)
+        return _stripped(value)
     return value
 
 
-def _stripped(value: Decimal) -> Decimal:
+def _stripped(value: Decimal) -> int | Decimal:
+    """Return a number without trailing zeros: as an int if it is integral and of a magnitude that DynamoDB can hold."""
     # Decimal.normalize() would round to the 28 digits of the default context.
     sign, digits, exponent = value.as_tuple()
-    assert isinstance(exponent, int)  # noqa: S101  validation rejects NaN and infinity
-    while digits and digits[-1] == 0:
-        digits, exponent = digits[:-1], exponent + 1
-    return Decimal((sign, digits, exponent))
+    if not isinstance(exponent, int):
+        raise ValueError(f"{value} is not a JSON number")  # noqa: TRY004  the type is right
+    end = len(digits)
+    while end and digits[end - 1] == 0:
+        end -= 1
+    exponent += len(digits) - end
+    if not end:
+        return 0
+    stripped = Decimal((sign, digits[:end], exponent))
+    return int(stripped) if 0 <= exponent <= _INTEGRAL else stripped

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import msgspec
 
@@ -27,7 +27,7 @@ from mdstore.log import event
 from mdstore.model import MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
 from mdstore.settings import Settings
 from mdstore.store.ledger import Ledger, RequestStatus
-from mdstore.store.payload import Encoded, Header, Payloads
+from mdstore.store.payload import Header, Payloads
 from mdstore.store.payload_builder import OperationInput, PayloadBuilder
 from mdstore.store.validation import Validator
 
@@ -76,24 +76,26 @@ class Ingestor:
     ) -> Accepted:
         """Make `operations` a durable request; return once its payload is in S3 and its message is in SQS.
 
-        An invalid operation raises `InvalidOperations` before anything is stored. With `on_invalid="refuse"` it gets the
-        outcome `refused` instead, and the other operations are accepted. With `newest_wins`, each key ends in the state of its
-        operation with the highest sequence, in whatever order requests are applied: see `store.newest_wins`.
+        An invalid operation raises `InvalidOperations` before anything is stored, unless the same request was accepted before.
+        With `on_invalid="refuse"` it gets the outcome `refused` instead, and the other operations are accepted. With
+        `newest_wins`, each key ends in the state of its operation with the highest sequence, in whatever order requests are
+        applied: see `store.newest_wins`.
 
         Raises `RequestConflict` if `request_id` already has other content. A known request is published again only if it failed
         or its lease is over, or with `republish`; publishing again is harmless for 14 days. An older request is never published
         again: it raises `RequestConflict`, unless the ledger knows that it is completed.
         """
+        given_id = request_id
         request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
         check_source(source)
         builder = PayloadBuilder(
             validator=self._validator, settings=self._settings, newest_wins=newest_wins, clock=self._clock
         )
         with closing(builder):
-            encoded = _encode(builder, operations, request_id, source, on_invalid)
-        with closing(encoded.body):
-            reference, new = self._payloads.put(encoded)
-        header = encoded.header
+            problems = _add(builder, operations, on_invalid)
+            if problems and given_id is None:
+                problems.raise_all()
+            reference, header, new = self._stored(request_id, source, builder, problems)
         if not new and self._may_skip_publishing(reference, republish=republish):
             return _accepted(reference, header, new=False)
         try:
@@ -130,6 +132,23 @@ class Ingestor:
                 counts=early,
                 accepted_at=float(header.created_at),
             )
+
+    def _stored(
+        self, request_id: str, source: str, builder: PayloadBuilder, problems: _Problems
+    ) -> tuple[Reference, Header, bool]:
+        """Return a request's payload, its header, and whether it was stored now. With `problems`, none is stored."""
+        if problems:  # they do not matter if the same request was accepted before, perhaps by another release or model
+            with suppress(NotFound, RequestConflict):
+                reference = self._payloads.known(request_id, source=source, contents=builder.contents())
+                return reference, self._payloads.header(reference), False
+            problems.raise_all()
+        encoded = builder.encode(request_id, source)
+        with closing(encoded.body):
+            try:
+                reference, new = self._payloads.put(encoded)
+            except RequestConflict:  # unless release 0.1.0 stored it, which had another digest
+                reference, new = self._payloads.known(request_id, source=source, contents=builder.contents()), False
+        return reference, encoded.header if new else self._payloads.header(reference), new
 
     def _record_accepted(self, reference: Reference, header: Header) -> None:
         try:
@@ -170,17 +189,17 @@ class Ingestor:
             self._ledger.fail(reference.request_id, f"the request could not be sent again: {error}")
 
 
-def _encode(
-    builder: PayloadBuilder, operations: Iterable[OperationInput], request_id: str, source: str, on_invalid: OnInvalid
-) -> Encoded:
+def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid) -> _Problems:
+    """Add operations to a payload; return the refusals that make the request invalid."""
     problems = _Problems()
     for operation in operations:
-        problems.add(builder.add(operation))
+        refused = builder.add(operation)
+        if refused and on_invalid == "raise":
+            problems.add(refused)
     if on_invalid == "raise":
         for refused in builder.refused_groups():
             problems.add(refused)
-        problems.raise_any()
-    return builder.encode(request_id, source)
+    return problems
 
 
 class _Problems:
@@ -190,17 +209,17 @@ class _Problems:
         self._shown: list[Problem] = []
         self._count = 0
 
-    def add(self, refused: Refusal | None) -> None:
-        if refused is None:
-            return
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def add(self, refused: Refusal) -> None:
         self._count += 1
         if len(self._shown) < InvalidOperations.SHOWN:
             field, _, reason = refused.detail.partition(": ")
             self._shown.append(Problem(index=refused.index, field=field, reason=reason or refused.detail))
 
-    def raise_any(self) -> None:
-        if self._count:
-            raise InvalidOperations(self._shown, count=self._count)
+    def raise_all(self) -> NoReturn:
+        raise InvalidOperations(self._shown, count=self._count)
 
 
 def _accepted(reference: Reference, header: Header, *, new: bool, published: Any = None) -> Accepted:

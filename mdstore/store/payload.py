@@ -13,7 +13,7 @@ So a reader accepts only bytes that the producer wrote.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import IO, Annotated, Literal
@@ -52,7 +52,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table of contents of a payload. `created_at` is in Unix seconds.
 
-    `content` is the SHA-256 of the operations. It is equal for equal operations, however they are divided into lanes.
+    `content` is the digest of the operations as they were given (see `store.content`).
     """
 
     v: int
@@ -103,10 +103,19 @@ class Payloads:
         key = self.key(encoded.header.request_id)
         if self._objects.put_new(key, encoded.body):
             return _reference(encoded.header, key, encoded.digest), True
-        stored, digest, _ = self._open(key)
-        if (stored.content, stored.source) != (encoded.header.content, encoded.header.source):
-            raise RequestConflict(encoded.header.request_id)
-        return _reference(stored, key, digest), False
+        header = encoded.header
+        return self.known(header.request_id, source=header.source, contents=(header.content,)), False
+
+    def known(self, request_id: str, *, source: str, contents: Collection[str]) -> Reference:
+        """Return the reference of a stored payload, if its content is one of `contents`.
+
+        Raises `NotFound` if there is no payload, and `RequestConflict` if it has other content.
+        """
+        key = self.key(request_id)
+        header, digest, _ = self._open(key)
+        if header.source != source or header.content not in contents:
+            raise RequestConflict(request_id)
+        return _reference(header, key, digest)
 
     def find(self, request_id: str) -> Reference:
         """Return the reference of a stored payload. Raises `NotFound`."""

@@ -19,6 +19,7 @@ from mdstore.compression import compressor
 from mdstore.errors import PayloadTooLarge
 from mdstore.model import SCHEMA_VERSION, Operation, Reason, Refusal
 from mdstore.settings import Settings
+from mdstore.store.content import ContentDigest, written
 from mdstore.store.newest_wins import by_sequence
 from mdstore.store.operations import NOTHING, OPERATIONS, Effect, Indexed
 from mdstore.store.packing import MAX_ACTIONS, refusal
@@ -101,7 +102,8 @@ class PayloadBuilder:
         self._groups = _Groups()
         self._refused = _Compressor()
         self._refused_counts: Counter[str] = Counter()
-        self._content = hashlib.sha256()
+        self._content = ContentDigest(newest_wins=newest_wins)
+        self._refused_digests: dict[int, bytes] = {}
         self._has_unknown_group = False
         self.count = 0
 
@@ -113,13 +115,14 @@ class PayloadBuilder:
         if index >= limit:
             raise PayloadTooLarge(field="operations", value=self.count, expected=f"at most {limit}")
         try:
-            operation, attribute = self._validator.read(given)
+            decoded, size = self._validator.decode_bounded(given)
+            operation, attribute = self._validator.check(decoded, size)
             if self._newest_wins:
                 operation = by_sequence(operation)
         except FieldError as error:
             return self._refuse(index, given, error)
+        self._content.add(decoded)
         line = exactjson.dumps(_indexed(index, operation, attribute)) + b"\n"
-        self._content.update(line)
         self._lines.append(line)
         self._ends.append(self._ends[-1] + len(line))
         key = self._partition.add(operation, len(line))
@@ -158,7 +161,7 @@ class PayloadBuilder:
             codec="zstd",
             request_id=request_id,
             source=source,
-            content=self._content.hexdigest(),
+            content=self._content.text(),
             created_at=int(self._clock()),
             operations=self.count,
             lanes=tuple(lanes),
@@ -166,6 +169,16 @@ class PayloadBuilder:
             refused_counts=dict(sorted(self._refused_counts.items())),
         )
         return _assembled(header, body)
+
+    def contents(self) -> tuple[str, str]:
+        """Return the digest of the operations' content, and the one that release 0.1.0 computed of the encoded lines."""
+        former = hashlib.sha256()
+        position = 0
+        for index in range(self.count):
+            refused = self._refused_digests.get(index)
+            former.update(b"%d\t!%b\n" % (index, refused) if refused else self._line(position))
+            position += not refused
+        return self._content.text(), former.hexdigest()
 
     def close(self) -> None:
         """Discard the operations."""
@@ -201,7 +214,9 @@ class PayloadBuilder:
         for name in fields.groups:
             self._groups.refuse(name, "another operation of the group is invalid")
         self._has_unknown_group = self._has_unknown_group or not fields.is_group_known
-        self._content.update(b"%d\t!%b\n" % (index, hashlib.sha256(_digest_input(given)).digest()))
+        self._content.add_refused(given, self._settings.max_record_bytes)
+        text = given if isinstance(given, bytes) else written(given)
+        self._refused_digests[index] = hashlib.sha256(text).digest()
         self._record_refusal(found)
         return found
 
@@ -357,16 +372,6 @@ def _groups_in(line: bytes) -> tuple[str, ...]:
 
 def _text_or_empty(value: Any) -> str:
     return value[:200] if isinstance(value, str) and _is_utf8(value) else ""
-
-
-def _digest_input(given: OperationInput) -> bytes:
-    """Return the bytes that represent an invalid operation in the digest of the content."""
-    if isinstance(given, bytes):
-        return given
-    try:
-        return repr(given).encode(errors="backslashreplace")
-    except (ValueError, RecursionError):  # an integer is too long, or nesting too deep, for `repr`
-        return b"unwritable"
 
 
 def _is_utf8(text: str) -> bool:

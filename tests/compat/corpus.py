@@ -360,10 +360,10 @@ class Environment:
 
     @contextmanager
     def front_door(self) -> Iterator[str]:
-        """Run the front door; gives its URL."""
+        """Run the HTTP API; gives its URL."""
         url = f"http://127.0.0.1:{self.settings.api_port}"
         with self._running("api", "-m", "mdstore", "api"):
-            until(lambda: _answers(f"{url}/readyz"), within=30, what="the front door is ready")
+            until(lambda: _answers(f"{url}/readyz"), within=30, what="the HTTP API is ready")
             yield url
 
     @contextmanager

@@ -176,7 +176,7 @@ def test_results_are_read(kept: Site) -> None:
 
 
 def test_an_api_key_is_accepted(kept: Site) -> None:
-    """The front door takes a key that an earlier version made, as its source, and knows a request by its idempotency key."""
+    """The HTTP API takes a key that an earlier version made, as its source, and knows a request by its idempotency key."""
     key = kept.expected["key"]
     with kept.environment.front_door() as url:
         status, record = call(f"{url}/v1/records/invoice/2026/1", key)

@@ -24,10 +24,12 @@ import msgspec
 from mdstore import exactjson
 from mdstore.model import Operation
 
+#: An operation as its caller gave it; an error stands for one that the reader of a file found invalid.
+Given = bytes | Mapping[str, Any] | Operation | Exception
 _PIECE = 2**16  # bytes that are hashed in one call
 _encode = msgspec.json.Encoder(decimal_format="number", order="sorted").encode
-#: Find whatever looks, in compact JSON, like a number that is not in canonical form: a fraction that ends with 0, the exponent of
-#: a `Decimal`, and that of a float. Text may look so too. Three searches that begin with a letter are faster than one for all.
+#: Find whatever looks, in compact JSON, like a number that is not in canonical form: a fraction that ends with 0, the
+#: exponent of a `Decimal`, and that of a float. Text may look so too. Three searches that begin with a letter are faster than one for all.
 _fraction, _exponent, _float_exponent = (
     re.compile(pattern).search for pattern in (rb"\.[0-9]*0[,}\]]", rb"E[+-]", rb"e[-0-9]")
 )
@@ -49,7 +51,7 @@ class ContentDigest:
             text = exactjson.canonical(_given_fields(msgspec.structs.asdict(operation)))
         self._add_line(text)
 
-    def add_refused(self, given: bytes | Mapping[str, Any] | Operation, limit: int) -> None:
+    def add_refused(self, given: Given, limit: int) -> None:
         """Add an operation that was refused. Of more than `limit` bytes, which are not decoded, the bytes count."""
         self._add_line(_canonical(given, limit))
 
@@ -69,8 +71,10 @@ class ContentDigest:
         return f"json:{self._hash.hexdigest()}"
 
 
-def _canonical(given: bytes | Mapping[str, Any] | Operation, limit: int) -> bytes:
+def _canonical(given: Given, limit: int) -> bytes:
     try:
+        if isinstance(given, Exception):
+            return _opaque(written(given))
         if isinstance(given, bytes):
             if len(given) > limit:
                 return _opaque(given)

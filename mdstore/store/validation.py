@@ -71,42 +71,32 @@ class Validator:
         self._entities = entities
         self._max_record_bytes = max_record_bytes
 
-<<<<<<< HEAD
     def read(self, given: bytes | str | Mapping[str, Any] | Operation | FieldError) -> tuple[Operation, bytes]:
         """Return the operation, and its data in DynamoDB JSON; empty if it does not fit an item.
 
-        The data of a whole record is what the entity's model makes of it. Raises `FieldError` with all flaws. A `FieldError`
-        that is given stands for an operation that the reader of a file found invalid; it is raised.
+        The data of a whole record is what the entity's model makes of it. Raises `FieldError` with all flaws.
+        """
+        return self.check(*self.decode_bounded(given))
+
+    def decode_bounded(self, given: bytes | str | Mapping[str, Any] | Operation | FieldError) -> tuple[Operation, int]:
+        """Decode an operation, and return it with the length of its JSON, or 0 if it was not JSON. Raises `FieldError`.
+
+        A `FieldError` that is given stands for an operation that the reader of a file found invalid; it is raised.
         """
         if isinstance(given, FieldError):
             raise given
-        size = len(given) if isinstance(given, bytes | str) else 0
-        self._check_size(size)  # check before decoding, which takes many times as much memory
-        operation = self.decode(given)
-        flaws = _field_flaws(operation) + self._entities.flaws(operation.entity)
-        if operation.data is None:
-            _raise_any(flaws)
-            return operation, b""
-        size = size or _json_size(operation)
-        if not flaws:
-=======
-    def read(self, given: bytes | str | Mapping[str, Any] | Operation) -> tuple[Operation, bytes]:
-        """Return the operation, and its data in DynamoDB JSON; empty if it does not fit an item. Raises `FieldError`."""
-        return self.check(*self.decode_bounded(given))
-
-    def decode_bounded(self, given: bytes | str | Mapping[str, Any] | Operation) -> tuple[Operation, int]:
-        """Decode an operation, and return it with the length of its JSON, or 0 if it was not JSON. Raises `FieldError`."""
         size = len(given) if isinstance(given, bytes | str) else 0
         self._check_size(size)  # check before decoding, which takes many times as much memory
         return self.decode(given), size
 
     def check(self, operation: Operation, size: int) -> tuple[Operation, bytes]:
         """Check what `decode_bounded` returned. Returns what `read` does."""
-        self._check_fields(operation)
-        text = b""
-        if operation.data is not None:
-            size = size or _json_size(operation)
->>>>>>> e6e971fe4b15ac8d40b7fc60396d545e4f116103
+        flaws = _field_flaws(operation) + self._entities.flaws(operation.entity)
+        if operation.data is None:
+            _raise_any(flaws)
+            return operation, b""
+        size = size or _json_size(operation)
+        if not flaws:
             self._check_size(size)
         data = operation.data
         if OPERATIONS[operation.op].effect is not Effect.MERGE:  # the worker checks what a patch makes of the record

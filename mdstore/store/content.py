@@ -26,7 +26,7 @@ from mdstore.model import Operation
 
 _PIECE = 2**16  # bytes that are hashed in one call
 _encode = msgspec.json.Encoder(decimal_format="number", order="sorted").encode
-#: Find whatever looks, in compact JSON, like a number that is not in canonical form: a fraction that ends with 0, the exponent of
+#: Find what looks, in compact JSON, like a number that is not in canonical form: a fraction that ends with 0, the exponent of
 #: a `Decimal`, and that of a float. Text may look so too. Three searches that begin with a letter are faster than one for all.
 _fraction, _exponent, _float_exponent = (
     re.compile(pattern).search for pattern in (rb"\.[0-9]*0[,}\]]", rb"E[+-]", rb"e[-0-9]")

@@ -9,6 +9,7 @@ import pytest
 
 from mdstore.client import Client
 from mdstore.model import Counts, Outcome, Reference, State
+from mdstore.store.entities import Entities
 from mdstore.store.ledger import RequestStatus
 from mdstore.store.verify import Verifier
 
@@ -44,7 +45,7 @@ def outcomes() -> FakeOutcomes:
 def verifier(outcomes: FakeOutcomes, monkeypatch: pytest.MonkeyPatch) -> Verifier:
     """A verifier of outcomes only, without payloads and records."""
     nothing: Any = None
-    made = Verifier(payloads=nothing, ledger=nothing, records=nothing)
+    made = Verifier(payloads=nothing, ledger=nothing, records=nothing, entities=Entities())
     monkeypatch.setattr(made, "_outcomes", outcomes)
     monkeypatch.setattr(made, "_verify_effects", lambda *_: None)
     return made

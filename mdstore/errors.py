@@ -151,7 +151,7 @@ class TransactionCancelled(MdstoreError):
     """DynamoDB cancelled a transaction.
 
     `reasons` has one entry per action, in the order sent: `{"Code": str, "Message": str, "Item": {...}}`. `Item` is in
-    DynamoDB JSON; it is present where the action asked for `ALL_OLD` and the item existed.
+    DynamoDB JSON; it is present if the action asked for `ALL_OLD` and the item existed.
     """
 
     def __init__(self, reasons: Sequence[dict[str, Any]]) -> None:

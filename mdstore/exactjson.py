@@ -9,7 +9,7 @@ import msgspec
 
 
 def fraction(text: str) -> Decimal:
-    """Read a JSON number that has a fraction or an exponent. Raises `ValueError` where no `Decimal` can hold it."""
+    """Read a JSON number that has a fraction or an exponent. Raises `ValueError` if no `Decimal` can hold it."""
     try:
         return Decimal(text)
     except ArithmeticError as error:

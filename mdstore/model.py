@@ -72,7 +72,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An operation that was refused, and why. `op`, `entity` and `key` are empty where the line could not be decoded."""
+    """An operation that was refused, and why. `op`, `entity` and `key` are empty if the line could not be decoded."""
 
     index: int
     reason: Reason
@@ -133,7 +133,7 @@ _SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_request_id(request_id: str) -> str:
-    """Return `request_id`, or raise `InvalidRequest` where it cannot be part of an S3 key and of the ledger's keys."""
+    """Return `request_id`, or raise `InvalidRequest` if it cannot be part of an S3 key and of the ledger's keys."""
     if not _REQUEST_ID.fullmatch(request_id) or any(part in ("", ".", "..") for part in request_id.split("/")):
         raise InvalidRequest(
             field="request_id",
@@ -144,7 +144,7 @@ def check_request_id(request_id: str) -> str:
 
 
 def check_source(source: str) -> str:
-    """Return `source`, or raise `InvalidRequest` where it is malformed."""
+    """Return `source`, or raise `InvalidRequest` if it is malformed."""
     if not _SOURCE.fullmatch(source):
         raise InvalidRequest(
             field="source", value=source, expected="1-64 of A-Z a-z 0-9 . _ -, starting with a letter or digit"

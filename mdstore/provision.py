@@ -40,7 +40,7 @@ def provision(
 ) -> Iterator[tuple[str, str, bool]]:
     """Create missing resources, and yield `(kind, name, created)` for each resource, new or not.
 
-    With `with_store=False`, this creates only what an app made by `mdstore.queue.create_app` needs. `queues` are the names of
+    With `with_store=False`, this creates only what an app from `mdstore.queue.create_app` needs. `queues` are the names of
     more queues for tasks, with the same attributes as the queue of the settings. Raises `Unavailable`, `DeploymentBroken`, or
     `ConfigurationError` for a name that SQS does not take.
     """
@@ -100,7 +100,7 @@ def _bucket(aws: AwsClients, settings: Settings) -> bool:
 def _lifecycle_rules(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, bool]]:
     """Create the lifecycle rules that expire claim-check objects; each rule is named after its prefix.
 
-    S3 replaces all rules of a bucket in one call, so the rules that others made are sent along.
+    S3 replaces all rules of a bucket in one call, so the call repeats the rules that others made.
     """
     found: dict[str, Any] = {}
     try:
@@ -126,7 +126,7 @@ def _lifecycle_rules(aws: AwsClients, settings: Settings) -> Iterator[tuple[str,
 
 
 def _queues(aws: AwsClients, settings: Settings, queues: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """Create the queues of tasks, and first the queues of their dead letters: SQS wants a FIFO one for FIFO queues."""
+    """Create the queues of tasks, after their dead-letter queues. SQS requires a FIFO one for FIFO queues."""
     arns = {}
     for is_fifo_queue in sorted({is_fifo(queue) for queue in queues}):
         name = f"{settings.dead_letter_queue}.fifo" if is_fifo_queue else settings.dead_letter_queue

@@ -1,6 +1,6 @@
 """Tells commands in other shells where the stack of `mdstore up` listens.
 
-`mdstore up` writes its endpoint to a file of its user, and holds a lock on the file while it runs. A file without a lock is
+`mdstore up` writes its endpoint to a per-user file, and holds a lock on the file while it runs. A file without a lock is
 left over from a stack that has ended, however it ended.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 @contextmanager
 def announced(url: str) -> Iterator[bool]:
     """Announce the endpoint `url` while the block runs. Yield False if another stack of this user is announced already."""
-    # Others may write to the directory for temporary files, so a link is not followed.
+    # Do not follow links: other users may write to the directory for temporary files.
     descriptor = os.open(_path(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "r+", encoding="ascii") as file:
         if os.fstat(descriptor).st_uid != os.geteuid() or not _locked(descriptor, fcntl.LOCK_EX):

@@ -49,7 +49,7 @@ def _split(value: object) -> object:
 
 
 def _split_weights(value: object) -> object:
-    """Parse `a=3,b=1`, which is how the environment gives what the file gives as a table."""
+    """Parse `a=3,b=1`, the form in an environment variable; the file has a table instead."""
     parts = _split(value)
     if not isinstance(value, str) or not isinstance(parts, list):
         return value
@@ -82,7 +82,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    # -- AWS: where and as whom to call it
+    # -- AWS: region, endpoint and credentials
 
     profile: Literal["local", "aws"] = "local"
     region: str = ""
@@ -185,7 +185,7 @@ class Settings(BaseModel):
 
     @property
     def request_lease(self) -> int:
-        """Seconds after which a request without a sign of work is taken for abandoned: no task can still be running then."""
+        """Seconds after which a request without a sign of work counts as abandoned: by then no task can still be running."""
         return self.task_time_limit + self.visibility_timeout
 
     def endpoint(self, service: Literal["sqs", "s3", "dynamodb", "sns"]) -> str | None:

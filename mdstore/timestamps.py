@@ -1,4 +1,4 @@
-"""Times as text: ISO 8601 in UTC, to the millisecond. The HTTP API and `--json` write them alike."""
+"""Times as text: ISO 8601 in UTC, to the millisecond. The HTTP API and `--json` use the same form."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def _record_json(found: Record) -> dict[str, Any]:
 
 
 def _matches(if_none_match: str | None, etag: str) -> bool:
-    """Whether the header contains `etag`, by the weak comparison that RFC 9110 (13.1.2) requires."""
+    """Return whether the header contains `etag`, by the weak comparison that RFC 9110 (13.1.2) requires."""
     names = {name.strip().removeprefix("W/") for name in (if_none_match or "").split(",")}
     return etag in names or names == {"*"}
 

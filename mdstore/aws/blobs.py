@@ -29,7 +29,7 @@ class Contents:
         return self._objects.run(self.put_task(prefix, content))
 
     def get(self, prefix: str, digest: str, size: int) -> bytes:
-        """Read content of `size` bytes. Raises `IntegrityError` where it does not match its digest or exceeds `max_bytes`."""
+        """Read content of `size` bytes. Raises `IntegrityError` if it does not match its digest or exceeds `max_bytes`."""
         return self._objects.run(self.get_task(prefix, digest, size))
 
     def put_task(self, prefix: str, content: bytes) -> Task[str]:
@@ -83,7 +83,7 @@ class Blobs:
         return self._objects.run(self.put_task(text))
 
     def get(self, blob: Blob) -> dict[str, Any]:
-        """Read data. Raises `IntegrityError` where it does not match its pointer."""
+        """Read data. Raises `IntegrityError` if it does not match its pointer."""
         return self._objects.run(self.get_task(blob))
 
     def put_task(self, text: bytes) -> Task[Blob]:

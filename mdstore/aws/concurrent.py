@@ -52,7 +52,7 @@ class _TaskState(Generic[T]):
 class Run(Generic[T]):
     """Runs tasks once. `begin` turns a call into an HTTP request; `read` decodes its response, or raises the error in it.
 
-    They serve the calls of one service. A `ServiceCall` to another one brings its own.
+    Both serve the calls to one service. A `ServiceCall` to another service brings its own.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Connections of a process that forks: the child detaches from those that it inherited, and the parent's go on.
+"""Connections across a fork: the child detaches from those that it inherited, so that the parent's keep working.
 
 When a child drops its parent's clients, libcurl closes their connections. Over TLS, that sends `close_notify` on the socket
 that both share, and the peer ends the parent's connection. So a child replaces each inherited descriptor by one of `/dev/null`:
-whatever libcurl still sends there, at a collection or at exit, reaches nobody.
+whatever libcurl still sends there, at a garbage collection or at exit, reaches no peer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _opened: dict[int, int] = {}
 
 
 def note_socket(descriptor: int, _purpose: int) -> int:
-    """Remember a socket that libcurl opens: its `SOCKOPTFUNCTION`."""
+    """Remember a socket that libcurl opens. This is a `SOCKOPTFUNCTION` callback of libcurl."""
     _opened[descriptor] = os.fstat(descriptor).st_ino
     return pycurl.SOCKOPT_OK
 
@@ -34,7 +34,7 @@ def detach() -> None:
 
 
 def _inode(descriptor: int) -> int | None:
-    with suppress(OSError):  # closed since
+    with suppress(OSError):  # it was closed since
         return os.fstat(descriptor).st_ino
     return None
 

@@ -26,7 +26,7 @@ from mdstore.errors import ConfigurationError, Unavailable
 #: The oldest libcurl whose signatures we found equal to botocore's. Version 7.88 signs a header that it does not send.
 _OLDEST = (8, 11, 1)
 T = TypeVar("T")
-_BYTES_PER_MS = 1_000  # the slowest upload that is not given up: 1 MB a second
+_BYTES_PER_MS = 1_000  # the lowest upload rate that time limits allow for: 1 MB a second
 _DATE_TOLERANCE = 2.0  # seconds: a `Date` header has whole seconds, and its response takes some time
 
 
@@ -66,9 +66,9 @@ Body = bytes | Upload | None
 class SignedHttp:
     """Calls to one service, whose connections are kept for reuse. Threads may share it; forked processes may not.
 
-    A call ends within `timeout` seconds; an upload is given a second more for each megabyte.
+    A call ends within `timeout` seconds; an upload gets one more second per megabyte.
 
-    Raises `ConfigurationError` where pycurl's libcurl is too old or has no TLS.
+    Raises `ConfigurationError` if pycurl's libcurl is too old or has no TLS.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class SignedHttp:
         # Not `_idle`: libcurl closes the connection of a handle when the handle joins concurrent calls.
         self._idle_in_concurrent: deque[pycurl.Curl] = deque()
         self._idle_concurrent: deque[ConcurrentCalls] = deque()
-        self._last_headers: tuple[float, list[bytes]] | None = None  # and when they came, by the monotonic clock
+        self._last_headers: tuple[float, list[bytes]] | None = None  # when they arrived (monotonic), and the lines
 
     def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Answer:
         """Make a call and return its response. Raises `Unavailable` if none arrives; the call may have taken effect."""
@@ -138,7 +138,7 @@ class SignedHttp:
         value = Answer(0, headers, b"").header(b"date:") or b""
         try:
             date = parsedate_to_datetime(value.decode("latin-1")).timestamp()
-        except ValueError:  # there is none, or it is no date
+        except ValueError:  # the `Date` is missing or malformed
             return now
         server_now = date + time.monotonic() - came_at
         return now if abs(server_now - now) <= _DATE_TOLERANCE else server_now
@@ -257,9 +257,9 @@ class _Call:
         self.headers: list[bytes] = []
 
     def completed(self) -> Answer | Unavailable:
-        """Return the response, and the handle to the idle ones."""
+        """Return the response, and put the handle back among the idle ones."""
         status = self.curl.getinfo(pycurl.RESPONSE_CODE)
-        if not _are_whole(self.headers):  # libcurl takes such a response for a complete one
+        if not _are_whole(self.headers):  # libcurl treats such a response as complete
             self.curl.close()
             return Unavailable(f"the response ended within its headers, after status {status}", code="NoAnswer")
         self._forget_bodies()
@@ -267,7 +267,7 @@ class _Call:
         return Answer(status, self.headers, self.content.getvalue())
 
     def _forget_bodies(self) -> None:
-        """Let the handle forget both bodies. An idle handle would keep the last ones, of megabytes."""
+        """Make the handle release both bodies. Otherwise an idle handle would keep megabytes in memory."""
         self.curl.setopt(pycurl.POSTFIELDS, b"")
         self.curl.setopt(pycurl.WRITEFUNCTION, _nothing)
         if self._is_upload:
@@ -277,7 +277,7 @@ class _Call:
 
 
 def _pop(idle: deque[T]) -> T | None:
-    """Take one of the idle ones. Another thread may take the last one at the same time, so asking first would not do."""
+    """Take an idle object, or return None. A check before `pop` would be a race: another thread may take the last object."""
     try:
         return idle.pop()
     except IndexError:
@@ -285,7 +285,7 @@ def _pop(idle: deque[T]) -> T | None:
 
 
 def _are_whole(headers: list[bytes]) -> bool:
-    """Whether the last response's headers ended with a blank line. Lines after that are trailers of a chunked body."""
+    """Return whether the last response's headers ended with a blank line. Lines after that are trailers of a chunked body."""
     for line in reversed(headers):
         if line.isspace():
             return True
@@ -309,7 +309,7 @@ def _code(code: int) -> str:
     return f"Curl{code}"
 
 
-#: The code of `Unavailable` where the connection was refused.
+#: The code of `Unavailable` if the connection was refused.
 NO_CONNECTION = _code(pycurl.E_COULDNT_CONNECT)
 
 

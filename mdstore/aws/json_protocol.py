@@ -43,7 +43,7 @@ class JsonProtocol:
 
 
 def is_retryable(code: str, status: int) -> bool:
-    """Whether the same call may succeed later."""
+    """Return whether the same call may succeed later."""
     return code in _NOT_NOW or status >= 500
 
 

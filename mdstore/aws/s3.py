@@ -38,7 +38,7 @@ class Objects:
     """The objects of one bucket. Calls are retried; they raise `Unavailable` when retries fail, or `DeploymentBroken`.
 
     All calls are signed by libcurl. boto3 would take ten times the CPU, and it has no time limit for a whole call: a connection
-    that ended after `100 Continue` kept a write in a busy loop for ever. boto3 only says where the bucket is.
+    that ended after `100 Continue` kept a write in a busy loop forever. boto3 only supplies the URL of the bucket.
     """
 
     def __init__(self, *, client: S3Client, http: SignedHttp, bucket: str, retry: Retry | None = None) -> None:
@@ -94,7 +94,7 @@ class Objects:
                 step = partial(task.send, value)
 
     def _call(self, key: str, headers: tuple[str, ...], body: Body, read: Callable[[str, Answer], Any]) -> ServiceCall:
-        if {".", ".."} & set(key.split("/")):  # libcurl would resolve them, possibly to a URL outside of the bucket
+        if {".", ".."} & set(key.split("/")):  # libcurl would resolve them, possibly to a URL outside the bucket
             raise IntegrityError(f"object {key!r}: a key must not have the parts . and ..")
         return ServiceCall(self._http, self._url + quote(key), headers, body, partial(read, key))
 
@@ -127,7 +127,7 @@ def _read_get(key: str, answer: Answer) -> bytes:
     code = _code(answer)
     if code == "InvalidRange":  # the object ends before `start`
         return b""
-    if code in ("NoSuchKey", "HTTP404"):  # the status alone will not do: a missing bucket is a 404 too
+    if code in ("NoSuchKey", "HTTP404"):  # the status alone is not enough: a missing bucket is a 404 too
         raise NotFound("object", key)
     raise _error(f"S3 get {key!r}", answer)
 

@@ -1,6 +1,6 @@
 """SQS over signed calls: ten messages per call, concurrent calls, and a result for each message.
 
-A batch call answers 200 even where some of its entries failed. Those are retried one by one, and the caller gets the
+A batch call returns 200 even if some of its entries failed. Those are retried one by one, and the caller gets the
 reason for each one that fails for good.
 """
 
@@ -25,7 +25,7 @@ _IN_FLIGHT = 8  # batch calls
 #: The operations that SQS may answer without a body.
 _WITHOUT_OUTPUT = frozenset({"AddPermission", "ChangeMessageVisibility", "DeleteMessage", "DeleteQueue", "PurgeQueue",
                              "RemovePermission", "SetQueueAttributes", "TagQueue", "UntagQueue"})  # fmt: skip
-#: The code of an entry whose text SQS received damaged. It was sent, so it is not retried.
+#: The code of an entry whose text was damaged on its way to SQS. It was sent, so it is not retried.
 _DAMAGED = "ChecksumMismatch"
 _object_decoder = msgspec.json.Decoder(dict[str, Any])
 
@@ -63,7 +63,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
     @property
     def is_refused(self) -> bool:
-        """Whether SQS rejected this entry because of its content."""
+        """Return whether SQS rejected this entry because of its content."""
         return self.sender_fault and bool(self.id)
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ class Sqs:
         return self._retry.run(lambda: self._attempt(operation, encoded))
 
     def url(self, queue: str) -> str:
-        """Return a queue's URL, which is looked up once. Raises `DeploymentBroken` where there is no such queue."""
+        """Return a queue's URL, which is looked up once. Raises `DeploymentBroken` if there is no such queue."""
         if queue not in self._urls:
             try:
                 self._urls[queue] = self.call("GetQueueUrl", {"QueueName": queue})["QueueUrl"]
@@ -170,7 +170,7 @@ class Sqs:
     def _batch(
         self, operation: str, url: str, entries: Sequence[Any], span: range, results: list[Failed | None]
     ) -> Task[None]:
-        """Task: make one batch call and retry each entry that was not accepted by itself, writing results to `results`."""
+        """Task: make one batch call, then retry one by one the entries that were not accepted. Write to `results`."""
         self._read_results((yield _batch_call(operation, url, entries, span)), entries, results)
         for at in span:
             result = results[at]
@@ -192,12 +192,12 @@ class Sqs:
 
 
 def is_gone(code: str) -> bool:
-    """Whether an error code says that the queue does not exist. SQS's protocols use different codes for that."""
+    """Return whether an error code says that the queue does not exist. SQS's protocols use different codes for that."""
     return code.endswith(("QueueDoesNotExist", "NonExistentQueue"))
 
 
 def is_fifo(queue: str) -> bool:
-    """Whether a queue, given by name or URL, is a FIFO queue."""
+    """Return whether a queue, given by name or URL, is a FIFO queue."""
     return queue.endswith(".fifo")
 
 
@@ -215,7 +215,7 @@ def spans(entries: Sequence[Any]) -> Iterator[range]:
 
 
 def read(operation: str, answer: Answer) -> dict[str, Any]:
-    """Return a response's body or raise its error: `Unavailable` too where the response says of no entry that it is done."""
+    """Return a response's body, or raise its error. Raises `Unavailable` if a batch response names no entry as done."""
     if answer.status != 200:
         raise _error(operation, answer)
     if not answer.body and operation in _WITHOUT_OUTPUT:

@@ -1,4 +1,4 @@
-"""HTTP transfers that run at the same time in one thread, by libcurl's socket-action interface and `poll`.
+"""HTTP transfers that run at the same time in one thread, through libcurl's socket-action interface and `poll`.
 
 `CurlMulti.select` cannot wait for descriptors above 1,023: it returns at once, and a process that holds that many spins.
 """
@@ -38,7 +38,7 @@ class Transfers:
         self._run_timer()
 
     def wait(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds until some transfer can go on, and let it."""
+        """Wait up to `timeout` seconds until some transfer can make progress, and let it."""
         for descriptor, events in self._wanted.poll(timeout):
             self._multi.socket_action(descriptor, _curl_events(events))
         if self._wanted.due <= time.monotonic():
@@ -78,20 +78,20 @@ class _Wanted:
         self.due = math.inf
 
     def watch(self, event: int, descriptor: int, _multi: object, _data: object) -> None:
-        """Note what libcurl wants to know of a socket."""
+        """Record which events of a socket libcurl waits for."""
         if event == pycurl.POLL_REMOVE:
             self._sockets.unregister(descriptor)
         else:
             self._sockets.register(descriptor, _WATCHED[event])
 
     def set_timer(self, milliseconds: int) -> None:
-        """Note when libcurl wants to run next. -1 removes the timer."""
+        """Record when libcurl wants to run next. -1 removes the timer."""
         self.due = math.inf if milliseconds < 0 else time.monotonic() + milliseconds / 1000
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
-        """Return the sockets that are ready within `timeout` seconds, or none at the time of the timer."""
+        """Return the sockets that are ready within `timeout` seconds, or none once the timer is due."""
         pause = min(timeout, max(0.0, self.due - time.monotonic()))
-        return self._sockets.poll(math.ceil(pause * 1000))  # rounded down, the last millisecond would be a busy loop
+        return self._sockets.poll(math.ceil(pause * 1000))  # rounding down would make the last millisecond a busy loop
 
 
 def _curl_events(events: int) -> int:

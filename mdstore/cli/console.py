@@ -39,8 +39,8 @@ def json_option(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except BrokenPipeError:  # the reader has seen enough, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes at its end
+        except BrokenPipeError:  # the reader closed the pipe, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes at exit
             sys.exit(0)
         except (MdstoreError, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             advice = hint(error) if isinstance(error, MdstoreError) else ""

@@ -132,7 +132,7 @@ def _fields(columns: tuple[str, ...]) -> dict[str, str]:
 
 
 def _print_checks(models: list[str], files: list[OperationFile], op: Any) -> None:
-    """Say what the data is checked against, and what about the files may surprise."""
+    """Print what the data is checked against, and what may be unexpected about the files."""
     if models:
         messages.print(f"data is checked against the models of: {', '.join(models)}", markup=False)
     else:

@@ -50,7 +50,7 @@ def up(port: int, api_port: int | None, data_dir: Path | None, as_json: bool) ->
                 emit({"aws": stack.aws.url, "api": stack.api_url, "key": stack.api_key})
                 sys.stdout.flush()
             else:
-                found = "commands of mdstore find this stack by themselves; " if is_found else ""
+                found = "mdstore commands find this stack automatically; " if is_found else ""
                 messages.print(f"other shells   {found}export AWS_ENDPOINT_URL={stack.aws.url}")
                 messages.print("ready; press Ctrl-C to stop")
             exited = stack.wait()

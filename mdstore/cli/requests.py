@@ -79,7 +79,7 @@ def _status(request: RequestStatus) -> dict[str, Any]:
 
 
 def _rate(request: RequestStatus) -> tuple[float, float | None]:
-    """Return the operations a second since the start, and the estimated seconds left, or None if there is no estimate."""
+    """Return the operations per second since the start, and the estimated seconds left, or None if there is no estimate."""
     if request.started_at is None:
         return 0.0, None
     done = request.counts.total

@@ -1,4 +1,4 @@
-"""Reads CSV files as RFC 4180 defines them, strictly: what is not CSV is an error, because a guess may lose rows."""
+"""Reads CSV files as RFC 4180 defines them, strictly: malformed CSV is an error, because guessing could lose rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_FIELD = 16 * 2**20  # characters of one CSV value; csv's default is less th
 def rows(path: str, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     r"""Yield each row with the number of its first line; the first row is the header. Blank lines are left out.
 
-    In the dialect `backslash`, a backslash takes the next character as it is: `"a \"b\" c"`. Raises `InvalidRequest`, which
+    In the dialect `backslash`, a backslash makes the next character literal: `"a \"b\" c"`. Raises `InvalidRequest`, which
     names the file and the line, if the file is not CSV in UTF-8.
     """
     escape = "\\" if dialect == "backslash" else None
@@ -30,7 +30,7 @@ def rows(path: str, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
                     yield line, row
                 line = reader.line_num + 1
         except csv.Error as error:
-            # After an opening quote without an end, the line of the error is far behind the cause, which is in the row's first.
+            # After a quote that is never closed, parsing fails far below the cause, which is in the row's first line.
             raise InvalidRequest(field="file", value=f"{path}, line {line}", expected=f"CSV ({error})") from error
         except UnicodeDecodeError as error:
             raise InvalidRequest(
@@ -41,7 +41,7 @@ def rows(path: str, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
 
 
 def _undecodable_line(path: str) -> int:
-    """Find the line: the text stream decodes many lines at once, and does not say which one failed."""
+    """Return the number of the first line that is not UTF-8. The text stream decodes many lines at once and names none."""
     with Path(path).open("rb") as stream:
         return next((number for number, line in enumerate(stream, 1) if not _is_utf8(line)), 0)
 

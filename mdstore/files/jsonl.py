@@ -58,19 +58,19 @@ _exported_decoder = msgspec.json.Decoder(_Exported)
 
 
 def operation(line: bytes, op: OpName) -> bytes:
-    """Return the line of an operation as it is. A line of an export becomes an operation `op`; its version is left out."""
-    if b'"version"' not in line:  # the most common case: no line is decoded twice
+    """Return the line of an operation unchanged. A line of an export becomes an operation `op`; its version is left out."""
+    if b'"version"' not in line:  # the most common case needs no decoding here
         return line
     try:
         found = _exported_decoder.decode(line)
     except (*exactjson.DecodeFailure, msgspec.ValidationError):
-        return line  # an operation whose data has this word
+        return line  # an operation whose data contains this word
     data = found.data if OPERATIONS[op].needs_data else None
     return exactjson.dumps(_ExportedOperation(op, found.entity, found.key, data))
 
 
 def record(line: bytes) -> dict[str, Any] | FieldError:
-    """Read a plain record, or say why the line is none: it is no JSON object, or it has a name twice."""
+    """Read a plain record, or return why the line is not one: it is not a JSON object, or repeats a name."""
     try:
         found = _record_decoder.decode(line.decode())
     except FieldError as twice:

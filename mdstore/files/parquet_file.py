@@ -1,7 +1,7 @@
 """Reads Parquet files. Their values become JSON by one rule, which `docs/files.md` describes.
 
-Text, booleans and numbers stay as they are; decimals are exact numbers. Dates, times and timestamps become text by ISO 8601,
-binary values become base64. Lists become arrays; structs, and maps from text, become objects.
+Text, booleans and numbers stay as they are; decimals are exact numbers. Dates, times and timestamps become text in ISO 8601,
+and binary values become base64. Lists become arrays; structs, and maps from text, become objects.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def columns(path: str, rows: Rows) -> list[str]:
 
 
 def records(path: str) -> Iterator[tuple[int, Row]]:
-    """Yield each row with its number, which begins with 1. A value that has no JSON makes a row a `FieldError`."""
+    """Yield each row with its number, counted from 1. A row with a value that JSON cannot hold becomes a `FieldError`."""
     pa, parquet = _pyarrow(path)
     number = 0
     try:
@@ -104,7 +104,7 @@ def _is_list(pa: Any, kind: Any) -> bool:
 
 
 def _check_type(pa: Any, kind: Any, name: str, path: str) -> None:
-    """Raise `InvalidRequest` for a column whose type has no JSON, or whose struct has a field twice."""
+    """Raise `InvalidRequest` for a column whose type JSON cannot hold, or whose struct repeats a field."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         _check_type(pa, kind.storage_type, name, path)
@@ -222,6 +222,6 @@ def _timestamp(value: int, *, per_second: int, suffix: str) -> str:
 
 
 def _fraction(value: int, per_second: int) -> str:
-    """Return the fraction of a second as text: no digits for none, and no zeros at the end."""
+    """Return the fraction of a second as text without trailing zeros, or an empty text if it is zero."""
     digits = f"{value:0{len(str(per_second)) - 1}d}" if value else ""
     return f".{digits.rstrip('0')}" if value else ""

@@ -58,7 +58,7 @@ def read_operations(
 
 
 class OperationFile:
-    """The operations of one file. Iterate over it to read them; `place` tells afterwards where each of them stands.
+    """The operations of one file. Iterate over it to read them; `place` then returns where each of them was.
 
     Reading raises `InvalidRequest`, which names the file, if the file is damaged or not of its format. A single line or row
     that is invalid becomes a refusal instead.
@@ -151,7 +151,7 @@ class OperationFile:
 def check_readable(files: Sequence[OperationFile]) -> None:
     """Read all files to their end, so that a damaged one is found before the first of them is sent.
 
-    One file needs no such look: nothing is sent before it was read to its end.
+    A single file needs no such check: nothing is sent before the whole file has been read.
     """
     if sum(file.path == "-" for file in files) > 1:
         raise InvalidRequest(field="file", value="-", expected="standard input only once")

@@ -22,7 +22,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,100}")
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """How rows become operations: each is an operation `op` on `entity`, and the column `key` holds its key.
+    """Describes how rows become operations: each one an operation `op` on `entity` whose key is in the column `key`.
 
     `fields` maps fields of an operation (see `FIELDS`) to the columns that hold them. All other columns are the data. Raises
     `InvalidRequest` if the entity's name or a field is invalid, or if two fields share a column.
@@ -78,5 +78,5 @@ def _key(value: Any) -> Any:
 
 
 def _integer(value: Any) -> Any:
-    """Return the integer that a text stands for. Validation refuses any other text."""
+    """Parse a text that is an integer, and return any other value for validation to refuse."""
     return int(value) if isinstance(value, str) and _INTEGER.fullmatch(value) else value

@@ -151,7 +151,7 @@ def check_port(port: int, *, option: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free now, and that the system gives to nobody else for the next minute.
+    """Return a port of 127.0.0.1 that is free now, and that the system assigns to no other process for a minute.
 
     A connection to the port is closed on the port's side first. The system remembers such a connection for a minute
     (TIME_WAIT), and until then neither picks the port by itself nor refuses it to a server that asks for it by number with

@@ -46,7 +46,7 @@ _KEYS = {"broker": "broker_url", "backend": "result_backend"}
 
 
 class SqsConnection(Connection):
-    """Connects to SQS, and says where: in a worker's banner and in its log."""
+    """Connects to SQS, and shows region and endpoint in the worker's banner and log."""
 
     def as_uri(self, *args: Any, **kwargs: Any) -> str:
         """Return region and endpoint."""
@@ -54,7 +54,7 @@ class SqsConnection(Connection):
 
 
 class SqsAmqp(AMQP):
-    """Makes such connections."""
+    """Makes the app use `SqsConnection`."""
 
     Connection = BrokerConnection = SqsConnection
 
@@ -94,7 +94,7 @@ class SqsApp(Celery):
         child_process.connect_signals()
 
     def __reduce_keys__(self) -> dict[str, Any]:
-        """Return the arguments that make this app again, in a process that was not forked from this one."""
+        """Return the arguments that recreate this app in a process that was not forked from this one."""
         own = {"settings": self.settings, "event_queue": self._event_queue}
         return {**super().__reduce_keys__(), **own}
 
@@ -105,9 +105,9 @@ class SqsApp(Celery):
         self.topics = Topics(self.settings, lambda: self.aws, event_queue=event_queue)
 
     def set_current(self) -> None:
-        """Make this the current app of this thread, and of all threads unless a user's other app is theirs.
+        """Make this the current app of this thread, and the default app of all threads unless the user has made another one.
 
-        Celery's app is current in one thread only: in others, `shared_task` would talk to AMQP on localhost.
+        Celery makes an app current in one thread only. In other threads, `shared_task` would connect to AMQP on localhost.
         """
         super().set_current()
         default = _state.default_app
@@ -119,9 +119,9 @@ class SqsApp(Celery):
         return super()._load_config()
 
     def _insert_defaults(self) -> dict[str, Any]:
-        """Insert this app's defaults between the user's configuration and Celery's defaults. Return no others.
+        """Insert this app's defaults between the user's configuration and Celery's, and return no further defaults.
 
-        `add_defaults` would put them above a configuration that the user gives as an object.
+        Inserted by `add_defaults`, they would override a configuration that the user gives as an object.
         """
         conf = self._conf
         defaults = celery_defaults(self.settings, conf)
@@ -130,7 +130,7 @@ class SqsApp(Celery):
         return {}
 
     def _connection(self, url: str, *args: Any, transport_options: Any = None, **kwargs: Any) -> Any:
-        """Return a connection. The objects that it uses are no part of the configuration, which may be read and replaced."""
+        """Return a connection. Its objects stay out of the configuration, because users may read and replace that."""
         check(self.settings, self.conf)
         given = {**(self.conf.broker_transport_options or {}), **(transport_options or {})}
         options = {**default_options(self.settings), **given, **self._transport_parts}
@@ -151,7 +151,7 @@ class SqsApp(Celery):
 
     @cached_property  # type: ignore[untyped-decorator]
     def _transport_parts(self) -> dict[str, Any]:
-        """Return what channels use. kombu compares connections by these objects, so there is one of each."""
+        """Return the objects that channels use. kombu compares connections by them, so each exists once."""
         settings = self.settings
         parts: dict[str, Any] = {
             "uri": f"sqs://{settings.region} ({where(settings, 'sqs')})",
@@ -171,7 +171,7 @@ class SqsApp(Celery):
     def aws(self) -> AwsClients:
         """Return the AWS clients of this process."""
         aws = self._aws
-        # Do not take the lock here: if another thread held it when the worker forked, the child would wait for ever.
+        # Do not take the lock here: if another thread held it when the worker forked, the child would wait forever.
         if aws is not None and aws.owner_pid == os.getpid():
             return aws
         with self._lock:
@@ -262,7 +262,7 @@ def create_app(
     `options` are those of `celery.Celery`: its parameters, e.g. `set_as_current`, `task_cls` and `include`, and any key of
     Celery's configuration. As with Celery, the app becomes the current one, and its configuration may also come from
     `app.config_from_object` or `app.conf`. Raises `ConfigurationError`, here or when the app is used, if the configuration
-    asks for what cannot be had: JSON is the only format, and results are in DynamoDB.
+    asks for something unsupported: JSON is the only format, and results are stored in DynamoDB.
     `event_queue` (at most 20 characters) names the queue of the only event listener in this process, so that a
     restart finds the same queue. Without it, each listener has its own queue, which ends with the listener.
     """

@@ -1,4 +1,4 @@
-"""Celery's configuration of an app on SQS: what the settings give, and what a user's configuration cannot ask for."""
+"""Celery's configuration of an app on SQS: the defaults from the settings, and checks for values that it does not support."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mdstore.settings import Settings
 
 BROKER = "sqs://"
 BACKEND = "mdstore.queue.results.backend:DynamoBackend"
-#: Backends that keep results out of DynamoDB on purpose: Celery's own ones for no results, and for tests.
+#: Backends that keep results out of DynamoDB on purpose: Celery's own backends that store nothing, and the one for tests.
 _OTHER_BACKENDS = ("disabled", "disabled://", "cache+memory://")
 _JSON = "JSON only: a worker accepts nothing else"
-#: Values that cannot be had otherwise, and why.
+#: Keys that support a single value, each with that value and the reason.
 _FIXED: Mapping[str, tuple[Any, str]] = {
     "task_serializer": ("json", _JSON),
     "result_serializer": ("json", _JSON),
@@ -28,7 +28,7 @@ _FIXED: Mapping[str, tuple[Any, str]] = {
     "result_compression": (None, "results are not compressed, and large ones are in S3"),
     "task_protocol": (2, "a worker accepts no other messages"),
 }
-#: Options of kombu's SQS transport that this one has no use for, and what replaces them.
+#: Options of kombu's SQS transport that this transport does not use, and what replaces them.
 _REPLACED_OPTIONS: Mapping[str, str] = {
     "predefined_queues": "queues by their names, which `mdstore provision --queue NAME` creates",
     "region": "the setting region (AWS_REGION)",
@@ -45,7 +45,7 @@ _REPLACED_OPTIONS: Mapping[str, str] = {
 
 
 def celery_defaults(settings: Settings, conf: Any) -> dict[str, Any]:
-    """Return the defaults of Celery's configuration. They are below a user's configuration `conf`, which they depend on."""
+    """Return the defaults of Celery's configuration. They depend on a user's configuration `conf`, which overrides them."""
     named = conf["task_default_queue"]
     queue = named if named != "celery" or conf.value_set_for("task_default_queue") else settings.queue
     return {
@@ -90,25 +90,25 @@ def default_options(settings: Settings) -> dict[str, Any]:
 
 
 def check(settings: Settings, conf: Any) -> None:
-    """Raise `ConfigurationError` if Celery's configuration asks for what cannot be had; it names the key."""
+    """Raise `ConfigurationError`, which names the key, if Celery's configuration has an unsupported value."""
     keys = (*_FIXED, *_topics(settings), "broker_transport", "broker_transport_options")
     attributes = (
         "broker_read_url",
         "broker_write_url",
         "result_backend",
-    )  # which variables of the environment override
+    )  # read as attributes, because environment variables override them
     check_values(settings, {key: conf.get(key) for key in keys} | {key: getattr(conf, key) for key in attributes})
 
 
 def check_values(settings: Settings, given: Mapping[str, Any]) -> None:
-    """Raise `ConfigurationError` if some values of a configuration ask for what cannot be had."""
+    """Raise `ConfigurationError` if one of some values of a configuration is unsupported."""
     topics = "the settings control_topic and events_topic name them"
     fixed = {**_FIXED, **{key: (topic, topics) for key, topic in _topics(settings).items()}}
     for key in fixed.keys() & given.keys():
         _check_value(key, given[key], *fixed[key])
     for key in ("broker_url", "broker_read_url", "broker_write_url"):
         url = given.get(key, BROKER)
-        if url != BROKER and given.get("broker_transport") != "memory":  # which Celery has for tests
+        if url != BROKER and given.get("broker_transport") != "memory":  # Celery's transport for tests
             expected = f"{BROKER!r} (the settings name region, endpoint and credentials)"
             raise ConfigurationError(key=key, value=_masked(url), expected=expected)
     if "result_backend" in given:
@@ -120,7 +120,7 @@ def check_values(settings: Settings, given: Mapping[str, Any]) -> None:
 
 
 def _check_backend(backend: Any) -> None:
-    """Raise `ConfigurationError` for a result backend that has no chords on SQS."""
+    """Raise `ConfigurationError` for a result backend that does not support chords on SQS."""
     if backend in (BACKEND, *_OTHER_BACKENDS):
         return
     if not isinstance(backend, str) or ("://" not in backend and ":" in backend):

@@ -1,4 +1,4 @@
-"""What every task of an app on SQS needs, whatever its class: users bring base classes and requests of their own."""
+"""Adds to every task of an app on SQS what it needs, even where users bring their own base classes and request classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SqsTasks(TaskRegistry):
 def sqs_request(request: Any) -> type[SqsRequest]:
     """Return a task's class of requests, or a subclass of it that also counts deliveries. `request` may be its path.
 
-    Methods of a user's own class come first, and reach those of `SqsRequest` by `super()`.
+    Methods of a user's own class come first, and call those of `SqsRequest` through `super()`.
     """
     found: type = symbol_by_name(request)
     if issubclass(found, SqsRequest):

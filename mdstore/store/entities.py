@@ -59,7 +59,7 @@ class Entities:
 def load_entities(modules: Iterable[str], *, strict: bool) -> Entities:
     """Import `modules`, given by dotted names and also from the working directory, and merge their `ENTITIES`.
 
-    Raises `ConfigurationError` where a module is missing, has no `ENTITIES`, or binds an entity that is already bound.
+    Raises `ConfigurationError` if a module is missing, has no `ENTITIES`, or binds an entity that is already bound.
     """
     models: dict[str, Model] = {}
     for name in modules:

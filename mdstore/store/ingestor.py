@@ -158,11 +158,11 @@ class Ingestor:
             event("request.unnoted", level=logging.WARNING, request_id=reference.request_id, error=str(error))
 
     def _is_too_old(self, header: Header) -> bool:
-        """Whether the request's receipts may have expired, so that publishing it again could apply it twice."""
+        """Return whether the request's receipts may have expired, so that publishing it again could apply it twice."""
         return self._clock() - header.created_at > MAX_AGE
 
     def _may_skip_publishing(self, reference: Reference, *, republish: bool) -> bool:
-        """Whether the request need not be published again. Raises `RequestConflict` if it is too old and not completed."""
+        """Return whether a known request need not be published. Raises `RequestConflict` if it is too old and not completed."""
         try:
             request = self._ledger.get(reference.request_id)
         except NotFound:
@@ -174,9 +174,9 @@ class Ingestor:
         return not republish and request is not None and not self._take_over(request)
 
     def _take_over(self, request: RequestStatus) -> bool:
-        """Whether the caller must send a known request again: nobody works on it, and no other caller sends it.
+        """Return whether the caller must send a known request again: no worker or other caller takes care of it.
 
-        It may have lost its message. If it has not, its receipts make the second message harmless.
+        The request may have lost its message. If it has not, its receipts make the second message harmless.
         """
         lease = self._settings.request_lease
         if request.is_abandoned(self._clock(), lease):
@@ -184,7 +184,7 @@ class Ingestor:
         return request.is_abandoned(self._clock(), lease) and self._ledger.reopen(request)
 
     def _record_unsent(self, reference: Reference, error: Exception) -> None:
-        """Record that a request could not be sent again, so that the next repeat need not wait until its lease is over."""
+        """Record that a request could not be sent again, so that the next repeat need not wait for the lease to end."""
         with suppress(Unavailable, DeploymentBroken, NotFound):
             self._ledger.fail(reference.request_id, f"the request could not be sent again: {error}")
 

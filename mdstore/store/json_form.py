@@ -2,7 +2,7 @@
 
 This is pydantic's JSON form with three differences, so that nothing is lost. Decimals stay exact numbers, where pydantic writes
 text. Fields that a model ignores stay as given, where pydantic drops them. Sets are sorted, so that equal data has equal bytes.
-Defaults are not filled in: a record has the fields that were given, and those that a validator of the model sets.
+Defaults are not filled in: a record has the fields that were given and those that the model's validators set.
 """
 
 from __future__ import annotations

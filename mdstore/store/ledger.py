@@ -4,7 +4,7 @@
     pk = {request_id}          sk = lane#00042     the summary of lane 42
     pk = {request_id}#00042    sk = tx#00007       receipt of transaction 7 of lane 42: its operations that were refused
 
-The receipts of each lane have their own partition, because one partition takes 1,000 write units a second. Every item has
+The receipts of each lane have their own partition, because one partition takes 1,000 write units per second. Every item has
 `expires_at`, which DynamoDB's TTL uses.
 """
 
@@ -27,7 +27,7 @@ from mdstore.log import event
 from mdstore.model import FINAL_STATES, Counts, Reference, Refusal, State
 from mdstore.settings import DAY
 
-_MOST_DOUBLINGS = 12  # by then, a lease of some minutes is longer than the 14 days of a message
+_MOST_DOUBLINGS = 12  # by then, a lease of a few minutes exceeds the 14 days that SQS keeps a message
 
 
 class LaneSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,10 +66,10 @@ class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
     active_at: float = 0.0
 
     def is_abandoned(self, now: float, lease: float) -> bool:
-        """Whether nobody works on the request, so that it must be sent again: it failed, or its lease is over.
+        """Return whether the request is abandoned and must be sent again: it failed, or its lease is over.
 
-        Without a sign of work the messages may be lost, or wait in a long queue. So each time that the request is sent again
-        doubles the lease: a long queue is not filled with copies.
+        Without a sign of work, the messages may be lost, or may wait in a long queue. So the lease doubles each time the
+        request is sent again, which keeps a long queue from filling with copies.
         """
         if self.state in FINAL_STATES:
             return self.state is State.FAILED
@@ -112,7 +112,7 @@ class Ledger:
     # -- requests
 
     def record_accepted(self, reference: Reference, *, operations: int, refused: Mapping[str, int]) -> bool:
-        """Make the transition (none) -> accepted. Return False if the request is already there: a worker may be faster."""
+        """Make the transition (none) -> accepted. Return False if the item exists already, because a worker was faster."""
         values = {
             "pk": reference.request_id,
             "sk": "request",
@@ -152,9 +152,9 @@ class Ledger:
         return changed or self.get(reference.request_id)
 
     def reopen(self, request: RequestStatus) -> bool:
-        """Make the transition to accepted, because `request`, as it was read, is abandoned and about to be sent again.
+        """Make the transition to accepted. `request`, as read before, is abandoned, and the caller is about to send it again.
 
-        Return False if another process was faster: it sends the request again, or the request has gone on.
+        Return False if another process was faster: it sends the request again, or a worker has continued it.
         """
         before = {"state_before": request.state, "times": request.sent_again}
         times = (

@@ -1,9 +1,9 @@
 """Requests in which the newest operation of a key wins, in whatever order the source's messages arrive.
 
-A sequence alone does that for `upsert` and `delete`. The other operations depend on what is there when they arrive: an `update`
-that comes before its `insert` is refused, and the older `insert` then applies. So in a request with `newest_wins`, an `insert`
-and an `update` are upserts. What cannot be decided by the sequence alone is refused: a patch, which changes a record that may
-not have come yet, and the conditions of `check`, `expect_version` and `group`.
+A sequence alone does that for `upsert` and `delete`. The other operations depend on the state that they find: an `update` that
+arrives before its `insert` is refused, and the older `insert` then applies. So in a request with `newest_wins`, an `insert`
+and an `update` are upserts. What the sequence alone cannot decide is refused: a patch, which changes a record that may not
+exist yet, and the conditions of `check`, `expect_version` and `group`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class OperationSpec:
 
     @property
     def needs_data(self) -> bool:
-        """Whether the operation must have data; without this, it must not have any."""
+        """Return whether the operation must have data; without this, it must not have any."""
         return self.effect in (Effect.SET, Effect.MERGE)
 
     def needs_of(self, *, has_sequence: bool) -> Needs:
@@ -63,7 +63,7 @@ class OperationSpec:
 
     @property
     def writes(self) -> bool:
-        """Whether the operation changes its record at all."""
+        """Return whether the operation changes its record at all."""
         return self.effect is not Effect.NONE
 
 
@@ -108,7 +108,7 @@ class Indexed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def is_merged(self) -> bool:
-        """Whether a worker must read the record and merge the data into it."""
+        """Return whether a worker must read the record and merge the data into it."""
         return OPERATIONS[self.op].effect is Effect.MERGE
 
 

@@ -1,4 +1,4 @@
-"""Packing: divides a lane into transactions. It runs at the worker.
+"""Packing: divides a lane into transactions. It runs in the worker.
 
 The same operations give the same transactions with the same numbers in every process. Receipts depend on that.
 """
@@ -109,7 +109,7 @@ def _schedule(units: list[Unit]) -> tuple[list[list[Unit]], list[Indexed]]:
     wave_of = [0] * len(units)
     waves: list[list[Unit]] = []
     while ready:
-        number = heapq.heappop(ready)  # the earliest in the request comes first
+        number = heapq.heappop(ready)  # take the earliest in the request first
         if wave_of[number] == len(waves):
             waves.append([])
         waves[wave_of[number]].append(units[number])

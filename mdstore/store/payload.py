@@ -82,7 +82,7 @@ class Encoded:
 
 
 class Payloads:
-    """The payloads under one prefix of the bucket. Keys outside of the prefix are never read or written."""
+    """The payloads under one prefix of the bucket. Keys outside the prefix are never read or written."""
 
     def __init__(self, *, objects: Objects, prefix: str, max_lane_bytes: int) -> None:
         self._objects = objects

@@ -29,11 +29,11 @@ from mdstore.store.spill_buffer import SpillBuffer
 from mdstore.store.validation import FieldError, Validator
 
 _SPILL_BEYOND = 4 * 2**20
-_LONGEST_DETAIL = 2_000  # characters of a refusal: all flaws of an operation, as a rule
+_LONGEST_DETAIL = 2_000  # characters of a refusal, usually enough for all flaws of an operation
 _PIECE = 2**18  # bytes of lines that are compressed in one call
 _decoder = msgspec.json.Decoder(Indexed)
 
-#: The forms in which callers may give an operation: a line of JSON, a mapping, or an `Operation`. A reader of a file gives the
+#: The forms in which callers may give an operation: a line of JSON, a mapping, or an `Operation`. A file reader gives the
 #: error of a line that it cannot read.
 OperationInput = bytes | Mapping[str, Any] | Operation | FieldError
 
@@ -73,7 +73,7 @@ class _Groups:
 
     @property
     def any_refused(self) -> bool:
-        """Whether any group is refused."""
+        """Return whether any group is refused."""
         return bool(self._refused)
 
 
@@ -360,7 +360,7 @@ def _readable_fields(given: OperationInput) -> _ReadableFields:
 
 
 def _groups_in(line: bytes) -> tuple[str, ...]:
-    """Find whatever looks like a group in a line that is not JSON. Refusing a group too many is safe, one too few is not."""
+    """Find all text that looks like a group in a line that is not JSON. To refuse one too many is safe; one too few is not."""
     found: list[str] = []
     for text in _GROUP.findall(line):
         try:

@@ -21,7 +21,7 @@ class Store:
     """The parts of the data store. Creating one connects to nothing. Threads may share it; a forked child must make its own."""
 
     def __init__(self, settings: Settings, *, aws: AwsClients | None = None) -> None:
-        """Use the clients `aws` if the process has some already."""
+        """Use the clients `aws`, if the process already has them."""
         self.settings = settings
         self.aws = aws or AwsClients(settings)
         dynamo = self.aws.dynamo

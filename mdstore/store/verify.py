@@ -39,7 +39,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every operation has one outcome and the right effect."""
+        """Return whether every operation has one outcome and the right effect."""
         return self.fault_count == 0
 
 
@@ -119,7 +119,7 @@ class Verifier:
             found.fault(f"{name}: the record's data does not match the request's operations on it")
 
     def _is_effect(self, changes: list[Indexed], record: Record) -> bool:
-        """Whether `record`, which the last of `changes` wrote, has the data that the changes produce.
+        """Return whether `record`, which the last of `changes` wrote, has the data that the changes produce.
 
         If the record's version shows that only `changes` ever wrote it, apply them in order and compare the result. Otherwise
         another request may have written between them, so apply only the last change to the record: it must change nothing. That

@@ -70,7 +70,7 @@ class _LaneRun:
 
 @dataclass(kw_only=True, slots=True)
 class _PreparedWrites:
-    """The pending operations of a transaction, and what to write where an operation's line does not say it.
+    """The pending operations of a transaction, and the values to write that an operation's line does not contain.
 
     By operation index, `data` holds data that was merged or moved to S3, `based_on` the record versions that patches were
     merged into, and `tombstones` the inserts for which an attempt found a tombstone.

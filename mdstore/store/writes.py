@@ -75,7 +75,7 @@ def build_write(
 
 
 def explain_rejection(operation: Indexed, old: Item | None) -> tuple[Reason, str] | None:
-    """Return why the operation is refused, given the current item. Return None if no rule refuses it, or none does any more."""
+    """Return why the operation is refused, given the current item. Return None if no rule refuses it, or no rule still does."""
     exists = old is not None and "deleted" not in old
     version = from_attribute(old["version"]) if old else None
     sequence = from_attribute(old["sequence"]) if old and "sequence" in old else None

@@ -19,7 +19,7 @@ class Deliveries:
 
     @property
     def is_last(self) -> bool:
-        """Whether workers will execute no further delivery of the message."""
+        """Return whether workers will execute no further delivery of the message."""
         return self.count >= self.limit
 
 

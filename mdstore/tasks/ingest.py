@@ -27,8 +27,8 @@ class IngestTask(StoreTask):
         """Store the operations, send a reference to them, and return the request's result.
 
         `args` is `(operations,)`; `kwargs` may contain `request_id`, `source`, `on_invalid` and `newest_wins`. A request
-        that was accepted before is not sent again, unless the caller set a task id: then somebody waits for the result of that
-        task.
+        that was accepted before is not sent again, unless the caller set a task id: then a client may wait for the result of
+        that task.
         """
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         if options.get("expires") is not None:

@@ -33,7 +33,7 @@ _SHORTEST_POSTPONEMENT = 0.5  # seconds
 
 
 class StoreRequest(SqsRequest):
-    """A delivery of one of these tasks. It never expires, and if it fails, it is delivered again, except for the last one.
+    """A delivery of one of these tasks. It never expires. If it fails, SQS redelivers its message, up to the last delivery.
 
     Celery drops an expired message and then every other message with the same task id, so a forged message with an expiry would
     cause the genuine message to be dropped.
@@ -134,7 +134,7 @@ class StoreTask(Task):
         event(name, level=level, task=self.name, task_id=str(self.request.id), receives=count, error=str(error))
 
     def _is_genuine(self, reference: Reference) -> bool:
-        """Whether the ledger holds exactly this reference. A forged one must not change the request that it names."""
+        """Return whether the ledger holds exactly this reference. A forged one must not change the request that it names."""
         try:
             return self.store.ledger.get(reference.request_id).reference == reference
         except NotFound:
@@ -151,7 +151,7 @@ class StoreTask(Task):
             if status.state is State.COMPLETED or status.reference != reference:  # a different one: a forged message
                 return
             for number in missing_lanes(self.store, status) if lane is None else [lane]:
-                # The operations of a lane that cannot be read, or not in this memory, cannot be counted.
+                # If a lane cannot be read, or does not fit into memory, its operations cannot be counted.
                 with suppress(IntegrityError, MemoryError):
                     self.store.writer.give_up(reference, number, error)
             self.store.ledger.fail(reference.request_id, error)

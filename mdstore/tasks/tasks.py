@@ -22,7 +22,8 @@ from mdstore.tasks.task import StoreTask, read_reference, start
 if TYPE_CHECKING:
     from mdstore.tasks.app import StoreApp
 
-_FINISH_EVERY, _LONGEST_WAIT = 5, 60  # seconds between two looks at a request that is not final: at first, and at most
+#: Seconds between two checks of an unfinished request: at first, and at most.
+_FINISH_EVERY, _LONGEST_WAIT = 5, 60
 
 
 def register(app: StoreApp) -> None:
@@ -56,7 +57,7 @@ def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
         return status.summary()
     tasks, options = self.app.tasks, fairness_options(status.reference)
     if status.started_by not in ("", self.request.id):
-        # Another task has sent the lanes already. Somebody may wait for the result of this one, so wait for the final state.
+        # Another task has sent the lanes already. A client may wait for the result of this one, so wait for the final state.
         raise self.replace(tasks["mdstore.finish"].si(message).set(**options))
     header = [tasks["mdstore.apply_lane"].si(message, lane).set(**options) for lane in missing]
     raise self.replace(chord(header, tasks["mdstore.finish"].si(message).set(**options), app=self.app))
@@ -75,7 +76,7 @@ def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
 
 
 def finish(self: StoreTask, message: dict[str, Any]) -> dict[str, Any]:
-    """Set the request's final state. While others apply its lanes, retry; if nobody does, start the missing lanes again."""
+    """Set the request's final state. While workers apply its lanes, retry; if none does, start the missing lanes again."""
 
     def set_final_state(reference: Reference) -> tuple[RequestStatus, bool]:
         ledger = self.store.ledger

@@ -2,7 +2,7 @@
 
 DynamoDB JSON names the type of each value: `{"S": "text"}`, `{"N": "1.5"}`, `{"M": {...}}`
 (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.LowLevelAPI.html). Values that
-DynamoDB cannot hold exactly (39 digits, half a surrogate pair, 32 levels) raise `Unstorable` instead of being rounded.
+DynamoDB cannot hold exactly (39 digits, a lone surrogate, 32 levels) raise `Unstorable` instead of being rounded.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class DynamoClient:
         return self.retry.run(lambda: self._attempt(operation, encoded), deadline=deadline)
 
     def update_if(self, body: Mapping[str, Any], *, deadline: float | None = None) -> Item | None:
-        """Call UpdateItem and return the updated item. Return None where the condition failed, which is a normal result."""
+        """Call UpdateItem and return the updated item. Return None if the condition failed, which is a normal result."""
         try:
             item: Item = self.call("UpdateItem", {**body, "ReturnValues": "ALL_NEW"}, deadline=deadline)["Attributes"]
         except ConditionFailed:
@@ -93,7 +93,7 @@ class DynamoClient:
         """Run all tasks, with up to `in_flight` calls at the same time, and return their results in order.
 
         A task is sent each call's response, or is thrown its error. `Unavailable` is not thrown but retried here, as by
-        `call`. Once a task raises or the deadline passes, no call is started any more: the running ones are awaited, and
+        `call`. Once a task raises or the deadline passes, no further call is started: the running ones are awaited, and
         the first error is raised.
         """
         with self._http.concurrent_calls() as concurrent_calls:

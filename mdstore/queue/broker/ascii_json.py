@@ -1,8 +1,8 @@
-"""JSON in ASCII, which carries any text of Python through SQS and SNS.
+"""JSON in ASCII, which carries any Python string through SQS and SNS.
 
-SQS accepts only the characters of XML 1.0, which leave out U+FFFF, and UTF-8 has no half of a surrogate pair. JSON holds both
-as escapes. msgspec is fast but neither writes nor reads half pairs, so Python's `json` does that. Every message, event and
-claim is encoded by `dumps`.
+SQS accepts only the characters of XML 1.0, which exclude U+FFFF for example, and UTF-8 cannot encode lone surrogates. JSON can
+hold both as escapes. msgspec is fast but neither writes nor reads lone surrogates, so Python's `json` does that. Every message,
+event and claim is encoded by `dumps`.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ def dumps(value: Any, *, enc_hook: Callable[[Any], Any] | None = None) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a JSON text with all characters beyond ASCII as escapes. They can only be inside of its strings."""
+    """Return a JSON text with every non-ASCII character escaped. Such characters occur only inside its strings."""
     return text if text.isascii() else _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def check_objects(text: str) -> None:
-    """Raise `ValueError` if kombu cannot decode an object in a JSON text, as `{"__type__": "nobody", "__value__": 1}`."""
+    """Raise `ValueError` if kombu cannot decode an object in a JSON text, such as `{"__type__": "nobody", "__value__": 1}`."""
     if "__type__" not in text:
         return
     try:
         kombu_loads(text)
-    except Exception as error:  # whatever the decoder of the type raises
+    except Exception as error:  # the type's decoder may raise anything
         raise ValueError(f"kombu cannot decode it: {error!r}") from error
 
 
 class Decoder(Generic[T]):
-    """Decodes JSON of one type as msgspec does, even if a string has half of a surrogate pair.
+    """Decodes JSON of one type as msgspec does, even if a string contains a lone surrogate.
 
-    `decode` raises `ValueError` (msgspec's errors are `ValueError`s) or `RecursionError`. A text with half pairs is converted
-    to the type `strict`, if it is given: it can refuse half pairs where other code needs valid Unicode.
+    `decode` raises `ValueError` (msgspec's errors are `ValueError`s) or `RecursionError`. A text with lone
+    surrogates is converted to the type `strict`, if given, which can refuse them where other code needs valid Unicode.
     """
 
     def __init__(self, type_: type[T] | Any = Any, *, strict: Any = None) -> None:

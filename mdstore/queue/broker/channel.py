@@ -1,4 +1,4 @@
-"""Adapt kombu's SQS transport, so that its calls are batched, run outside of the worker's loop and need few permissions.
+"""Adapt kombu's SQS transport, so that its calls are batched, run outside the worker's loop and need few permissions.
 
 Queues of tasks are looked up by name and never created or listed at run time. So a role that may look up queues, send,
 receive and delete messages, and extend their visibility, is enough. The header `receives` tells a task how often its message
@@ -40,7 +40,7 @@ from mdstore.queue.delayed.table import DelayedTable
 
 logger = get_logger(__name__)
 
-# A forked child inherits the worker's event loop, which nothing runs there, so channels in the child must not use it.
+# A forked child inherits the worker's event loop but never runs it, so channels in the child must not use it.
 os.register_at_fork(after_in_child=partial(set_event_loop, None))
 
 _TICK = 1.0  # seconds between ticks of the worker's loop
@@ -63,8 +63,8 @@ class Channel(FanoutChannel):
 
     `sqs`, `claim_checks` and `delayed_table` are functions that return the objects of the calling process. `publisher` is the
     app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason, and `fail_unexecuted`
-    fails its task; the delivery `max_receives` is the last. `ahead` is how many messages the worker may hold for each one that
-    it can work on at a time. `weights` are the queues' shares of a worker.
+    fails its task. `max_receives` is the number of the last delivery. `ahead` is how many messages the worker may hold for each
+    one that it can work on at a time. `weights` are the queues' shares of a worker.
     """
 
     QoS = QoS
@@ -112,7 +112,7 @@ class Channel(FanoutChannel):
     # -- publish
 
     def _put(self, queue: str, message: dict[str, Any], *, now: float | None = None, **_: Any) -> None:
-        """Send a message. `now` is the time from which its delay counts, by default of this machine's clock."""
+        """Send a message. Its delay is counted from `now`, by default this machine's time."""
         publisher: BatchPublisher = self.transport_options["publisher"]
         dedup_id, due = deduplication_id(message), due_beyond_sqs(queue, message, now=now)
         task_id = str((message.get("headers") or {}).get("id", dedup_id))
@@ -305,7 +305,7 @@ class Channel(FanoutChannel):
             raise Unavailable("it could not be dead-lettered", code="DeadLetters") from error
 
     def _report(self, message: Message, report: Callable[[], Any]) -> bool:
-        """Report that a task has failed. Return False if the next delivery should do that, because this one could not."""
+        """Report that a task has failed. Return False if this delivery could not, so that the next one should."""
         try:
             report()
         except Exception:
@@ -314,9 +314,9 @@ class Channel(FanoutChannel):
         return True
 
     def _put_back(self, queue: str, message: Message, payload: dict[str, Any]) -> bool:
-        """Send a message again, with its delay, if its task is not due yet. Return whether that was done.
+        """Send a message again, with its delay, if its task is not due yet. Return whether it was sent.
 
-        Celery would hold it in memory until its `eta`, by this machine's clock, and then take more messages instead. This
+        Celery would hold it in memory until its `eta` by this machine's clock, and take more messages in the meantime. This
         channel delays its own messages until they are due, so only those of other senders are sent again. Raises
         `Unavailable` if a message cannot be sent now.
         """
@@ -381,7 +381,7 @@ class Channel(FanoutChannel):
         """
         held = self._at_work.pop(delivery_tag, None)
         if held is not None and (poller := self._poller) is not None:
-            held.is_lost = lambda: False  # its task is over, but the thread still needs it
+            held.is_lost = lambda: False  # the task is over, but the thread still needs the message
             self._dead_letter_thread.submit(self._dead_letter_held, poller, held, reason, report)
         self._make_room(delivery_tag)
 
@@ -392,7 +392,7 @@ class Channel(FanoutChannel):
             poller.release(held, seconds=backoff(held.message.receives))
 
     def watch(self, delivery_tag: str, owner: Any) -> None:
-        """Record the object that works on a message. Once nothing refers to `owner` any more, its work is lost."""
+        """Record the object that works on a message. Once nothing refers to `owner`, the work on the message is lost."""
         if (held := self._at_work.get(delivery_tag)) is not None:
             owner_ref = weakref.ref(owner)
             held.is_lost = lambda: owner_ref() is None
@@ -411,14 +411,14 @@ class Channel(FanoutChannel):
             self.transport_options["dead_letter"](
                 body=message.body, reason=reason, task=_task_of(message.body), receives=message.receives
             )
-        except Exception:  # whatever it is, the message must come again
+        except Exception:  # whatever the error is, the message must be redelivered
             logger.exception("a message could not be dead-lettered: %s", reason)
             return False
         return True
 
 
 def _report_to_nobody(_text: str, _error: Exception) -> None:
-    """Do nothing, where no app has results."""
+    """Do nothing: without an app, there is no result to record."""
 
 
 def _task_of(body: str) -> str:
@@ -430,7 +430,7 @@ def _task_of(body: str) -> str:
 
 
 class Transport(SQS.Transport):
-    """Makes these channels; everything else is as in kombu's SQS transport."""
+    """Uses this module's channels; everything else is as in kombu's SQS transport."""
 
     Channel = Channel
     connection_errors = (*SQS.Transport.connection_errors, Unavailable)  # a worker that starts during an outage retries

@@ -6,7 +6,7 @@
 
 A pointer cannot pass for a task's message, because it has neither body nor headers. Its `task` and `id` are only for people and
 logs; the stored message decides what is executed and how it is routed. Anyone who may send to the queue may send any pointer,
-so a pointer names no S3 key: the key is made of its digest, its day and one of the lifetimes in `CLAIM_DAYS`.
+so a pointer names no S3 key: the key is built from its digest, its day and one of the lifetimes in `CLAIM_DAYS`.
 
 An object is not deleted when its message is done, because other messages may have the same content. The bucket's lifecycle
 rules (`mdstore provision`) delete objects by age. The same content is stored again on another day, so no object is more than a
@@ -31,7 +31,7 @@ from mdstore.settings import DAY
 
 _MARK = "mdstore-claim"
 _MAX_POINTER = 4_096  # characters
-#: Characters that a pointer keeps of a name, in ASCII and otherwise: an escape has up to 12 characters.
+#: The most characters of a name that a pointer keeps, if the name is ASCII and if not: an escape takes up to 12 characters.
 _MAX_ASCII_NAME, _MAX_NAME = 255, 100
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -126,7 +126,7 @@ class ClaimChecks:
 
 
 def is_claim(text: str) -> bool:
-    """Return whether `text` is meant as a pointer and not as a task's message; `load` checks whether it is valid."""
+    """Return whether `text` looks like a pointer rather than a task's message; `load` checks whether it is valid."""
     if len(text) > _MAX_POINTER or _MARK not in text:
         return False
     try:

@@ -15,9 +15,9 @@ from mdstore.errors import InvalidRequest
 from mdstore.queue.broker.ascii_json import dumps
 from mdstore.queue.broker.envelope import Malformed, check
 
-#: The property of a message that is not delivered before its `eta`, because SQS or the table delays it.
+#: Marks, as a property, a message that is not delivered before its `eta`, because SQS or the table delays it.
 DELAYED = "delayed"
-#: What SQS accepts as the id of a message group, and for deduplication.
+#: Matches what SQS accepts as a message group id or a deduplication id.
 _ID = re.compile(r"[!-~]{1,128}")
 _NOT_IN_ID = re.compile(r"[^!-~]")
 _NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -28,7 +28,7 @@ def entry_of(
 ) -> Entry:
     """Return the entry that is sent to SQS. `store` returns the body to send for a text, e.g. a pointer to it.
 
-    `now` is the time in Unix seconds, by default of this machine's clock.
+    `now` is in Unix seconds, by default this machine's time.
 
     Raises `InvalidRequest` for a task's message that no worker would accept.
     """
@@ -80,7 +80,7 @@ def _checked_id(properties: dict[str, Any], field: str) -> str | None:
 
 
 def _checked_attributes(attributes: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the message attributes. One that cannot be written would fail the whole batch of messages."""
+    """Return the message attributes. Raises `InvalidRequest` for one that SQS would refuse with the whole batch."""
     for name, value in (attributes or {}).items():
         if any(isinstance(text, str) and _NOT_IN_XML.search(text) for text in (name, *value.values())):
             raise InvalidRequest(
@@ -121,7 +121,7 @@ def eta_of(message: dict[str, Any]) -> float | None:
 
 
 def deduplication_id(message: dict[str, Any]) -> str:
-    """Return 64 characters that tell a task's message from those of its retries and of the tasks that replace it."""
+    """Return 64 characters that distinguish a task's message from those of its retries and its replacements."""
     headers = message.get("headers") or {}
     identity = [headers.get(name) for name in ("id", "retries", "replaced_task_nesting", "task")]
     text = dumps(identity if identity[0] else message["properties"]["delivery_tag"])

@@ -19,9 +19,9 @@ from mdstore.model import MAX_AGE
 from mdstore.queue.broker.ascii_json import Decoder, check_objects
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
-#: Seconds, at least 1: a process that is killed while it still reads its message can take down the whole pool.
+#: A time limit in seconds, at least 1: killing a process that is still reading its message can take down the whole pool.
 Limit = Annotated[float, msgspec.Meta(ge=1)]
-#: Bounded, because the state of a chord has a shard for each 200 indexes.
+#: A group index. It is bounded, because the state of a chord has a shard for each 200 indexes.
 Index = Annotated[int, msgspec.Meta(ge=0, lt=1_000_000)]
 
 
@@ -70,7 +70,7 @@ class Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_
 
 
 def is_unicode(text: str) -> bool:
-    """Tell whether a text is valid Unicode: it has no half of a surrogate pair."""
+    """Return whether a text is valid Unicode, i.e. contains no lone surrogate."""
     return _HALF_PAIR.search(text) is None
 
 

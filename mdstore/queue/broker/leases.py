@@ -100,7 +100,7 @@ class LeaseExtender:
     def _send_next(self) -> bool:
         """Send the next changes, and return whether there may be more.
 
-        No error may end the thread: without it, all tasks that run for long would run twice.
+        No error may end the thread: without renewals, every long-running task would run twice.
         """
         changes: list[_Change] = []
         try:
@@ -143,7 +143,7 @@ class LeaseExtender:
         # Deletes come last, because they can wait.
         for (url, is_delete), some in sorted(calls.items(), key=lambda call: call[0][1]):
             answers = self._answers(url, some, is_delete=is_delete)
-            self._progress_at = self._clock()  # of a call that failed, too: an outage is no reason to end the worker
+            self._progress_at = self._clock()  # after failed calls too: an outage is no reason to end the worker
             for change, failed in zip(some, answers, strict=True):
                 if failed is not None:
                     self._failed(change, failed)

@@ -1,6 +1,6 @@
 """Receive and hold messages on separate threads, so that the worker's loop never waits for a call to SQS.
 
-    receivers        up to two per queue: each makes the poll that the schedule chooses next, whichever queue it is of
+    receivers        up to two per queue: each makes the poll that the schedule chooses next, for any queue
     lease extender   one: deletes finished messages, gives back others and renews leases, ten messages per call
 
 A message is *held* from its receive until it is deleted or given back: it waits until the worker takes it, and then a task
@@ -182,8 +182,8 @@ class Poller:
     def liveness(self) -> dict[str, float]:
         """Return the seconds since the last SQS response (`answer`) and the last progress of a receive and of `leases`.
 
-        A receive makes progress when it returns and when one of its messages is opened. One that fails returns, but is no
-        response. The first two numbers are those of the slowest queue; idle queues do not count.
+        A receive makes progress when it returns and when one of its messages is opened. A failed receive counts as
+        progress but not as a response. The first two numbers are those of the slowest queue; idle queues do not count.
         """
         now = self._clock()
         with self._lock:
@@ -224,8 +224,8 @@ class Poller:
         while is_needed:
             try:
                 is_needed = self._make_poll()
-            except Exception:  # whatever it is, the queues must be polled again
-                logger.exception("a receiver failed; it goes on in %d s", _RECEIVE_AGAIN)
+            except Exception:  # whatever the error is, the queues must be polled again
+                logger.exception("a receiver failed; it continues in %d s", _RECEIVE_AGAIN)
                 time.sleep(_RECEIVE_AGAIN)
 
     def _make_poll(self) -> bool:
@@ -253,7 +253,7 @@ class Poller:
                 if poll is not None:
                     self._schedule.begin(poll)
                     self._polls_with_room += poll.queue.needs_room
-                    self._freed.notify()  # for the next queue
+                    self._freed.notify()  # wake a receiver for the next queue
                     return poll
                 self._freed.wait(1.0)
             self._receivers -= 1
@@ -279,11 +279,11 @@ class Poller:
             self._open_and_offer(queue, one)
 
     def _answer(self, poll: Poll) -> Sequence[Message]:
-        """Return the messages that SQS has for a poll: none if it fails."""
+        """Receive the messages of a poll; return none if the receive fails."""
         queue = poll.queue
         try:
             messages = self._sqs.receive(queue.url, poll.count, wait=poll.wait, visibility=self._visibility)
-        except Exception as error:  # whatever it is, the poll's room must be freed
+        except Exception as error:  # whatever the error is, the poll's room must be freed
             queue.is_failing = True
             if not queue.cancelled.is_set():
                 trace = None if isinstance(error, MdstoreError) else error
@@ -329,7 +329,7 @@ class Poller:
 
     def _read(self, queue: PolledQueue, held: Held) -> Held | None:
         """Open a message; return None if there is nothing to hand out."""
-        if queue.cancelled.is_set():  # while earlier messages were opened
+        if queue.cancelled.is_set():  # it was cancelled while earlier messages were opened
             self.release(held)
             return None
         try:
@@ -382,7 +382,7 @@ class Poller:
     def _abandon(self, held: Held) -> None:
         """Stop renewing a lease, because another worker may have the message by now.
 
-        A message that waits is not started here. For one that is at work, a redelivery to this worker resumes the renewals.
+        A waiting message is not started here. If a task is working on it, a redelivery to this worker resumes the renewals.
         """
         with self._lock:
             if held in self._waiting:

@@ -68,7 +68,7 @@ class BatchPublisher(threading.local):
     def add(self, url: str, entry: Entry, task_id: str) -> None:
         """Send a message, now or soon. Raises `Unsent`, now or at the end of the context."""
         if self._count and time.monotonic() - self._since > _FLUSH_AFTER:
-            self._flush()  # without the new message, so that those that waited start before it
+            self._flush()  # leave out the new message, so that the tasks of earlier ones can start before it
         self._pending.setdefault(url, []).append((entry, task_id))
         self._count += 1
         if self._count == 1:

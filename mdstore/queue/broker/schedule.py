@@ -2,7 +2,7 @@
 
 The queues of a worker share its room. `target` is how many messages to hold now, and `bound` is the most that it may ever hold.
 
-    drain     a short poll of a queue whose last poll brought something: it asks for up to ten messages and never waits
+    drain     a short poll of a queue whose last poll returned messages: it asks for up to ten and never waits
     listen    a long poll of an idle queue: it waits, and asks for one message
     sole      a long poll of the only queue: it waits, and asks for up to ten messages
 
@@ -50,8 +50,8 @@ class PolledQueue:
     needs_room: bool
     weight: int = 1
     cancelled: threading.Event = field(default_factory=threading.Event)
-    is_idle: bool = False  # the last poll brought nothing
-    has_backlog: bool = False  # the last poll brought as many messages as it asked for
+    is_idle: bool = False  # the last poll returned no message
+    has_backlog: bool = False  # the last poll returned as many messages as it asked for
     is_failing: bool = False
     polls: int = 0  # under way, or with messages that are not yet opened
     reserved: int = 0  # messages that receives under way asked for
@@ -140,7 +140,7 @@ class Schedule:
         queue.turn = self._turn + poll.count / queue.weight
 
     def received(self, poll: Poll, count: int) -> None:
-        """Free the room of a poll that has brought `count` messages, which are held from now on."""
+        """Free the room of a poll that has returned `count` messages, which are held from now on."""
         queue = poll.queue
         queue.reserved -= poll.count
         queue.is_idle, queue.has_backlog = not count, count == poll.count
@@ -148,7 +148,7 @@ class Schedule:
         self._reserved[poll.use] -= poll.count
 
     def _listen(self, ready: list[PolledQueue], held: int, target: int, bound: int, sharing: int) -> Poll | None:
-        """Return a poll of the idle queue that was not asked for the longest time.
+        """Return a poll of the idle queue that was polled least recently.
 
         If `target` leaves no room to listen, it waits for a second at most, and not at all while another queue has a backlog.
         """

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class WakeupPipe:
-    """Wraps a pipe: the loop reads one end, and any thread writes to the other end by `wake`."""
+    """Wraps a pipe: the loop reads one end, and any thread writes to the other end with `wake`."""
 
     def __init__(self) -> None:
         self._read_end, self._write_end = os.pipe()

@@ -1,4 +1,4 @@
-"""Validation of the messages of control, reply and event queues: nothing else reads them before they have passed it.
+"""Validation of messages from control, reply and event queues. No other code reads a message that has not passed it.
 
 The envelope is kombu's. Here a new one is built from the fields that were checked, and all other fields are dropped.
 """
@@ -43,7 +43,7 @@ class Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_
 
 
 class ReplyTo(msgspec.Struct):
-    """Tells where an answer goes. Only reply queues of the namespace are allowed."""
+    """Names the exchange and routing key of an answer. Only reply queues of the namespace are allowed."""
 
     exchange: Name
     routing_key: Annotated[str, msgspec.Meta(pattern=REPLY_ID)]

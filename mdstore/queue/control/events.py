@@ -30,7 +30,7 @@ HEARTBEAT = 20.0
 #: Characters that are kept of a field. SNS refuses messages over 256 KiB, and a traceback can be longer.
 MAX_FIELD = 2_000
 _INTERVAL = 1.0  # seconds between publishes
-_FULL = 300  # events; a buffer with so many is published without waiting for the interval
+_FULL = 300  # events; a buffer of this size is published without waiting for the interval
 _MAX_BUFFERED = 20_000  # events; beyond that the oldest are dropped
 _BATCH_BYTES = MAX_BYTES - 2_048  # leaves room for the envelope
 _MAX_PAUSE = 60.0  # seconds until the next try after failed publishes
@@ -43,7 +43,7 @@ class EventPublisher:
     def __init__(
         self, publish: Callable[[str], None], *, interval: float = _INTERVAL, size: int = _MAX_BUFFERED
     ) -> None:
-        """`publish` sends a JSON list of events, and raises `Unavailable` where a retry may work. `size` limits the buffer."""
+        """`publish` sends a JSON list of events, and raises `Unavailable` if a retry may work. `size` limits the buffer."""
         self._publish = publish
         self._interval = interval
         self._buffer: deque[tuple[str, int]] = deque(maxlen=size)
@@ -93,7 +93,7 @@ class EventPublisher:
             try:
                 self._publish("[" + ",".join(text for text, _ in batch) + "]")
                 pause = 0.0
-            except Exception as error:  # whatever it is, later events must be published
+            except Exception as error:  # whatever the error is, later events must be published
                 pause = min(max(1.0, 2 * pause), _MAX_PAUSE)
                 if isinstance(error, Unavailable):
                     with self._changed:
@@ -173,7 +173,7 @@ class Dispatcher(EventDispatcher):
         try:
             return super().publish(type, _clipped(fields), producer, **kwargs)
         finally:
-            self._outbound_buffer.clear()  # Celery would keep forever what could not be sent
+            self._outbound_buffer.clear()  # Celery would keep unsent events forever
 
     def flush(self, errors: bool = True, groups: bool = True) -> None:
         """Do nothing, because a thread publishes the buffer."""

@@ -1,7 +1,7 @@
 """Fan-out for kombu's SQS channel: some exchanges are SNS topics, and queues subscribe to them.
 
 The name of an exchange decides whether it is a topic (`mdstore.queue.control.topics`), not the type with which it is declared.
-Celery declares the exchange of its events as `topic`, and so does Flower, which makes a receiver of its own.
+Celery declares the exchange of its events as `topic`, and so does Flower, which creates its own receiver.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FanoutChannel(SQS.Channel):
 
     @property
     def supports_fanout(self) -> bool:
-        """Tell whether there is fan-out."""
+        """Return whether there is fan-out."""
         return self.topics is not None
 
     def kind_of(self, queue: str) -> Kind | None:
@@ -79,7 +79,7 @@ class FanoutChannel(SQS.Channel):
         if not (self.topics and self.kind_of(queue)):
             raise NotImplementedError(f"queue {queue}: a queue of tasks is deleted where it was provisioned")
         table = self.get_table(exchange)
-        # kombu would keep these bindings, one for every question asked.
+        # kombu would keep these bindings, one for each command that was sent.
         table[:] = [binding for binding in table if binding[2] != queue]
         try:
             self.topics.remove(queue)
@@ -116,7 +116,7 @@ class FanoutChannel(SQS.Channel):
             self.topics.publish(exchange, dumps(message))
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
-        # The asking process knows the binding of its reply queue; the answering one, which runs this, does not.
+        # The client knows the binding of its reply queue; the worker, which runs this, does not.
         if self.topics and exchange == self.topics.reply_exchange:
             return [self.topics.reply_queue(routing_key)]
         found: list[str] = super()._lookup(exchange, routing_key, default)
@@ -128,7 +128,7 @@ class FanoutChannel(SQS.Channel):
         if not (topics and kind):
             return None
         try:
-            # Answers are sent as tasks are, so large ones are in S3. Commands and events come over SNS, which takes 256 KiB.
+            # Answers are sent like tasks, so large ones are in S3. Commands and events come over SNS, which takes 256 KiB.
             text = self.text_of(message) if kind is Kind.REPLY else message.body
             return unwrap(kind, text, tag=message.message_id, reply_exchange=topics.reply_exchange)
         except (Malformed, IntegrityError) as error:

@@ -1,7 +1,7 @@
 """Removal of stale queues: each process marks its own queues as alive, and removes queues whose mark is old.
 
 The queue of a process that was killed costs nothing by itself, but its topic keeps filling it. Only queues with the namespace's
-tag are removed. A queue without the tag belongs to somebody else, even if its name looks the same.
+tag are removed. A queue without the tag belongs to another system, even if its name looks the same.
 """
 
 from __future__ import annotations

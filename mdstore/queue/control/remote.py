@@ -43,7 +43,7 @@ class Node(pidbox.Node):
 
 
 class Mailbox(CeleryMailbox):
-    """Carries commands and their answers. Each question has a reply queue of its own."""
+    """Carries commands and their answers. Each command has a reply queue of its own."""
 
     node_cls = Node
 
@@ -54,7 +54,7 @@ class Mailbox(CeleryMailbox):
         return oid
 
     def __call__(self, connection: Any) -> Mailbox:
-        """Return a mailbox that is bound to a connection, for one question."""
+        """Return a mailbox that is bound to a connection, for one command."""
         bound: Mailbox = super().__call__(connection)
         bound.__dict__.pop("_oid", None)
         return bound

@@ -1,8 +1,8 @@
 """Commands and events over SNS: names of topics and queues, and the calls that create, subscribe, mark and remove queues.
 
-    topic {namespace}-control   commands to workers   -> queue {namespace}-control-node-{host}-{digest}, one a worker
-    no topic                    answers of workers    -> queue {namespace}-control-reply-{id}, one a question
-    topic {namespace}-events    events of workers     -> queue {namespace}-events-{digest or name}, one a listener
+    topic {namespace}-control   commands to workers   -> queue {namespace}-control-node-{host}-{digest}, one per worker
+    no topic                    answers of workers    -> queue {namespace}-control-reply-{id}, one per command
+    topic {namespace}-events    events of workers     -> queue {namespace}-events-{digest or name}, one per listener
 
 Topics are provisioned and never created here. A queue lives as long as the process that created it. It has two tags: its
 namespace, and when its owner was last seen. By these `mdstore.queue.control.reaper` recognises stale queues.
@@ -74,7 +74,7 @@ class Topics:
         return {self.control_exchange: self.control, self.events: self.events}.get(exchange)
 
     def reply_queue(self, reply_id: str) -> str:
-        """Return the queue that receives the answers to a question, by the question's id."""
+        """Return the queue that receives the answers to a command, by the id that the client gave its reply queue."""
         return f"{reply_id}.{self.reply_exchange}"
 
     def name_of(self, queue: str) -> str:

@@ -20,7 +20,7 @@ class MoverStep(PeriodicStep):
     interval = INTERVAL
 
     def work(self, stopping: Callable[[], bool]) -> bool:
-        """Move the messages whose time has come. End before the next batch once `stopping` is true."""
+        """Move the messages that are due to be moved. End before the next batch once `stopping` is true."""
         moved: int = self.app.delayed_table.move(self._send, stopping=stopping)
         return moved > 0
 
@@ -46,9 +46,9 @@ class MoverStep(PeriodicStep):
         return safe
 
     def _dead_letter(self, message: DelayedMessage, reason: str) -> bool:
-        """Dead-letter a message, and tell whether that succeeded.
+        """Dead-letter a message, and return whether that succeeded.
 
-        An error that is raised here would have the rest of the batch sent again.
+        Raising an error here would cause the rest of the batch to be sent again.
         """
         try:
             self.app.dead_letter(body=message.body, reason=reason, task="", receives=0)

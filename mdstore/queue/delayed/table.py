@@ -16,9 +16,9 @@ its messages are moved when they are due, and arrive late by up to the time betw
          first#3              hour: shard 3 holds no message of an earlier one
          until#3              Unix ms: shard 3 is leased, or pauses, until then
 
-The digest is of queue, due time and deduplication id. It also decides the shard, so messages that are due at one moment are
-spread over 8 partitions, which take 8,000 write units a second. No item lists the hours that hold messages: a leased run
-queries each hour from `first` to the present one. After a pause of a day that is 24 reads a shard.
+The digest covers queue, due time and deduplication id. It also decides the shard, so messages that are due at one moment are
+spread over 8 partitions, which take 8,000 write units per second. No item lists the hours that hold messages: a leased run
+queries each hour from `first` to the present one. After a pause of a day, that is 24 reads per shard.
 `docs/adr/0016-due-time-table.md` has the reasons.
 
 Delivery is at least once: a message is deleted after SQS has accepted it, so a worker that dies in between repeats messages and
@@ -52,7 +52,7 @@ from mdstore.log import event
 from mdstore.settings import DAY
 
 MAX_BODY = 350 * 1024  # bytes; an item holds 400 KB
-SHARDS = 8  # may grow but never shrink: nobody would move the messages of the shards that are left out
+SHARDS = 8  # may grow but never shrink: no worker would move the messages of the removed shards
 THREADS = 4  # shards that one worker moves at the same time
 #: Seconds between two checks of one worker, on average.
 INTERVAL = 10.0
@@ -60,7 +60,7 @@ INTERVAL = 10.0
 PAUSE = 7.0
 #: Seconds for which a shard is leased, and between two leased runs if the first one had to leave messages behind.
 LEASE = 60.0
-#: Seconds after which a leased run begins nothing more. If the calls for its last batch are retried until the lease has ended,
+#: Seconds after which a leased run begins no new batch. If the calls for its last batch are retried until the lease ends,
 #: the next run may send that batch too; delivery is at least once anyway.
 MAX_RUN = 15.0
 #: Seconds allowed for the duration of a put, and for the wrong clock of a process that has had no response from DynamoDB yet.
@@ -140,7 +140,7 @@ class DelayedTable:
         return self._put(to_item(values))
 
     def move(self, send: Send, *, stopping: Callable[[], bool] = lambda: False) -> int:
-        """Move the messages whose time has come to their queues, and return how many `send` returned as safe.
+        """Move the messages that are due to be moved to their queues, and return how many `send` returned as safe.
 
         End after one leased run of each shard that is free, or soon after `stopping` returns true. Several workers may move
         messages at once. If `send` fails for a queue, log that, and skip the queue for the rest of the shard's run.
@@ -165,7 +165,7 @@ class DelayedTable:
             return 0
         run = LeasedRun(self, shard, send, stopping, state.get(f"first#{shard}", state["since"]))
         pause = run.run()
-        # If a call above raises, the lease stays and ends by itself.
+        # If a call above raises, the lease stays until it expires.
         self._lease(shard, until, {"until": round((self._clock() + pause) * 1000), "first": run.first}, held=True)
         return run.published
 
@@ -254,7 +254,7 @@ class LeasedRun:
 
     def run(self) -> float:
         """Move what can be moved, and return the seconds until the shard is free again."""
-        closed = _hour(self._table.now() - CLOCK_TOLERANCE)  # no put reaches an earlier hour any more
+        closed = _hour(self._table.now() - CLOCK_TOLERANCE)  # no later put can reach an earlier hour
         for hour in range(self.first, _hour(self._table.now()) + 1):
             for page in self._table.pages(hour, self._shard):
                 for batch in _batches(page, self._table.now):

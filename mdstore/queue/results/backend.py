@@ -65,14 +65,14 @@ from mdstore.queue.worker.outages import comes_again
 logger = get_logger(__name__)
 
 #: The largest callback, in bytes, that a chord's root item holds; a larger one is stored in S3. The root is written at least
-#: twice a shard, and each write is charged by the item's size.
+#: twice per shard, and each write is charged by the item's size.
 _MAX_INLINE_CALLBACK = 16 * 2**10
 #: Seconds for which `repair` leaves a complete chord alone: the worker that completed it may be publishing the callback.
 _PUBLISH_SECONDS = 60.0
 
 
 class DynamoBackend(DynamoResults):
-    """Stores the results and runs the chords of any app that `create_app` made. Each thread has its own."""
+    """Stores the results and runs the chords of any app that `create_app` made. Each thread has its own instance."""
 
     _is_dispatching = False
 
@@ -111,7 +111,7 @@ class DynamoBackend(DynamoResults):
             super().mark_as_failure(task_id, exc, traceback, request, store_result or is_chord_part(request), **kwargs)
 
     def _is_acknowledged_late(self, request: Any) -> bool:
-        """Tell whether a task's message still exists when the task has ended."""
+        """Return whether a task's message still exists when the task has ended."""
         task = self.app.tasks.get(getattr(request, "task", None))
         return task is None or bool(task.acks_late)
 
@@ -146,7 +146,7 @@ class DynamoBackend(DynamoResults):
                 self._return_failed_parts(task, exc)
 
     def _is_failed_part(self, task: Any) -> bool:
-        """Tell whether a signature is a chord's part whose stored state is a failure."""
+        """Return whether a signature is a chord's part whose stored state is a failure."""
         ends = list(final_tasks(task, self.app))
         if not any(end.options.get("chord") for end in ends):
             return False
@@ -248,7 +248,7 @@ class DynamoBackend(DynamoResults):
             self._chord_states.mark_dispatched(chord_id, "failure")
         else:
             runs = self._chord_states.mark_dispatched(chord_id, "success")
-            for _ in range(chord_state.runs, runs):  # of an application meanwhile
+            for _ in range(chord_state.runs, runs):  # the chord was applied again meanwhile
                 self._publish(callback, results)
 
     def _publish(self, callback: Any, results: list[Any]) -> None:

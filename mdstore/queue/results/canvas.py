@@ -49,7 +49,7 @@ def final_tasks(signature: Any, app: Any) -> Iterator[Any]:
 
 
 def wants_results(callback: Any) -> bool:
-    """Tell whether a callback takes the results of the parts as its argument.
+    """Return whether a callback takes the results of the parts as its argument.
 
     A task does unless its signature is immutable. The first task decides for a chain, any task for a group, and any task of
     the header for a chord.
@@ -65,7 +65,7 @@ def wants_results(callback: Any) -> bool:
 
 
 def is_chord_part(request: Any) -> bool:
-    """Tell whether a task is a chord's part, or belongs to a chain that is one. `request` is Celery's."""
+    """Return whether a task is a chord's part, or belongs to a chain that is one. `request` is Celery's."""
     chain = getattr(request, "chain", None)
     following = chain if isinstance(chain, list | tuple) else ()
     return bool(getattr(request, "chord", None) or any(task["options"].get("chord") for task in following))

@@ -3,7 +3,7 @@
 A chord has one root item, and one shard item for each 200 indexes. A shard holds two sets that only grow: the parts that
 succeeded and the parts that failed. A part in both sets has succeeded. So a part may be recorded any number of times, in any
 order. The part that fills a shard lists the shard in the root, and the part that fills the root completes the chord: one call
-a part, and three more a shard. Every later record of a part reads the root as well, and so finds whatever a crash left undone.
+per part, and three more per shard. Every later record of a part also reads the root, and so finds what a crash left undone.
 
     id = chord-join-{chord}       size        number of parts, set before the last part is published
                                   added       ids of parts that were added later (SS)
@@ -77,7 +77,7 @@ _UNCLAIMED_UNCLEAN = (
 
 @dataclass(frozen=True, kw_only=True)
 class ChordState:
-    """Tells how far a chord is. `clean`: all parts that returned have succeeded. `given` is what `open` was given.
+    """Describes the progress of a chord. `clean`: all parts that returned have succeeded. `given` is what `open` was given.
 
     `runs` is how often the chord was applied, and so how often its callback must run.
 
@@ -130,8 +130,8 @@ class ChordStates:
     def open(self, chord_id: str, *, again: str = "", **given: Any) -> None:
         """Begin a chord, before any of its parts is published. A chord that exists is not changed.
 
-        With an id `again`, it is no duplicate but a further application: it begins anew if its callback was dispatched, and
-        otherwise adds a run.
+        An id `again` marks a further application of the chord and not a duplicate: the chord begins anew if its callback was
+        dispatched, and otherwise gets one more run.
         """
         now = self._clock()
         item = to_item(
@@ -183,7 +183,7 @@ class ChordStates:
         self._update(_root_key(chord_id), add={"added": {"SS": [part]}}, condition=_EXISTS)
 
     def record_part(self, chord_id: str, part: Part, *, ok: bool) -> ChordState:
-        """Record that a part returned, and return how far the chord is. Raises `ConditionFailed` if the chord has expired."""
+        """Record that a part returned, and return the chord's progress. Raises `ConditionFailed` if the chord has expired."""
         number, place = divmod(part.index, self._shard)
         packed: dict[str, Any] = {"BS": [base64.b64encode(part.pack()).decode()]}
         item = self._update(_shard_key(chord_id, number), add={"ok" if ok else "failed": packed})
@@ -205,7 +205,7 @@ class ChordStates:
         return self._claim(chord_id, part, self.counted(chord_id))
 
     def counted(self, chord_id: str) -> ChordState:
-        """Return how far a chord is, counted over all shards, whether the root lists them as full or not."""
+        """Return a chord's progress, counted over all shards, whether the root lists them as full or not."""
         root, *items = self._items(chord_id)
         shard, size = _merged(items), _size(root)
         expected = size + len(root.get("added", {"SS": []})["SS"])
@@ -223,7 +223,7 @@ class ChordStates:
     def mark_dispatched(self, chord_id: str, outcome: Dispatch) -> int:
         """Record that the callback was dispatched (success) or the chord has failed. A recorded success is not overwritten.
 
-        Return the runs of the chord until now.
+        Return how many runs the chord has had so far.
         """
         values: Item = {"dispatched": {"S": outcome}}
         root = self._update_if(
@@ -245,7 +245,7 @@ class ChordStates:
                 yield from (item["id"]["S"].removeprefix(_root_key("")) for item in page)
 
     def read(self, chord_id: str, now: float) -> ChordState | None:
-        """Return how far a chord is, and postpone its next check.
+        """Return a chord's progress, and postpone its next check.
 
         Return None if another process checks the chord, if the callback was dispatched, or if the chord has expired.
         """
@@ -275,7 +275,7 @@ class ChordStates:
             self._dynamo.call("DeleteItem", {"TableName": self._table, "Key": key})
 
     def _is_beyond(self, chord_id: str, number: int) -> bool:
-        """List a new shard in the root, and tell whether it lies beyond the chord's size."""
+        """List a new shard in the root, and return whether it lies beyond the chord's size."""
         root = self._update(_root_key(chord_id), add={"seen": {"NS": [str(number)]}}, condition=_EXISTS)
         if 0 < self._shards_for(_size(root)) <= number:
             return True

@@ -39,7 +39,7 @@ _MAX_DECODED = 1_000
 
 
 class BatchedGroupResult(GroupResult):
-    """Reads the results of a group's parts a hundred a call.
+    """Reads the results of a group's parts, a hundred per call.
 
     A caller that waits for a chord checks twice a second whether a part has failed. Celery would read the parts one by one.
     """
@@ -92,7 +92,7 @@ class DynamoResults(KeyValueStoreBackend):
     # -- key and value
 
     def _encode(self, data: Any) -> Any:
-        """Encode what is stored. Raises `EncodeError` if nobody could decode it."""
+        """Encode a value to store. Raises `EncodeError` if it could not be decoded again."""
         encoded = super()._encode(data)
         try:
             check_objects(bytes_to_str(encoded[2]))
@@ -122,7 +122,7 @@ class DynamoResults(KeyValueStoreBackend):
         return {one: self.decode(text) for one, text in zip(wanted, texts, strict=True) if text is not None}
 
     def set(self, key: Any, value: Any) -> None:
-        """Store a value for the longest time that this backend keeps anything."""
+        """Store a value with the longest TTL that this backend uses."""
         self._put(key, value, seconds=self._retention)
 
     def delete(self, key: Any) -> None:
@@ -166,7 +166,7 @@ class DynamoResults(KeyValueStoreBackend):
             logger.debug("%s has succeeded already: the state %s is not stored", key, state)
 
     def _store_text(self, text: str, name: str, *, inline: int) -> dict[str, Any]:
-        """Return the attributes that hold a text: up to `inline` bytes the text itself, beyond that its place in S3.
+        """Return the attributes that hold a text: the text itself up to `inline` bytes, and beyond that its location in S3.
 
         Upload the text in the latter case. Raises `EncodeError` if it is larger than `max_lane_bytes`.
         """

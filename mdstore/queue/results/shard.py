@@ -74,12 +74,12 @@ class Shard:
 
     @property
     def is_clean(self) -> bool:
-        """Tell whether all parts that returned have succeeded."""
+        """Return whether all parts that returned have succeeded."""
         return self.failed <= self.ok
 
     @property
     def has_duplicate_indexes(self) -> bool:
-        """Tell whether two parts have the same index."""
+        """Return whether two parts have the same index."""
         return len({packed[:4] for packed in self.parts}) < len(self.parts)
 
     @property

@@ -52,7 +52,7 @@ def _prepare(**_kwargs: Any) -> None:
 class _CollectGarbage:
     """Collects garbage after every hundredth task of a child process.
 
-    Python starts a collection by the number of new objects. A retry or an error leaves only six, but these hold 90 KB, so
+    Python counts new objects to decide when to collect. A retry or an error leaves only six, but these hold 90 KB, so
     hundreds of megabytes would pile up first. Frozen objects are skipped, so a collection takes a millisecond.
     """
 

@@ -54,7 +54,7 @@ class Consumer(CeleryConsumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], Any]:
         """Return a handler that dead-letters each message on which Celery's fails.
 
-        It raises connection errors, and `MemoryError`, which is no fault of the message: the channel requeues it.
+        It reraises connection errors and `MemoryError`, which the message did not cause; the channel then requeues it.
         """
         handle = super().create_task_handler(*args, **kwargs)
 

@@ -9,7 +9,7 @@ from mdstore.queue.broker.publisher import Unsent
 
 
 def comes_again(error: object) -> bool:
-    """Return whether `error` leaves a task's message to be delivered again. Any other error is the task's own failure."""
+    """Return whether SQS redelivers a task's message after `error`. Any other error is the task's own failure."""
     if isinstance(error, Reject):  # Celery raises this for a retry that could not be sent
         error = error.reason
     if isinstance(error, Unsent):

@@ -1,4 +1,4 @@
-"""All code that relies on Celery's internals is here. It does nothing on a version that it was not tested with."""
+"""All code that relies on Celery's internals. It does nothing on a version of Celery with which it was not tested."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Periodic:
 
 
 class PeriodicStep(bootsteps.StartStopStep):
-    """Runs as a step of the worker: calls `work` of its subclass every `interval` seconds, whichever queues are consumed."""
+    """Runs as a step of the worker: calls the subclass's `work` every `interval` seconds, whichever queues are consumed."""
 
     # Start after the pool forks: a child that is forked while the work holds a lock could never take that lock.
     requires = ("celery.worker.components:Pool",)

@@ -25,7 +25,7 @@ class SqsRequest(Request):
     _failure: Any = None
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
-        # Settle on the calling thread. Celery would use the loop, which does not run while a stopping worker waits.
+        # Acknowledge and reject on the calling thread: the loop, which Celery uses, does not run while a stopping worker waits.
         kwargs |= {"on_ack": message.ack_log_error, "on_reject": message.reject_log_error}
         super().__init__(message, *args, **kwargs)
         message.channel.watch(message.delivery_tag, self)
@@ -38,7 +38,7 @@ class SqsRequest(Request):
     def begin(self, execute: Callable[[Request], Any]) -> Any:
         """Execute the task, or dead-letter its message if the allowed deliveries are used up.
 
-        None of them ended with a result, so the task may be one that kills workers. If the task cannot be started, e.g.
+        No delivery ended with a result, so the task may be one that kills workers. If the task cannot be started, e.g.
         because the pool has stopped, give its message back.
         """
         if self.receives <= self.app.settings.max_receives:
@@ -77,12 +77,12 @@ class SqsRequest(Request):
         self.send_event("task-rejected", requeue=False)
 
     def record_lost(self) -> None:
-        """Record that the task was killed after its message had been deleted, so that nobody delivers it again."""
+        """Record that the task was killed. SQS will not redeliver it, because its message was deleted before."""
         error = WorkerLostError("the worker stopped before the task had finished; its message was acknowledged early")
         self.task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
-        """Tell of a task that a cold shutdown kills. Celery calls it RETRY even if no message is left."""
+        """Announce a task that a cold shutdown kills. Celery calls it RETRY even if no message is left."""
         super()._announce_cancelled(emit_retry=emit_retry and not self.acknowledged)
         if emit_retry and self.acknowledged:
             self.record_lost()

@@ -1,4 +1,4 @@
-"""Fail a task whose message no worker can execute, so that whoever waits for its result, chain or chord is told.
+"""Fail a task whose message no worker can execute, so that everyone who waits for its result, chain or chord is told.
 
 Anyone who may send to the queue may name any task id in such a message. So the failure is provisional: it never replaces a
 success, and the task's own end replaces it. If the task has succeeded, nothing is recorded, and no error callback is called.
@@ -29,7 +29,7 @@ _FAILURES = (ValueError, TypeError, LookupError, RecursionError)
 
 
 def fail_text(app: Any, text: str, error: Exception) -> None:
-    """Fail the task of a message as it was received, or of a claim. Do nothing if it names none. Raises as `fail_message`."""
+    """Fail the task that a received message or claim names. Do nothing if it names none. Raises what `fail_message` raises."""
     try:
         if is_claim(text):
             claim = read_claim(text)
@@ -49,7 +49,7 @@ def fail_text(app: Any, text: str, error: Exception) -> None:
 def fail_message(app: Any, headers: Any, body: Any, properties: Mapping[str, Any], error: Exception) -> None:
     """Store the failure of a message's task, fail its chain and chord, and call its error callbacks.
 
-    Only what is valid in the message is used. Raises `ResultNotRecorded`, `Unavailable` or `DeploymentBroken`.
+    Only valid fields of the message are used. Raises `ResultNotRecorded`, `Unavailable` or `DeploymentBroken`.
     """
     names = {name: _valid(headers, name, Name) for name in ("id", "task", "root_id", "parent_id", "group")}
     if not names["id"] or not names["task"]:
@@ -75,7 +75,9 @@ def fail_message(app: Any, headers: Any, body: Any, properties: Mapping[str, Any
     except (ResultNotRecorded, Unavailable, DeploymentBroken):
         raise
     except Exception:  # the message's callbacks may be anything
-        logger.exception("task %s has failed (%s), but not all that depends on it could be told", names["id"], error)
+        logger.exception(
+            "task %s has failed (%s), but not everything that depends on it could be notified", names["id"], error
+        )
 
 
 def _valid(headers: Any, name: str, kind: Any) -> Any:
@@ -88,9 +90,9 @@ def _valid(headers: Any, name: str, kind: Any) -> Any:
 
 
 def _canvas(body: Any) -> dict[str, Any]:
-    """Return what follows a task, from its message's body."""
+    """Return what runs after a task (callbacks, chain, chord), from its message's body."""
     try:
-        canvas = json.loads(body)[2]  # not msgspec, because this reads NaN as well
+        canvas = json.loads(body)[2]  # not msgspec, which refuses NaN
         known = {name: canvas.get(name) for name in ("chord", "chain", "callbacks", "errbacks")}
     except (*_FAILURES, AttributeError):
         known = {}

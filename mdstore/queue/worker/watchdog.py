@@ -1,4 +1,4 @@
-"""Watch a worker: its loop must tick, its receives return and its leases be renewed. If one hangs, it exits to be restarted.
+"""Watch a worker: its loop must tick, its receives return and its leases be renewed. If one hangs, exit, to be restarted.
 
     receives, leases or the loop hang               log all stacks and open new connections; after twice the limit: exit 70
     tasks still run when the grace period ends      kill them and give their messages back: exit 71; a task that was
@@ -111,7 +111,7 @@ class Watchdog(bootsteps.StartStopStep):
         self._warned = hung_for > self._limit
 
     def _end_tasks(self) -> None:
-        """Kill the tasks that still run, and give their messages back. A task without a message any more has failed."""
+        """Kill the tasks that still run, and give their messages back. A task whose message is already deleted has failed."""
         lost = [request for request in tuple(state.active_requests) if request.acknowledged]
         logger.error(
             "tasks did not finish within %d s: they are killed, and their messages redelivered; %d of them were acknowledged"

@@ -1,4 +1,4 @@
-"""The worker as a program."""
+"""The class behind `celery worker`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ logger = get_logger(__name__)
 
 
 class SqsWorker(Worker):
-    """Gives back what it has not begun before it waits for running tasks in a soft shutdown."""
+    """In a soft shutdown, gives back the messages that no task has begun, and then waits for the running tasks."""
 
-    #: When a soft shutdown that is under way ends, in monotonic seconds.
+    #: The time at which a soft shutdown under way ends, in monotonic seconds.
     soft_shutdown_ends = 0.0
 
     def wait_for_soft_shutdown(self) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from mdstore.aws.http import Answer, Body, ConcurrentCalls, SignedHttp
+from mdstore.aws.http import Body, ConcurrentCalls, Response, SignedHttp
 from mdstore.aws.retry import Retry
 from mdstore.errors import MdstoreError, Unavailable
 
@@ -25,7 +25,7 @@ class ServiceCall(NamedTuple):
     url: str
     headers: Sequence[str]
     body: Body
-    read: Callable[[Answer], Any]
+    read: Callable[[Response], Any]
 
     def send(self) -> Any:
         """Make the call on its own, once."""
@@ -60,7 +60,7 @@ class Run(Generic[T]):
         concurrent_calls: ConcurrentCalls,
         *,
         begin: Callable[[str, bytes], tuple[str, Sequence[str], bytes]],
-        read: Callable[[str, Answer], Any],
+        read: Callable[[str, Response], Any],
         retry: Retry,
         in_flight: int,
         deadline: float | None,
@@ -109,7 +109,7 @@ class Run(Generic[T]):
         for state, answer in self._calls.completed(pause):
             self._answered(state, answer)
 
-    def _answered(self, state: _TaskState[T], answer: Answer | Unavailable) -> None:
+    def _answered(self, state: _TaskState[T], answer: Response | Unavailable) -> None:
         try:
             if isinstance(answer, Unavailable):
                 raise answer

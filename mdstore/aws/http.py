@@ -37,7 +37,7 @@ class Credentials(Protocol):
         """Return access key, secret key and token, after refreshing them if they are about to expire."""
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """The service's response, whatever its status. `headers` holds the header lines unparsed."""
 
     status: int
@@ -99,7 +99,7 @@ class SignedHttp:
         self._idle_concurrent: deque[ConcurrentCalls] = deque()
         self._last_headers: tuple[float, list[bytes]] | None = None  # when they arrived (monotonic), and the lines
 
-    def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Answer:
+    def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Response:
         """Make a call and return its response. Raises `Unavailable` if none arrives; the call may have taken effect."""
         call = self._prepare(self._idle, url, headers, body)
         try:
@@ -135,7 +135,7 @@ class SignedHttp:
         if self._last_headers is None:
             return now
         came_at, headers = self._last_headers
-        value = Answer(0, headers, b"").header(b"date:") or b""
+        value = Response(0, headers, b"").header(b"date:") or b""
         try:
             date = parsedate_to_datetime(value.decode("latin-1")).timestamp()
         except ValueError:  # the `Date` is missing or malformed
@@ -216,7 +216,7 @@ class ConcurrentCalls:
         self._running[call.curl] = tag, call
         self._transfers.start(call.curl)
 
-    def completed(self, timeout: float) -> list[tuple[Any, Answer | Unavailable]]:
+    def completed(self, timeout: float) -> list[tuple[Any, Response | Unavailable]]:
         """Return ended calls as `(tag, response or error)`, after waiting up to `timeout` seconds for the first one."""
         found = self._collect()
         if not found and self._running:
@@ -232,8 +232,8 @@ class ConcurrentCalls:
         self._running.clear()
         self._transfers.close()
 
-    def _collect(self) -> list[tuple[Any, Answer | Unavailable]]:
-        found: list[tuple[Any, Answer | Unavailable]] = []
+    def _collect(self) -> list[tuple[Any, Response | Unavailable]]:
+        found: list[tuple[Any, Response | Unavailable]] = []
         for curl, error in self._transfers.ended():
             tag, call = self._running.pop(curl)
             if error is None:
@@ -256,7 +256,7 @@ class _Call:
         self.content = BytesIO()
         self.headers: list[bytes] = []
 
-    def completed(self) -> Answer | Unavailable:
+    def completed(self) -> Response | Unavailable:
         """Return the response, and put the handle back among the idle ones."""
         status = self.curl.getinfo(pycurl.RESPONSE_CODE)
         if not _are_whole(self.headers):  # libcurl treats such a response as complete
@@ -264,7 +264,7 @@ class _Call:
             return Unavailable(f"the response ended within its headers, after status {status}", code="NoAnswer")
         self._forget_bodies()
         self._idle.append(self.curl)
-        return Answer(status, self.headers, self.content.getvalue())
+        return Response(status, self.headers, self.content.getvalue())
 
     def _forget_bodies(self) -> None:
         """Make the handle release both bodies. Otherwise an idle handle would keep megabytes in memory."""

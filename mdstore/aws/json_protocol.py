@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mdstore.aws.http import Answer
+from mdstore.aws.http import Response
 
 #: Error codes of S3, SQS, SNS and DynamoDB that mean "not now". HTTP 5xx means the same, whatever its code.
 _NOT_NOW = frozenset({
@@ -47,7 +47,7 @@ def is_retryable(code: str, status: int) -> bool:
     return code in _NOT_NOW or status >= 500
 
 
-def failure(operation: str, answer: Answer) -> Failure:
+def failure(operation: str, answer: Response) -> Failure:
     """Read an error response, `{"__type": "prefix#Code", "message": ...}`. Without such a body, the code is the HTTP status."""
     try:
         body = decode(answer.body)

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from mdstore.aws.concurrent import ServiceCall, Task
-from mdstore.aws.http import Answer, Body, SignedHttp, Upload
+from mdstore.aws.http import Body, Response, SignedHttp, Upload
 from mdstore.aws.json_protocol import is_retryable
 from mdstore.aws.retry import Retry
 from mdstore.errors import DeploymentBroken, IntegrityError, MdstoreError, NotFound, Unavailable
@@ -93,7 +93,9 @@ class Objects:
             else:
                 step = partial(task.send, value)
 
-    def _call(self, key: str, headers: tuple[str, ...], body: Body, read: Callable[[str, Answer], Any]) -> ServiceCall:
+    def _call(
+        self, key: str, headers: tuple[str, ...], body: Body, read: Callable[[str, Response], Any]
+    ) -> ServiceCall:
         if {".", ".."} & set(key.split("/")):  # libcurl would resolve them, possibly to a URL outside the bucket
             raise IntegrityError(f"object {key!r}: a key must not have the parts . and ..")
         return ServiceCall(self._http, self._url + quote(key), headers, body, partial(read, key))
@@ -113,7 +115,7 @@ def _digest(content: IO[bytes]) -> bytes:
     return digest.digest()
 
 
-def _read_put(key: str, answer: Answer) -> bool:
+def _read_put(key: str, answer: Response) -> bool:
     if answer.status == 200:
         return True
     if answer.status == 412:  # the object exists
@@ -121,7 +123,7 @@ def _read_put(key: str, answer: Answer) -> bool:
     raise _error(f"S3 put {key!r}", answer)
 
 
-def _read_get(key: str, answer: Answer) -> bytes:
+def _read_get(key: str, answer: Response) -> bytes:
     if answer.status in (200, 206):
         return answer.body
     code = _code(answer)
@@ -132,17 +134,17 @@ def _read_get(key: str, answer: Answer) -> bytes:
     raise _error(f"S3 get {key!r}", answer)
 
 
-def _read_listing(bucket: str, answer: Answer) -> None:
+def _read_listing(bucket: str, answer: Response) -> None:
     if answer.status != 200:
         raise _error(f"bucket {bucket!r}", answer)
 
 
-def _code(answer: Answer) -> str:
+def _code(answer: Response) -> str:
     found = _CODE.search(answer.body)
     return found[1].decode("ascii", "replace") if found else f"HTTP{answer.status}"
 
 
-def _error(what: str, answer: Answer) -> MdstoreError:
+def _error(what: str, answer: Response) -> MdstoreError:
     code = _code(answer)
     kind = Unavailable if is_retryable(code, answer.status) else DeploymentBroken
     return kind(f"{what}: {answer.body[:200]!r}", code=code)

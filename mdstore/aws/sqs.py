@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from mdstore.aws.concurrent import Run, Task
-from mdstore.aws.http import Answer, SignedHttp
+from mdstore.aws.http import Response, SignedHttp
 from mdstore.aws.json_protocol import JsonProtocol, encode, failure, is_retryable
 from mdstore.aws.retry import Retry
 from mdstore.errors import DeploymentBroken, MdstoreError, Unavailable
@@ -214,7 +214,7 @@ def spans(entries: Sequence[Any]) -> Iterator[range]:
         yield range(start, len(entries))
 
 
-def read(operation: str, answer: Answer) -> dict[str, Any]:
+def read(operation: str, answer: Response) -> dict[str, Any]:
     """Return a response's body, or raise its error. Raises `Unavailable` if a batch response names no entry as done."""
     if answer.status != 200:
         raise _error(operation, answer)
@@ -246,7 +246,7 @@ def _md5(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _error(operation: str, answer: Answer) -> MdstoreError:
+def _error(operation: str, answer: Response) -> MdstoreError:
     code, message, _ = failure(operation, answer)
     kind = Unavailable if is_retryable(code, answer.status) else DeploymentBroken
     return kind(message, code=code)

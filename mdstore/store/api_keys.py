@@ -28,7 +28,7 @@ from mdstore.model import check_source
 
 PREFIX = "mds_"
 #: Seconds that a process caches a key, which is also the longest time that a revoked key still works.
-BELIEVED = 60.0
+CACHE_SECONDS = 60.0
 _CACHE_SIZE = 1_024
 #: Keys of another form are rejected without a table lookup.
 _KEY_FORM = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
@@ -91,7 +91,7 @@ class ApiKeys:
         with self._lock:
             since, found = self._cache.get(digest, (0.0, None))
             # Setting the clock back must not extend the cache time.
-            return found if 0 <= self._clock() - since < BELIEVED else None
+            return found if 0 <= self._clock() - since < CACHE_SECONDS else None
 
     def _look_up(self, digest: str) -> ApiKey | None:
         body = {"TableName": self._table, "Key": to_item(_primary_key(digest)), "ConsistentRead": True}

@@ -19,7 +19,7 @@ from mdstore.errors import ConfigurationError
 from mdstore.store.json_form import json_form
 
 Model = type[BaseModel]
-Flaw = tuple[str, str]  # the field, and what is wrong with it
+FieldProblem = tuple[str, str]  # the field, and what is wrong with it
 
 
 class Entities:
@@ -34,13 +34,13 @@ class Entities:
         """The names of the entities that have a model."""
         return sorted(self._models)
 
-    def flaws(self, entity: str) -> list[Flaw]:
-        """Return a flaw if the deployment accepts only entities that have a model, and `entity` has none."""
+    def problems(self, entity: str) -> list[FieldProblem]:
+        """Return a problem if the deployment accepts only entities that have a model, and `entity` has none."""
         is_refused = self._strict and entity not in self._models
         return [("entity", f"{entity!r} is not bound to a model")] if is_refused else []
 
-    def validated(self, entity: str, data: dict[str, Any]) -> tuple[dict[str, Any], list[Flaw]]:
-        """Return what the entity's model makes of a whole record's data, in JSON form, and all flaws that the model finds."""
+    def validated(self, entity: str, data: dict[str, Any]) -> tuple[dict[str, Any], list[FieldProblem]]:
+        """Return what the entity's model makes of a whole record's data, in JSON form, and all problems that it finds."""
         model = self._models.get(entity)
         if model is None:
             return data, []

@@ -29,7 +29,7 @@ from mdstore.store.spill_buffer import SpillBuffer
 from mdstore.store.validation import FieldError, Validator
 
 _SPILL_BEYOND = 4 * 2**20
-_LONGEST_DETAIL = 2_000  # characters of a refusal, usually enough for all flaws of an operation
+_LONGEST_DETAIL = 2_000  # characters of a refusal, usually enough for all problems of an operation
 _PIECE = 2**18  # bytes of lines that are compressed in one call
 _decoder = msgspec.json.Decoder(Indexed)
 

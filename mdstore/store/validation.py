@@ -19,7 +19,7 @@ import msgspec
 from mdstore import exactjson
 from mdstore.aws.dynamodb.attributes import AttributeValue, Unstorable, stored_size, to_attribute
 from mdstore.model import Operation, Reason
-from mdstore.store.entities import Entities, Flaw
+from mdstore.store.entities import Entities, FieldProblem
 from mdstore.store.operations import OPERATIONS, Effect
 
 MAX_KEY_BYTES = 1024
@@ -53,10 +53,12 @@ _WITHOUT_VERSION, _WITHOUT_SEQUENCE = (
 class FieldError(Exception):
     """One operation is invalid. Its fields are `field`, `why`, `reason` (`invalid` or `too_large`), and `others`.
 
-    `others` holds the operation's other flaws, each with its field and what is wrong with it.
+    `others` holds the operation's other problems, each with its field and what is wrong with it.
     """
 
-    def __init__(self, field: str, why: str, *, reason: Reason = Reason.INVALID, others: Sequence[Flaw] = ()) -> None:
+    def __init__(
+        self, field: str, why: str, *, reason: Reason = Reason.INVALID, others: Sequence[FieldProblem] = ()
+    ) -> None:
         super().__init__(field, why)
         self.field, self.why, self.reason, self.others = field, why, reason, tuple(others)
 
@@ -74,7 +76,7 @@ class Validator:
     def read(self, given: bytes | str | Mapping[str, Any] | Operation | FieldError) -> tuple[Operation, bytes]:
         """Return the operation, and its data in DynamoDB JSON; empty if it does not fit an item.
 
-        The data of a whole record is what the entity's model makes of it. Raises `FieldError` with all flaws.
+        The data of a whole record is what the entity's model makes of it. Raises `FieldError` with all problems.
         """
         return self.check(*self.decode_bounded(given))
 
@@ -91,20 +93,20 @@ class Validator:
 
     def check(self, operation: Operation, size: int) -> tuple[Operation, bytes]:
         """Check what `decode_bounded` returned. Returns what `read` does."""
-        flaws = _field_flaws(operation) + self._entities.flaws(operation.entity)
+        problems = _field_problems(operation) + self._entities.problems(operation.entity)
         if operation.data is None:
-            _raise_any(flaws)
+            _raise_any(problems)
             return operation, b""
         size = size or _json_size(operation)
-        if not flaws:
+        if not problems:
             self._check_size(size)
         data = operation.data
         if OPERATIONS[operation.op].effect is not Effect.MERGE:  # the worker checks what a patch makes of the record
             data, found = self._entities.validated(operation.entity, data)
-            flaws += found
-        if flaws:
-            has_data_flaw = any(field.startswith("data") for field, _ in flaws)
-            _raise_any(flaws if has_data_flaw else flaws + _storage_flaws(data))
+            problems += found
+        if problems:
+            has_data_problem = any(field.startswith("data") for field, _ in problems)
+            _raise_any(problems if has_data_problem else problems + _storage_problems(data))
         if data is not operation.data:
             operation = msgspec.structs.replace(operation, data=data)
             size = _json_size(operation)
@@ -118,8 +120,8 @@ class Validator:
         Raises `FieldError`.
         """
         self._check_size(len(exactjson.dumps(data)))
-        data, flaws = self._entities.validated(entity, data)
-        _raise_any(self._entities.flaws(entity) + flaws)
+        data, problems = self._entities.validated(entity, data)
+        _raise_any(self._entities.problems(entity) + problems)
         size = len(exactjson.dumps(data))
         self._check_size(size)
         return data, inline(data, json_size=size)
@@ -134,7 +136,7 @@ class Validator:
             fields = msgspec.structs.asdict(given) if isinstance(given, Operation) else given
             return msgspec.convert(fields, Operation)
         except msgspec.ValidationError as error:
-            raise _type_error(error, _type_flaws(given)) from error
+            raise _type_error(error, _type_problems(given)) from error
         except (*exactjson.DecodeFailure, TypeError) as error:
             raise FieldError("line", f"not a JSON object of an operation: {error}") from error
 
@@ -144,29 +146,29 @@ class Validator:
             raise FieldError("data", why, reason=Reason.TOO_LARGE)
 
 
-def _raise_any(flaws: Sequence[Flaw]) -> None:
-    if flaws:
-        (field, why), *others = flaws
+def _raise_any(problems: Sequence[FieldProblem]) -> None:
+    if problems:
+        (field, why), *others = problems
         raise FieldError(field, why, others=others)
 
 
-def _field_flaws(operation: Operation) -> list[Flaw]:
-    """Return the flaws of an operation whose fields have the right types. Its data is checked elsewhere."""
+def _field_problems(operation: Operation) -> list[FieldProblem]:
+    """Return the problems of an operation whose fields have the right types. Its data is checked elsewhere."""
     spec = OPERATIONS[operation.op]
-    flaws = _flaws_of(check_entity, operation.entity) + _flaws_of(check_key, operation.key)
+    problems = _problems_of(check_entity, operation.entity) + _problems_of(check_key, operation.key)
     if spec.needs_data and operation.data is None:
-        flaws.append(("data", f"{operation.op} needs a JSON object"))
+        problems.append(("data", f"{operation.op} needs a JSON object"))
     if not spec.needs_data and operation.data is not None:
-        flaws.append(("data", f"{operation.op} takes none"))
+        problems.append(("data", f"{operation.op} takes none"))
     version, sequence = operation.expect_version, operation.sequence
     if version is not None and (not spec.takes_version or not 1 <= version <= MAX_SEQUENCE):
-        flaws.append(("expect_version", f"must be between 1 and 10^37{_WITHOUT_VERSION}"))
+        problems.append(("expect_version", f"must be between 1 and 10^37{_WITHOUT_VERSION}"))
     if sequence is not None and (not spec.takes_sequence or abs(sequence) > MAX_SEQUENCE):
-        flaws.append(("sequence", f"must be between -10^37 and 10^37{_WITHOUT_SEQUENCE}"))
-    return flaws if operation.group is None else flaws + _flaws_of(_check_group, operation.group)
+        problems.append(("sequence", f"must be between -10^37 and 10^37{_WITHOUT_SEQUENCE}"))
+    return problems if operation.group is None else problems + _problems_of(_check_group, operation.group)
 
 
-def _flaws_of(check: Callable[[str], None], value: str) -> list[Flaw]:
+def _problems_of(check: Callable[[str], None], value: str) -> list[FieldProblem]:
     try:
         check(value)
     except FieldError as error:
@@ -174,16 +176,16 @@ def _flaws_of(check: Callable[[str], None], value: str) -> list[Flaw]:
     return []
 
 
-def _type_error(error: msgspec.ValidationError, flaws: Sequence[Flaw]) -> FieldError:
+def _type_error(error: msgspec.ValidationError, problems: Sequence[FieldProblem]) -> FieldError:
     """Build the error of an operation whose fields have wrong types; msgspec reports only the first of them."""
     why, _, path = str(error).partition(" - at ")
     first = path.rpartition("$")[2].strip("`.") or _named_field(why) or "operation"
     root = re.split(r"[.\[]", first)[0]
-    return FieldError(first, why, others=[flaw for flaw in flaws if flaw[0] != root])
+    return FieldError(first, why, others=[problem for problem in problems if problem[0] != root])
 
 
-def _type_flaws(given: bytes | str | Mapping[str, Any] | Operation) -> list[Flaw]:
-    """Return the flaws of each field by itself: its type, whether it is missing, and whether it is known."""
+def _type_problems(given: bytes | str | Mapping[str, Any] | Operation) -> list[FieldProblem]:
+    """Return the problems of each field by itself: its type, whether it is missing, and whether it is known."""
     fields: Any = given
     try:
         if isinstance(given, bytes | str):
@@ -192,11 +194,11 @@ def _type_flaws(given: bytes | str | Mapping[str, Any] | Operation) -> list[Flaw
         return []
     if not isinstance(fields, Mapping):
         return []
-    flaws: list[Flaw] = []
+    problems: list[FieldProblem] = []
     for info in msgspec.structs.fields(Operation):
         if info.name not in fields:
             if info.required:
-                flaws.append((info.name, f"Object missing required field `{info.name}`"))
+                problems.append((info.name, f"Object missing required field `{info.name}`"))
             continue
         value = fields[info.name]
         try:
@@ -205,9 +207,9 @@ def _type_flaws(given: bytes | str | Mapping[str, Any] | Operation) -> list[Flaw
             else:
                 msgspec.convert(value, info.type)
         except exactjson.DecodeFailure as error:
-            flaws.append((info.name, str(error)))
+            problems.append((info.name, str(error)))
     known = Operation.__struct_fields__
-    return flaws + [(str(name), f"Object contains unknown field `{name}`") for name in fields if name not in known]
+    return problems + [(str(name), f"Object contains unknown field `{name}`") for name in fields if name not in known]
 
 
 @lru_cache(maxsize=1_024)  # a request repeats a few entities many times
@@ -243,15 +245,15 @@ def inline(data: dict[str, Any], *, json_size: int) -> AttributeValue | None:
         return to_attribute(data)
     except Unstorable as error:
         first = (f"data{error.path}", error.why)
-        raise FieldError(*first, others=[flaw for flaw in _storage_flaws(data) if flaw != first]) from error
+        raise FieldError(*first, others=[problem for problem in _storage_problems(data) if problem != first]) from error
 
 
-def _storage_flaws(data: dict[str, Any]) -> list[Flaw]:
-    """Return the first flaws of the values that DynamoDB cannot hold; marshalling stops at the first of them."""
+def _storage_problems(data: dict[str, Any]) -> list[FieldProblem]:
+    """Return the first problems of the values that DynamoDB cannot hold; marshalling stops at the first of them."""
     return list(islice(_unstorable(data, "data", 1), _MOST_FLAWS))
 
 
-def _unstorable(value: Any, path: str, depth: int) -> Iterator[Flaw]:
+def _unstorable(value: Any, path: str, depth: int) -> Iterator[FieldProblem]:
     members: Iterable[tuple[Any, Any]] = ()
     shell: Any = value
     if isinstance(value, dict):

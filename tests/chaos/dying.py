@@ -16,7 +16,7 @@ from celery import current_task
 import mdstore.aws.dynamodb.client
 import mdstore.store.writer
 from mdstore.aws.blobs import Blobs
-from mdstore.aws.http import Answer
+from mdstore.aws.http import Response
 from mdstore.aws.json_protocol import JsonProtocol
 from mdstore.queue.broker.channel import Channel, Transport
 from mdstore.queue.results.backend import DynamoBackend
@@ -69,7 +69,7 @@ def _around_calls() -> None:
             _schedule.at("send", "before")
         return begin(self, operation, body)
 
-    def read_answer(operation: str, answer: Answer) -> Any:
+    def read_answer(operation: str, answer: Response) -> Any:
         if operation != _TRANSACT:
             return read(operation, answer)
         if answer.status != 200:

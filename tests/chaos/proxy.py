@@ -50,7 +50,7 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Response:
     """An answer of AWS. If `sent` is given, that many bytes of the body are sent before the connection is reset."""
 
     status: int
@@ -86,7 +86,7 @@ class Proxy:
 
     def __init__(self, upstream: str) -> None:
         self.on_call: Callable[[Call], Call] = lambda call: call
-        self.on_answer: Callable[[Call, Answer], Answer] = lambda _, answer: answer
+        self.on_answer: Callable[[Call, Response], Response] = lambda _, answer: answer
         self.answers: Counter[tuple[str, str]] = Counter()
         self.tokens: Counter[str] = Counter()
         self._bodies: dict[str, bytes] = {}
@@ -176,7 +176,7 @@ class Proxy:
             with self._lock:
                 self.under_way -= 1
 
-    def _answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer | None:
+    def _answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response | None:
         target = headers.get("X-Amz-Target", "")
         call = Call(
             name=target.rpartition(".")[2] or method,
@@ -203,13 +203,13 @@ class Proxy:
                 if self._bodies.setdefault(token, digest) != digest:
                     self.reused.append(token)
 
-    def _forward(self, call: Call) -> Answer | None:
+    def _forward(self, call: Call) -> Response | None:
         """Return the upstream's answer, or None if the connection broke before its end."""
         connection = http.client.HTTPConnection(self._upstream, timeout=60)
         try:
             connection.request(call.method, call.path, call.body, {**call.headers, "Connection": "close"})
             answer = connection.getresponse()
-            return Answer(status=answer.status, headers=answer.getheaders(), body=answer.read())
+            return Response(status=answer.status, headers=answer.getheaders(), body=answer.read())
         except (OSError, http.client.HTTPException):
             return None
         finally:
@@ -237,7 +237,7 @@ class FailAfterwards:
         self._applied = 0
         self.failed = 0
 
-    def __call__(self, call: Call, answer: Answer) -> Answer:
+    def __call__(self, call: Call, answer: Response) -> Response:
         if call.name != "TransactWriteItems" or answer.code != "ok":
             return answer
         with self._lock:
@@ -247,7 +247,7 @@ class FailAfterwards:
             self.failed += 1
         body = b'{"__type":"com.amazonaws.dynamodb.v20120810#InternalServerError","message":"after the fact"}'
         headers = [(name, value) for name, value in answer.headers if name.lower() != "x-amz-crc32"]
-        return Answer(status=500, headers=headers, body=body)
+        return Response(status=500, headers=headers, body=body)
 
 
 class ForgetTokens:
@@ -277,7 +277,7 @@ class SpoilReads:
         self._lock = threading.Lock()
         self.spoilt: Counter[str] = Counter()
 
-    def __call__(self, call: Call, answer: Answer) -> Answer:
+    def __call__(self, call: Call, answer: Response) -> Response:
         if call.name != "GET" or answer.status >= 300:
             return answer
         with self._lock:

@@ -14,7 +14,7 @@ from typing import Any
 
 from celery.app.trace import trace_task_ret
 
-from tests.chaos.proxy import Answer, Call, Proxy
+from tests.chaos.proxy import Call, Proxy, Response
 from tests.compat.corpus import Environment, Letter
 
 NOT_NOW = (503, "ServiceUnavailable")
@@ -57,12 +57,12 @@ class Post:
                 return call
             return replace(call, name=_REFUSED, method="GET", path="/_ministack/health", headers={}, body=b"")
 
-        def on_answer(call: Call, given: Answer) -> Answer:
+        def on_answer(call: Call, given: Response) -> Response:
             if call.name != _REFUSED:
                 return given
             status, code = answer
             body = json.dumps({"__type": f"com.amazonaws#{code}", "message": "by the recorder"}).encode()
-            return Answer(status=status, headers=[("Content-Type", "application/x-amz-json-1.0")], body=body)
+            return Response(status=status, headers=[("Content-Type", "application/x-amz-json-1.0")], body=body)
 
         former = self._proxy.on_call, self._proxy.on_answer
         self._proxy.on_call, self._proxy.on_answer = on_call, on_answer

@@ -12,11 +12,11 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from mdstore.aws.http import Answer, Body, ConcurrentCalls, SignedHttp
+from mdstore.aws.http import Body, ConcurrentCalls, Response, SignedHttp
 from mdstore.errors import Unavailable
 
 _PATIENCE = 60.0  # seconds; a thread that computes for longer hangs
-CallResult = Answer | Unavailable
+CallResult = Response | Unavailable
 
 
 class Killed(BaseException):
@@ -97,7 +97,7 @@ class GatedHttp(SignedHttp):
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
 
-    def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Answer:  # noqa: ARG002
+    def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Response:  # noqa: ARG002
         _, result = self._delivery.first_finished([_call(headers, body)])
         if isinstance(result, Unavailable):
             raise result

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from mdstore.aws.dynamodb.attributes import Item, from_item
-from mdstore.aws.http import Answer, SignedHttp
+from mdstore.aws.http import Response, SignedHttp
 from mdstore.errors import ConditionFailed, RequestRejected, TransactionCancelled
 from mdstore.model import Reason
 from tests.model.history import Commit, require
@@ -23,7 +23,7 @@ _ONE_OF = re.compile(r"(#\w+) IN \((:\w+), (:\w+)\)")
 class Service(Protocol):
     """A DynamoDB that takes an operation and a body in DynamoDB JSON, and returns an answer."""
 
-    def answer(self, operation: str, body: bytes) -> Answer:
+    def answer(self, operation: str, body: bytes) -> Response:
         """Carry out a call."""
 
     def forget(self) -> None:
@@ -76,7 +76,7 @@ class MemoryService:
     def forget(self) -> None:
         self._tokens.clear()
 
-    def answer(self, operation: str, body: bytes) -> Answer:
+    def answer(self, operation: str, body: bytes) -> Response:
         call = msgspec.json.decode(body)
         if len(call.get("TransactItems", ())) > self._actions or len(body) > self._size:
             return failure("ValidationException", message="more than a transaction may hold")
@@ -107,7 +107,7 @@ class RealService:
     def forget(self) -> None:
         """Do nothing: a real service cannot be told to forget its tokens."""
 
-    def answer(self, operation: str, body: bytes) -> Answer:
+    def answer(self, operation: str, body: bytes) -> Response:
         headers = ("Content-Type: application/x-amz-json-1.0", f"X-Amz-Target: DynamoDB_20120810.{operation}")
         return self._http.send(self._url, headers, body)
 
@@ -126,12 +126,12 @@ class RealService:
         require(answer.status == 200, f"{name}: {answer.body!r}")
 
 
-def json_answer(status: int, content: Any = None) -> Answer:
+def json_answer(status: int, content: Any = None) -> Response:
     """Return an answer in JSON."""
-    return Answer(status, [], msgspec.json.encode(content or {}))
+    return Response(status, [], msgspec.json.encode(content or {}))
 
 
-def failure(code: str, status: int = 400, **more: Any) -> Answer:
+def failure(code: str, status: int = 400, **more: Any) -> Response:
     """Return an error in DynamoDB's form."""
     return json_answer(
         status, {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "made by the model test", **more}
@@ -162,7 +162,7 @@ class Recorder:
     def forget(self) -> None:
         self._service.forget()
 
-    def answer(self, operation: str, body: bytes) -> Answer:
+    def answer(self, operation: str, body: bytes) -> Response:
         answer = self._service.answer(operation, body)
         # A second success of the same body had no effect: its token answered, else its receipt would have cancelled it.
         if operation == "TransactWriteItems" and answer.status == 200 and body not in self._bodies:

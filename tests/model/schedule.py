@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mdstore.aws.http import Answer
+from mdstore.aws.http import Response
 from mdstore.errors import Unavailable
 from tests.model.deliveries import Call, CallResult
 from tests.model.network import actions_of, failure
@@ -54,6 +54,6 @@ def no_answer() -> CallResult:
 
 def must_repeat(result: CallResult) -> bool:
     """Return whether the writer must repeat the call unchanged, because it did not take effect or may not have."""
-    if isinstance(result, Answer):
+    if isinstance(result, Response):
         return result.status >= 500 or b"Throttling" in result.body or b"TransactionConflict" in result.body
     return True

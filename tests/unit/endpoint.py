@@ -11,7 +11,7 @@ from botocore.credentials import ReadOnlyCredentials
 
 from mdstore.aws.retry import Retry
 
-Answer = tuple[int, bytes, dict[str, str]]
+Response = tuple[int, bytes, dict[str, str]]
 
 
 class FakeTime:
@@ -38,7 +38,7 @@ class Endpoint:
     """A server that gives scripted answers, repeats the last one, and records the requests and peers that it sees."""
 
     def __init__(self) -> None:
-        self.answers: list[Answer] = []
+        self.answers: list[Response] = []
         self.requests: list[tuple[dict[str, str], bytes]] = []
         self.lines: list[str] = []
         self.peers: set[tuple[str, int]] = set()
@@ -74,7 +74,7 @@ class Endpoint:
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def respond_with(self, *answers: tuple[int, Any] | Answer) -> None:
+    def respond_with(self, *answers: tuple[int, Any] | Response) -> None:
         self.answers = []
         for status, content, *rest in answers:
             text = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -10,7 +10,7 @@ import pytest
 
 from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.errors import InvalidRequest
-from mdstore.store.api_keys import BELIEVED, ApiKey, ApiKeys, Scope
+from mdstore.store.api_keys import CACHE_SECONDS, ApiKey, ApiKeys, Scope
 
 
 class Table:
@@ -91,7 +91,7 @@ def test_a_found_key_is_cached_for_a_minute(keys: ApiKeys, table: Table, clock: 
     """A found key is read from the table again only after a minute."""
     key = keys.create(source="erp", scopes=["read"])
     assert keys.find(key)
-    clock.now += BELIEVED - 0.001
+    clock.now += CACHE_SECONDS - 0.001
     assert keys.find(key)
     assert table.reads == 1
     clock.now += 0.001
@@ -130,7 +130,7 @@ def test_a_revoked_key_ends_here_at_once_and_in_other_processes_within_a_minute(
     assert keys.revoke(key) is True
     assert keys.find(key) is None
     assert elsewhere.find(key)
-    clock.now += BELIEVED
+    clock.now += CACHE_SECONDS
     assert elsewhere.find(key) is None
     assert keys.revoke(key) is False
 

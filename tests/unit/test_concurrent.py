@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.aws.concurrent import Call, Run, Task
-from mdstore.aws.http import Answer, Body, ConcurrentCalls, SignedHttp
+from mdstore.aws.http import Body, ConcurrentCalls, Response, SignedHttp
 from mdstore.errors import ConditionFailed, MdstoreError, RequestRejected, Unavailable
 from tests.unit.endpoint import FakeTime
 
@@ -22,7 +22,7 @@ class ScriptedCalls(ConcurrentCalls):
     `answer` decides by the call's body. `most` is the highest number of calls in flight.
     """
 
-    def __init__(self, answer: Callable[[bytes], Answer | Unavailable]) -> None:
+    def __init__(self, answer: Callable[[bytes], Response | Unavailable]) -> None:
         self._answer = answer
         self._in_flight: list[tuple[Any, bytes]] = []
         self.begun: list[bytes] = []
@@ -45,18 +45,18 @@ class ScriptedCalls(ConcurrentCalls):
         self.begun.append(body)
         self.most = max(self.most, len(self._in_flight))
 
-    def completed(self, timeout: float) -> list[tuple[Any, Answer | Unavailable]]:  # noqa: ARG002
+    def completed(self, timeout: float) -> list[tuple[Any, Response | Unavailable]]:  # noqa: ARG002
         if not self._in_flight:
             return []
         tag, body = self._in_flight.pop(0)
         return [(tag, self._answer(body))]
 
 
-def echo(body: bytes) -> Answer:
-    return Answer(200, [], body)
+def echo(body: bytes) -> Response:
+    return Response(200, [], body)
 
 
-def read(_: str, answer: Answer) -> Any:
+def read(_: str, answer: Response) -> Any:
     if answer.status == 400:
         raise ConditionFailed("no")
     return answer.body
@@ -131,7 +131,7 @@ def test_a_retryable_call_is_retried_with_the_same_bytes(time: FakeTime) -> None
     """A throttled call is sent again after a delay, without its task noticing, and other calls are made meanwhile."""
     failures = {b"busy": 3}
 
-    def answer(body: bytes) -> Answer | Unavailable:
+    def answer(body: bytes) -> Response | Unavailable:
         if failures.get(body, 0):
             failures[body] -= 1
             return Unavailable("not now", code="Throttling")
@@ -148,7 +148,7 @@ def test_each_call_has_a_backoff_of_its_own(time: FakeTime) -> None:
     seen: set[tuple[bytes, int]] = set()
     tries: dict[bytes, int] = {}
 
-    def answer(body: bytes) -> Answer | Unavailable:
+    def answer(body: bytes) -> Response | Unavailable:
         tries[body] = tries.get(body, 0) + 1
         seen.add((body, tries[body]))
         return echo(body) if tries[body] == 3 else Unavailable("not now", code="x")
@@ -160,7 +160,7 @@ def test_each_call_has_a_backoff_of_its_own(time: FakeTime) -> None:
 def test_the_last_retryable_error_before_the_deadline_is_raised(time: FakeTime) -> None:
     """The run waits for the calls in flight, and begins nothing more."""
 
-    def answer(body: bytes) -> Answer | Unavailable:
+    def answer(body: bytes) -> Response | Unavailable:
         return Unavailable("not now", code="x") if body == b"busy" else echo(body)
 
     concurrent_calls = ScriptedCalls(answer)
@@ -188,7 +188,7 @@ def test_an_error_is_raised_in_its_task(time: FakeTime) -> None:
             yield "Op", b"b"
         return "handled"
 
-    concurrent_calls = ScriptedCalls(lambda body: Answer(400, [], b"") if body == b"a" else echo(body))
+    concurrent_calls = ScriptedCalls(lambda body: Response(400, [], b"") if body == b"a" else echo(body))
     assert run([task()], concurrent_calls, time) == ["handled"]
 
 
@@ -201,7 +201,7 @@ def test_an_error_that_a_task_does_not_catch_ends_the_run(time: FakeTime, where:
             raise RequestRejected("made here", code="x")
         yield "Op", b"bad"
 
-    concurrent_calls = ScriptedCalls(lambda body: Answer(400, [], b"") if body == b"bad" else echo(body))
+    concurrent_calls = ScriptedCalls(lambda body: Response(400, [], b"") if body == b"bad" else echo(body))
     with pytest.raises(MdstoreError) as caught:
         run([calling(b"a", b"a2"), task(), calling(b"never")], concurrent_calls, time, in_flight=2)
     assert type(caught.value) is (RequestRejected if where == "task" else ConditionFailed)
@@ -214,11 +214,11 @@ def test_a_run_at_its_limit_does_not_spin(time: FakeTime) -> None:
     polled: list[float] = []
     failures = [True]
 
-    def answer(body: bytes) -> Answer | Unavailable:
+    def answer(body: bytes) -> Response | Unavailable:
         return Unavailable("not now", code="x") if body == b"busy" and failures.pop() else echo(body)
 
     class WatchedCalls(ScriptedCalls):
-        def completed(self, timeout: float) -> list[tuple[Any, Answer | Unavailable]]:
+        def completed(self, timeout: float) -> list[tuple[Any, Response | Unavailable]]:
             polled.append(timeout)
             return super().completed(timeout)
 

@@ -24,7 +24,7 @@ from mdstore.errors import (
     Unavailable,
 )
 from mdstore.local.emulator import free_port
-from tests.unit.endpoint import Answer, Endpoint, FakeTime, Keys
+from tests.unit.endpoint import Endpoint, FakeTime, Keys, Response
 
 
 def test_delays_double_up_to_the_cap() -> None:
@@ -118,7 +118,7 @@ def error_body(code: str, **more: Any) -> dict[str, Any]:
     return {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "text", **more}
 
 
-def failure(client: DynamoClient, endpoint: Endpoint, *answers: tuple[int, Any] | Answer) -> MdstoreError:
+def failure(client: DynamoClient, endpoint: Endpoint, *answers: tuple[int, Any] | Response) -> MdstoreError:
     endpoint.respond_with(*answers)
     with pytest.raises(MdstoreError) as caught:
         client.call("GetItem", {})

@@ -12,7 +12,7 @@ import pytest
 from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 
-from mdstore.aws.http import Answer, SignedHttp
+from mdstore.aws.http import Response, SignedHttp
 from mdstore.errors import ConfigurationError, Unavailable
 from mdstore.local.emulator import free_port
 from tests.unit.endpoint import Endpoint, Keys
@@ -125,7 +125,7 @@ def test_concurrent_calls_complete_with_their_tags(endpoint: Endpoint, http: Sig
             while concurrent_calls:
                 found += concurrent_calls.completed(5)
         assert sorted(tag for tag, _ in found) == list(range(8))
-        assert all(isinstance(answer, Answer) and answer.status == 200 for _, answer in found)
+        assert all(isinstance(answer, Response) and answer.status == 200 for _, answer in found)
     assert sorted(body for _, body in endpoint.requests) == sorted([b"%d" % tag for tag in range(8)] * 2)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mdstore.aws.http import Answer, ConcurrentCalls, SignedHttp
+from mdstore.aws.http import ConcurrentCalls, Response, SignedHttp
 from mdstore.errors import Unavailable
 from tests.unit.endpoint import Endpoint, Keys
 
@@ -85,7 +85,7 @@ def test_a_call_does_not_spin_above_1024_descriptors(http: SignedHttp, descripto
         concurrent_calls.start("tag", slow, (), b"body")
         asked, found = rounds(concurrent_calls, 5)
         cpu = time.process_time() - cpu
-    assert found == [("tag", Answer(200, found[0][1].headers, b"ok"))]
+    assert found == [("tag", Response(200, found[0][1].headers, b"ok"))]
     assert asked < 20
     assert cpu < _LATENCY / 2
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mdstore.aws.http import Answer
+from mdstore.aws.http import Response
 from mdstore.aws.json_protocol import Failure, JsonProtocol, failure
 
 
@@ -34,7 +34,7 @@ def test_a_call_names_its_operation_in_a_header(endpoint: str) -> None:
 )
 def test_an_error_has_a_code_and_a_message(body: dict[str, Any], code: str, message: str) -> None:
     """The code may have a prefix, and the message one of two names or none. The whole body is kept."""
-    assert failure("Op", Answer(400, [], json.dumps(body).encode())) == Failure(code, f"Op: {message}", body)
+    assert failure("Op", Response(400, [], json.dumps(body).encode())) == Failure(code, f"Op: {message}", body)
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_an_error_has_a_code_and_a_message(body: dict[str, Any], code: str, mess
 )
 def test_a_response_that_is_not_an_aws_error_is_judged_by_its_status(body: bytes) -> None:
     """It may come from a proxy, which has no error codes."""
-    assert failure("Op", Answer(502, [], body)) == Failure("HTTP502", "Op: no message", {})
+    assert failure("Op", Response(502, [], body)) == Failure("HTTP502", "Op: no message", {})

@@ -1,4 +1,4 @@
-"""What a bound model makes of data is what is stored, and all flaws of an operation are reported."""
+"""What a bound model makes of data is what is stored, and all problems of an operation are reported."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def stored(entity: str, data: dict[str, Any]) -> Any:
     return validator.read({"op": "insert", "entity": entity, "key": "k", "data": data})[0].data
 
 
-def flaws(operation: Any) -> list[tuple[str, str]]:
-    """All flaws of an operation."""
+def problems(operation: Any) -> list[tuple[str, str]]:
+    """All problems of an operation."""
     with pytest.raises(FieldError) as caught:
         validator.read(operation)
     error = caught.value
@@ -120,13 +120,13 @@ def test_a_model_that_allows_more() -> None:
 def test_a_number_that_json_lacks_is_refused(text: str) -> None:
     """A float that the model takes from text must be a number; it is not stored as null."""
     for field in ("weight", "price"):
-        found = flaws({"op": "insert", "entity": "product", "key": "k", "data": {field: text}})
+        found = problems({"op": "insert", "entity": "product", "key": "k", "data": {field: text}})
         assert found[0][0] == f"data.{field}"
 
 
 def test_all_flaws_are_reported() -> None:
-    """Flaws of the fields and of the model's fields come together, in a line and in a mapping."""
-    found = flaws(
+    """Problems of the fields and of the model's fields come together, in a line and in a mapping."""
+    found = problems(
         {
             "op": "insert", "entity": "product", "key": "", "expect_version": 0, "group": "",
             "data": {"price": "x", "Stock": "y", "sealed": {"size": 1, "more": 2}},
@@ -141,15 +141,15 @@ def test_all_wrong_types_are_reported() -> None:
     """Msgspec names the first wrong type; the others follow, with missing and unknown fields."""
     expected = {"op", "entity", "data", "sequence", "colour"}
     operation = {"op": "drop", "key": "k", "data": [], "sequence": "1", "colour": "red"}
-    assert {field for field, _ in flaws(operation)} == expected
+    assert {field for field, _ in problems(operation)} == expected
     line = b'{"op":"drop","key":"k","data":[],"sequence":"1","colour":"red"}'
-    assert {field for field, _ in flaws(line)} == expected
+    assert {field for field, _ in problems(line)} == expected
 
 
 def test_all_values_that_cannot_be_stored_are_reported() -> None:
     """Every value that DynamoDB cannot hold is named, up to twenty of them."""
     data = {"a": [0, 10**38 + 1], "b": {"c": float("nan"), "d": 1}, "e": {"f": b"x"}}
-    found = flaws({"op": "insert", "entity": "other", "key": "k", "data": data})
+    found = problems({"op": "insert", "entity": "other", "key": "k", "data": data})
     assert [field for field, _ in found] == ["data.a[1]", "data.b.c", "data.e.f"]
     many = {"op": "insert", "entity": "other", "key": "k", "data": {"a": [b"x"] * 1_000}}
-    assert len(flaws(many)) == 20
+    assert len(problems(many)) == 20

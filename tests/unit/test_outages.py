@@ -17,7 +17,7 @@ from kombu.message import Message
 from mdstore.aws.sqs import Failed
 from mdstore.errors import DeliveriesExhausted, DeploymentBroken, ResultNotRecorded, Unavailable
 from mdstore.queue.broker.publisher import Unsent
-from mdstore.queue.worker.outages import comes_again
+from mdstore.queue.worker.outages import is_redelivered
 from mdstore.queue.worker.request import SqsRequest
 from tests.unit.canvas import Canvas
 
@@ -240,6 +240,6 @@ def test_errors_survive_pickling(error: Exception) -> None:
     """They keep all their fields, because the worker's main process decides by them."""
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
-    assert comes_again(copy) == comes_again(error)
-    assert not comes_again(ValueError("its own"))
-    assert not comes_again(REFUSED)
+    assert is_redelivered(copy) == is_redelivered(error)
+    assert not is_redelivered(ValueError("its own"))
+    assert not is_redelivered(REFUSED)

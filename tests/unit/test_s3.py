@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.aws.clients import make_client
-from mdstore.aws.http import Answer, Body, SignedHttp
+from mdstore.aws.http import Body, Response, SignedHttp
 from mdstore.aws.s3 import READS, Objects, read_again
 from mdstore.errors import DeploymentBroken, IntegrityError, MdstoreError, NotFound, Unavailable
 from mdstore.settings import load_settings
@@ -58,10 +58,10 @@ class RecordingHttp(SignedHttp):
 
     requests: list[tuple[str, Sequence[str]]] = field(default_factory=list)
 
-    def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Answer:
+    def send(self, url: str, headers: Sequence[str] = (), body: Body = None) -> Response:
         assert body is None
         self.requests.append((url, headers))
-        return Answer(206, [], b"x")
+        return Response(206, [], b"x")
 
 
 def error_body(code: str) -> bytes:

@@ -236,9 +236,9 @@ def test_an_answer_that_is_cut_is_none(said: bytes) -> None:
         assert isinstance(ended(lambda: found.get("a", 0, 1), 15)[0], Unavailable)
         with found._http.concurrent_calls() as concurrent_calls:
             concurrent_calls.start(1, url, (), b"x")
-            while not (landed := concurrent_calls.completed(5)):
+            while not (completed_calls := concurrent_calls.completed(5)):
                 pass
-        assert isinstance(landed[0][1], Unavailable)
+        assert isinstance(completed_calls[0][1], Unavailable)
 
 
 # -- SQS

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from mdstore.aws.concurrent import Call, Run, Task
 from mdstore.aws.dynamodb.attributes import Item
-from mdstore.aws.http import Answer, SignedHttp
+from mdstore.aws.http import Response, SignedHttp
 from mdstore.aws.json_protocol import JsonProtocol, decode, encode, failure, is_retryable
 from mdstore.aws.retry import Retry
 from mdstore.errors import (
@@ -135,7 +135,7 @@ def transact(actions: bytes) -> Call:
     return "TransactWriteItems", b'{"TransactItems":%b,"ClientRequestToken":"%b"}' % (actions, token.encode())
 
 
-def _read(operation: str, answer: Answer) -> Any:
+def _read(operation: str, answer: Response) -> Any:
     """Return a response's body, or raise the error that it reports."""
     if answer.header(b"x-amz-crc32:") not in (None, b"%d" % zlib.crc32(answer.body)):
         raise Unavailable("the response was damaged in transit", code="ChecksumMismatch")
@@ -150,7 +150,7 @@ def _read(operation: str, answer: Answer) -> Any:
     return body
 
 
-def _error(operation: str, answer: Answer) -> MdstoreError:
+def _error(operation: str, answer: Response) -> MdstoreError:
     code, message, body = failure(operation, answer)
     if code == "TransactionCanceledException":
         return _cancelled(body.get("CancellationReasons") or [], message)

@@ -60,7 +60,7 @@ from mdstore.queue.results.canvas import (
 from mdstore.queue.results.chord_state import ChordState, ChordStates
 from mdstore.queue.results.results import DynamoResults
 from mdstore.queue.results.shard import Part
-from mdstore.queue.worker.outages import comes_again
+from mdstore.queue.worker.outages import is_redelivered
 
 logger = get_logger(__name__)
 
@@ -105,7 +105,7 @@ class DynamoBackend(DynamoResults):
 
         Store nothing if the message will be delivered again, because then the task has not failed yet.
         """
-        if comes_again(exc) and self._is_acknowledged_late(request):
+        if is_redelivered(exc) and self._is_acknowledged_late(request):
             return
         with _recording_errors():
             super().mark_as_failure(task_id, exc, traceback, request, store_result or is_chord_part(request), **kwargs)

@@ -8,7 +8,7 @@ from mdstore.errors import ResultNotRecorded
 from mdstore.queue.broker.publisher import Unsent
 
 
-def comes_again(error: object) -> bool:
+def is_redelivered(error: object) -> bool:
     """Return whether SQS redelivers a task's message after `error`. Any other error is the task's own failure."""
     if isinstance(error, Reject):  # Celery raises this for a retry that could not be sent
         error = error.reason

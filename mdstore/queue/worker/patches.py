@@ -16,7 +16,7 @@ from celery.concurrency.asynpool import AsynPool, gen_not_started
 from celery.utils.log import get_logger
 from celery.utils.serialization import get_pickleable_exception
 
-from mdstore.queue.worker.outages import comes_again
+from mdstore.queue.worker.outages import is_redelivered
 
 logger = get_logger(__name__)
 
@@ -62,7 +62,7 @@ def _handle_failure(self: TraceInfo, task: Any, req: Any, **kwargs: Any) -> Exce
     `task_failure`. The worker's main process gives the message back, as it does for any such error.
     """
     error = self.retval
-    if not comes_again(error) or not task.acks_late or req.is_eager:
+    if not is_redelivered(error) or not task.acks_late or req.is_eager:
         return _celery_handle_failure(self, task, req, **kwargs)
     self.state = states.REJECTED
     return ExceptionInfo((type(error), get_pickleable_exception(error), error.__traceback__))

@@ -12,7 +12,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from mdstore.errors import DeliveriesExhausted
-from mdstore.queue.worker.outages import comes_again
+from mdstore.queue.worker.outages import is_redelivered
 from mdstore.queue.worker.patches import RECORDS_REJECTION
 
 logger = get_logger(__name__)
@@ -59,7 +59,7 @@ class SqsRequest(Request):
         If the infrastructure failed and the message is not acknowledged yet, give it back, to be delivered again.
         """
         self._failure = exc_info
-        if comes_again(self._error()) and not self.acknowledged:
+        if is_redelivered(self._error()) and not self.acknowledged:
             task_ready(self)
             return self.reject(requeue=True)
         return super().on_failure(exc_info, *args, **kwargs)
@@ -102,7 +102,7 @@ class SqsRequest(Request):
     def _record_failure(self) -> None:
         """Record the task as failed, because it will not run again; this tells everyone who waits for its result."""
         error = self._error() if self._failure is not None else WorkerLostError(self._reason())
-        if comes_again(error):
+        if is_redelivered(error):
             error = DeliveriesExhausted(self._reason())
         self.task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
 

@@ -150,7 +150,7 @@ EXACT: dict[str, Any] = {
     "control": "".join(map(chr, range(1, 32))) + "\x7f\u2028",
     "empty": "",
     "decomposed": "e\u0301 \u1e9b\u0323 \u212b",
-    "nested": {"": [], "a": {}, "b": [None, True, False, {"c": [[[]]]}]},
+    "nested": {" ": [], "a": {}, "b": [None, True, False, {"c": [[[]]]}]},
 }
 
 

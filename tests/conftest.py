@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-#: Files that take half a minute and more, the longest first.
+#: Files that take half a minute and more, the longest first. A long file that starts late keeps one process busy alone.
 LONGEST = (
     "chaos/test_faults.py",
-    "integration/test_transport.py",
     "acceptance/test_faults.py",
-    "chaos/test_kills.py",
+    "integration/test_transport.py",
+    "integration/test_several_queues.py",
     "integration/test_remote_control.py",
-    "integration/test_queue.py",
-    "acceptance/test_wheel.py",
-    "acceptance/test_examples.py",
-    "compat/test_replay.py",
     "acceptance/test_main_job.py",
-    "acceptance/test_inputs.py",
-    "acceptance/test_memory.py",
-    "acceptance/test_up.py",
     "model/test_model.py",
-    "chaos/test_hostile.py",
+    "integration/test_queue.py",
+    "acceptance/test_memory.py",
+    "acceptance/test_wheel.py",
+    "acceptance/test_manners.py",
     "browser/test_flower.py",
+    "acceptance/test_up.py",
+    "integration/test_repeats.py",
+    "chaos/test_kills.py",
+    "integration/test_text.py",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -33,6 +34,11 @@ LONGEST = (
 def pytest_configure() -> None:
     """Hide stacks that run on this machine, those of other test processes too: commands look for one in this directory."""
     os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="mdstore-tests-")
+
+
+def pytest_unconfigure() -> None:
+    """Delete that directory."""
+    shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 
 @pytest.hookimpl(optionalhook=True)

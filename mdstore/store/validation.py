@@ -156,10 +156,8 @@ def _field_problems(operation: Operation) -> list[FieldProblem]:
     """Return the problems of an operation whose fields have the right types. Its data is checked elsewhere."""
     spec = OPERATIONS[operation.op]
     problems = _problems_of(check_entity, operation.entity) + _problems_of(check_key, operation.key)
-    if spec.needs_data and operation.data is None:
-        problems.append(("data", f"{operation.op} needs a JSON object"))
-    if not spec.needs_data and operation.data is not None:
-        problems.append(("data", f"{operation.op} takes none"))
+    if spec.needs_data != (operation.data is not None):
+        problems.append(("data", f"{operation.op} {'needs a JSON object' if spec.needs_data else 'takes none'}"))
     version, sequence = operation.expect_version, operation.sequence
     if version is not None and (not spec.takes_version or not 1 <= version <= MAX_SEQUENCE):
         problems.append(("expect_version", f"must be between 1 and 10^37{_WITHOUT_VERSION}"))

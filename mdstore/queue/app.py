@@ -20,6 +20,7 @@ from mdstore.aws.sqs import Sqs
 from mdstore.log import event
 from mdstore.queue.broker.claim_check import ClaimChecks
 from mdstore.queue.broker.dead_letters import dead_letter
+from mdstore.queue.broker.envelope import Malformed
 from mdstore.queue.broker.publisher import BatchPublisher
 from mdstore.queue.control.reaper import Reaper
 from mdstore.queue.control.topics import Topics
@@ -157,6 +158,7 @@ class SqsApp(Celery):
             "uri": f"sqs://{settings.region} ({where(settings, 'sqs')})",
             "sqs": self._sqs,
             "publisher": self.publisher,
+            "admit": self.admit,
             "dead_letter": self.dead_letter,
             "fail_unexecuted": self.fail_unexecuted,
             "max_receives": settings.max_receives,
@@ -244,6 +246,25 @@ class SqsApp(Celery):
         event(
             "message.dead_lettered", level=logging.ERROR, task=task, receives=receives, error=reason.partition("\n")[0]
         )
+
+    def admit(self, task: str, canvas: Any) -> None:  # noqa: ARG002
+        """Raise `Malformed` for a message whose task, or whose canvas (what runs after it), this app's workers do not execute.
+
+        `celery.chord_unlock` polls a chord for as long as its message asks. No result backend of these apps uses it.
+        """
+        if task == "celery.chord_unlock":
+            raise Malformed(f"the task {task!r} is off: the result backend completes chords itself")
+
+    def prepared(self, canvas: Any) -> Any:
+        """Return what to send in place of a canvas (signatures, in lists or alone) that is about to be sent or stored."""
+        return canvas
+
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, *others: Any, **options: Any) -> Any:
+        """Send a task. What follows it is prepared first."""
+        for part in ("link", "link_error", "chain", "chord"):
+            if options.get(part):
+                options[part] = self.prepared(options[part])
+        return super().send_task(name, args, kwargs, *others, **options)
 
     def fail_unexecuted(self, text: str, error: Exception) -> None:
         """Fail the task of a message, given as its text, that no worker can execute. Raises errors of AWS."""

@@ -85,17 +85,7 @@ class Ingestor:
         or its lease is over, or with `republish`; publishing again is harmless for 14 days. An older request is never published
         again: it raises `RequestConflict`, unless the ledger knows that it is completed.
         """
-        given_id = request_id
-        request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
-        check_source(source)
-        builder = PayloadBuilder(
-            validator=self._validator, settings=self._settings, newest_wins=newest_wins, clock=self._clock
-        )
-        with closing(builder):
-            problems = _add(builder, operations, on_invalid)
-            if problems and given_id is None:
-                problems.raise_all()
-            reference, header, new = self._stored(request_id, source, builder, problems)
+        reference, header, new = self._store(operations, request_id, source, on_invalid, newest_wins)
         if not new and self._may_skip_publishing(reference, republish=republish):
             return _accepted(reference, header, new=False)
         try:
@@ -106,6 +96,19 @@ class Ingestor:
             raise
         self._record_accepted(reference, header)
         return _accepted(reference, header, new=new, published=published)
+
+    def prepare(
+        self,
+        operations: Iterable[OperationInput],
+        *,
+        request_id: str | None = None,
+        source: str = "default",
+        on_invalid: OnInvalid = "raise",
+        newest_wins: bool = False,
+    ) -> Reference:
+        """Store `operations` as `accept` does, and return the reference that whoever publishes the request later must send."""
+        reference, _, _ = self._store(operations, request_id, source, on_invalid, newest_wins)
+        return reference
 
     def status(self, request_id: str) -> RequestStatus:
         """Return the state of a request, with the counts so far. Raises `NotFound`."""
@@ -132,6 +135,27 @@ class Ingestor:
                 counts=early,
                 accepted_at=float(header.created_at),
             )
+
+    def _store(
+        self,
+        operations: Iterable[OperationInput],
+        request_id: str | None,
+        source: str,
+        on_invalid: OnInvalid,
+        newest_wins: bool,
+    ) -> tuple[Reference, Header, bool]:
+        """Store a request's payload. Return its reference, its header, and whether it was stored now."""
+        given_id = request_id
+        request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
+        check_source(source)
+        builder = PayloadBuilder(
+            validator=self._validator, settings=self._settings, newest_wins=newest_wins, clock=self._clock
+        )
+        with closing(builder):
+            problems = _add(builder, operations, on_invalid)
+            if problems and given_id is None:
+                problems.raise_all()
+            return self._stored(request_id, source, builder, problems)
 
     def _stored(
         self, request_id: str, source: str, builder: PayloadBuilder, problems: _Problems

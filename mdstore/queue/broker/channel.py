@@ -62,9 +62,10 @@ class Channel(FanoutChannel):
     """Connects kombu to SQS. It reads these transport options besides those of kombu.
 
     `sqs`, `claim_checks` and `delayed_table` are functions that return the objects of the calling process. `publisher` is the
-    app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason, and `fail_unexecuted`
-    fails its task. `max_receives` is the number of the last delivery. `ahead` is how many messages the worker may hold for each
-    one that it can work on at a time. `weights` are the queues' shares of a worker.
+    app's batch publisher. `admit` raises `Malformed` for a task or a canvas that no message may name. `dead_letter` stores a
+    message that must not be executed, with its reason, and `fail_unexecuted` fails its task. `max_receives` is the number of
+    the last delivery. `ahead` is how many messages the worker may hold for each one that it can work on at a time. `weights`
+    are the queues' shares of a worker.
     """
 
     QoS = QoS
@@ -276,8 +277,9 @@ class Channel(FanoutChannel):
         text = message.body
         try:
             text = self.text_of(message)
-            check(text, received=True)
+            canvas = check(text, received=True)
             payload: dict[str, Any] = _decode(text)
+            self.transport_options.get("admit", _admit_all)(payload["headers"]["task"], canvas)
             if self._put_back(queue, message, payload):
                 return None
         except (Malformed, IntegrityError, InvalidRequest) as error:
@@ -415,6 +417,10 @@ class Channel(FanoutChannel):
             logger.exception("a message could not be dead-lettered: %s", reason)
             return False
         return True
+
+
+def _admit_all(_task: str, _canvas: dict[str, Any]) -> None:
+    """Admit a message: without an app, no task is off."""
 
 
 def _report_to_nobody(_text: str, _error: Exception) -> None:

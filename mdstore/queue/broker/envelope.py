@@ -22,8 +22,6 @@ from mdstore.queue.broker.canvas import PARTS
 #: Matches text in one line. A line break in a name would forge a line in the worker's log.
 _LINE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500, pattern=_LINE)]
-#: The name that logs show instead of the task's.
-Shadow = Annotated[str, msgspec.Meta(pattern=_LINE)]
 #: A time limit in seconds, at least 1: killing a process that is still reading its message can take down the whole pool.
 Limit = Annotated[float, msgspec.Meta(ge=1)]
 #: A group index. It is bounded, because the state of a chord has a shard for each 200 indexes.
@@ -45,7 +43,6 @@ class Headers(msgspec.Struct):
     root_id: Name | None = None
     parent_id: Name | None = None
     group: Name | None = None
-    shadow: Shadow | None = None
     group_index: Index | None = None
     retries: int | None = None
     eta: str | None = None

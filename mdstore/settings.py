@@ -31,6 +31,7 @@ AWS_NAMES: Mapping[str, tuple[str, ...]] = {
     "endpoint_url_s3": ("AWS_ENDPOINT_URL_S3",),
     "endpoint_url_dynamodb": ("AWS_ENDPOINT_URL_DYNAMODB",),
     "endpoint_url_sns": ("AWS_ENDPOINT_URL_SNS",),
+    "endpoint_url_secretsmanager": ("AWS_ENDPOINT_URL_SECRETS_MANAGER",),
     "aws_profile": ("AWS_PROFILE",),
     "aws_access_key_id": ("AWS_ACCESS_KEY_ID",),
     "aws_secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
@@ -38,7 +39,7 @@ AWS_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 #: Old names that are still read, from the environment and from the file.
 FORMER_NAMES: Mapping[str, str] = {"due_table": "delayed_table"}
-SECRETS = frozenset({"aws_secret_access_key", "aws_session_token"})
+SECRETS = frozenset({"aws_secret_access_key", "aws_session_token", "signing_keys"})
 # Dummy keys keep boto3 from searching for credentials; the emulator accepts any keys.
 # The wait time is short because the emulator continues a long poll after its client has gone, and then loses a message.
 _LOCAL = {"region": "us-east-1", "aws_access_key_id": "local", "aws_secret_access_key": "local", "wait_time": 1}
@@ -58,6 +59,7 @@ def _split_weights(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Keys = Annotated[tuple[Annotated[str, Field(min_length=32)], ...], BeforeValidator(_split)]
 Weights = Annotated[
     dict[Annotated[str, Field(min_length=1)], Annotated[int, Field(ge=1, le=1_000)]], BeforeValidator(_split_weights)
 ]
@@ -95,6 +97,7 @@ class Settings(BaseModel):
     endpoint_url_s3: Endpoint = None
     endpoint_url_dynamodb: Endpoint = None
     endpoint_url_sns: Endpoint = None
+    endpoint_url_secretsmanager: Endpoint = None
 
     # -- Names of AWS resources. An empty name gets a default that begins with the namespace.
 
@@ -143,6 +146,10 @@ class Settings(BaseModel):
     wait_time: int = Field(default=10, ge=1, le=20)  # the duration of one long poll
     # A queue's share of a worker's room while several of its queues have a backlog. Queues that are not named have weight 1.
     queue_weights: Weights = {}
+    # Messages are signed with the first key, and accepted with either; or with the key in a secret of Secrets Manager.
+    signing_keys: Keys = Field(default=(), max_length=2, repr=False)
+    signing_secret: str | None = None  # its name or ARN
+    require_signatures: bool = True  # where there is a key: unsigned messages are not executed
     remote_control: bool = True  # workers take commands (celery inspect, celery control, Flower)
     events: bool = True  # workers report their tasks (celery events, Flower)
 
@@ -177,6 +184,13 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        if self.signing_keys and self.signing_secret:
+            expected = "no value where there are signing_keys"
+            raise ConfigurationError(key="signing_secret", value=self.signing_secret, expected=expected)
+        return self
+
+    @model_validator(mode="after")
     def _check_prefixes(self) -> Self:
         if self.claim_prefix in (self.payload_prefix, self.blob_prefix):
             expected = "a prefix of its own: objects under it expire"
@@ -188,7 +202,7 @@ class Settings(BaseModel):
         """Seconds after which a request without a sign of work counts as abandoned: by then no task can still be running."""
         return self.task_time_limit + self.visibility_timeout
 
-    def endpoint(self, service: Literal["sqs", "s3", "dynamodb", "sns"]) -> str | None:
+    def endpoint(self, service: Literal["sqs", "s3", "dynamodb", "sns", "secretsmanager"]) -> str | None:
         """Return the URL of `service`, or None for AWS's own endpoint."""
         own: str | None = getattr(self, f"endpoint_url_{service}")
         return own or self.endpoint_url
@@ -230,7 +244,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **arguments: object)
 
 
 def _shown(key: str, value: object) -> object:
-    return "********" if key in SECRETS else (value if key != "settings" else "...")
+    return "********" if key.partition(".")[0] in SECRETS else (value if key != "settings" else "...")
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from celery import Celery, _state
@@ -18,6 +19,7 @@ from kombu.utils.objects import cached_property
 from mdstore.aws.clients import AwsClients
 from mdstore.aws.sqs import Sqs
 from mdstore.log import event
+from mdstore.queue.broker.authentication import Authenticator, FixedKeys, Keys, SecretKeys
 from mdstore.queue.broker.claim_check import ClaimChecks
 from mdstore.queue.broker.dead_letters import dead_letter
 from mdstore.queue.broker.envelope import Malformed
@@ -40,6 +42,7 @@ class _Parts(NamedTuple):
     aws: AwsClients
     claim_checks: ClaimChecks
     delayed_table: DelayedTable
+    authenticator: Authenticator | None
 
 
 #: Parameters of `celery.Celery` that are keys of its configuration under other names.
@@ -150,6 +153,9 @@ class SqsApp(Celery):
     def _delayed_table(self) -> DelayedTable:
         return self.delayed_table
 
+    def _authenticator(self) -> Authenticator | None:
+        return self._own_parts.authenticator
+
     @cached_property  # type: ignore[untyped-decorator]
     def _transport_parts(self) -> dict[str, Any]:
         """Return the objects that channels use. kombu compares connections by them, so each exists once."""
@@ -165,6 +171,8 @@ class SqsApp(Celery):
             "claim_checks": self._claim_checks,
             "delayed_table": self._delayed_table,
         }
+        if settings.signing_keys or settings.signing_secret:
+            parts["authenticator"] = self._authenticator
         if settings.remote_control or settings.events:
             parts |= {"topics": self.topics, "reaper": Reaper(self.topics)}
         return parts
@@ -205,7 +213,8 @@ class SqsApp(Celery):
                 threshold=settings.claim_threshold,
                 max_bytes=settings.max_claim_bytes,
             )
-            self._parts = _Parts(aws, claim_checks, DelayedTable(dynamo=aws.dynamo, table=settings.delayed_table))
+            table = DelayedTable(dynamo=aws.dynamo, table=settings.delayed_table)
+            self._parts = _Parts(aws, claim_checks, table, _authenticator(settings, aws))
         return self._parts
 
     @cached_property  # type: ignore[untyped-decorator]
@@ -273,6 +282,16 @@ class SqsApp(Celery):
     def warm_up(self) -> None:
         """Build what tasks use. A worker's child process calls this before its first message."""
         _ = self.aws
+
+
+def _authenticator(settings: Settings, aws: AwsClients) -> Authenticator | None:
+    """Return what signs and verifies messages, or None if the settings name no key."""
+    keys: Keys = FixedKeys(settings.signing_keys)
+    if settings.signing_secret:
+        keys = SecretKeys(partial(aws.secret_versions, settings.signing_secret))
+    elif not settings.signing_keys:
+        return None
+    return Authenticator(keys, required=settings.require_signatures)
 
 
 def create_app(

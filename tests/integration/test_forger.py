@@ -40,9 +40,12 @@ class Site:
 
     def send(self, *messages: Json) -> None:
         """Send forged messages."""
-        sqs = self.client.store.aws.sqs
         for message in messages:
-            sqs.send_message(QueueUrl=self._url(self.client.settings.queue), MessageBody=json.dumps(message))
+            self.send_text(json.dumps(message))
+
+    def send_text(self, text: str) -> None:
+        """Send a text as it is."""
+        self.client.store.aws.sqs.send_message(QueueUrl=self._url(self.client.settings.queue), MessageBody=text)
 
     def reason_for(self, mark: str) -> str:
         """Wait for the dead letter whose body has a text, and return its reason."""

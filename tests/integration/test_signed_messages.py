@@ -15,6 +15,7 @@ from mdstore.client import Client
 from mdstore.local.emulator import EmbeddedAws
 from mdstore.model import State
 from mdstore.provision import provision
+from mdstore.queue.broker.authentication import Authenticator, FixedKeys
 from mdstore.settings import load_settings
 from mdstore.tasks import create_store_app
 from tests.integration.test_forger import OPERATION, WAYS, Site, mark_of, message, nothing_happened
@@ -68,10 +69,11 @@ def test_an_unsigned_message_is_dead_lettered_for_that(site: Site, way: str) -> 
 def test_a_message_that_another_key_signed_or_that_was_changed_is_dead_lettered(site: Site, environ: Environ) -> None:
     """Also a signed message for another queue."""
     genuine = json.dumps(message("echo", 1))
-    signed = site.client.app._authenticator().sign(genuine, site.client.settings.queue)
-    elsewhere = site.client.app._authenticator().sign(genuine, "another-queue")
+    authenticator = Authenticator(FixedKeys((KEY,)), required=True)
+    signed = authenticator.sign(genuine, site.client.settings.queue)
+    elsewhere = authenticator.sign(genuine, "another-queue")
     for text in (signed.replace("[1]", "[2]"), elsewhere):
-        site.send(json.loads(text))
+        site.send_text(text)
         assert "is not signed with a key of this app" in site.reason_for(json.loads(text)["mdstore-mac"])
         site.letters.clear()
     forger = client_of(environ, MDSTORE_SIGNING_KEYS=OTHER)

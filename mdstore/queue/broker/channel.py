@@ -122,7 +122,7 @@ class Channel(FanoutChannel):
             url = self._new_queue(queue)
             store: Callable[[str], str] = partial(self.claim_checks.store, due=due)
             if (authenticator := self.authenticator) is not None:
-                store = partial(_signed, authenticator, self.canonical_queue_name(queue), store)
+                store = partial(_signed, authenticator, self.destination_of(queue), store)
             entry = entry_of(queue, message, store=store, now=now)
             if due is not None:
                 table: DelayedTable = self.transport_options["delayed_table"]()
@@ -280,7 +280,7 @@ class Channel(FanoutChannel):
             return self.open_broadcast(queue, message)
         text = message.body
         try:
-            text = self.authenticated(message, self.canonical_queue_name(queue))
+            text = self.authenticated(queue, message)
             text = self.text_of(text)
             canvas = check(text, received=True)
             payload: dict[str, Any] = _decode(text)

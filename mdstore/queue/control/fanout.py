@@ -115,13 +115,21 @@ class FanoutChannel(SQS.Channel):
         authenticator: Authenticator | None = found() if found else None
         return authenticator
 
-    def authenticated(self, message: Message, destination: str) -> str:
-        """Return the body of a message for a queue or topic, without its signature, which is verified if there is a key.
+    def authenticated(self, queue: str, message: Message) -> str:
+        """Return the body of a message of a queue, without its signature, which is verified if there is a key.
 
         Raises `Unauthenticated`, `Unavailable` or `DeploymentBroken`.
         """
         authenticator = self.authenticator
-        return authenticator.verify(message.body, destination) if authenticator else unsigned(message.body)
+        if authenticator is None:
+            return unsigned(message.body)
+        return authenticator.verify(message.body, self.destination_of(queue))
+
+    def destination_of(self, queue: str) -> str:
+        """Return the name for which a queue's messages are signed: that of its topic if it has one, else its SQS name."""
+        topics = {Kind.CONTROL: self.topics.control, Kind.EVENTS: self.topics.events} if self.topics else {}
+        kind = self.kind_of(queue)
+        return topics[kind] if kind in topics else self.canonical_queue_name(queue)
 
     def text_of(self, body: str) -> str:
         """Return a message's text, from S3 if its body is a pointer. Raises `IntegrityError` or `Unavailable`."""
@@ -145,9 +153,8 @@ class FanoutChannel(SQS.Channel):
         topics, kind = self.topics, self.kind_of(queue)
         if not (topics and kind):
             return None
-        destination = {Kind.CONTROL: topics.control, Kind.EVENTS: topics.events}.get(kind) or topics.name_of(queue)
         try:
-            body = self.authenticated(message, destination)
+            body = self.authenticated(queue, message)
             # Answers are sent like tasks, so large ones are in S3. Commands and events come over SNS, which takes 256 KiB.
             text = self.text_of(body) if kind is Kind.REPLY else body
             return unwrap(kind, text, tag=message.message_id, reply_exchange=topics.reply_exchange)

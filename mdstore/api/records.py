@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -42,7 +43,7 @@ _position_decoder = msgspec.json.Decoder(_Position)
     },
 )
 def record(
-    client: TheClient, _: Reader, entity: str, key: str, if_none_match: Annotated[str | None, Header()] = None
+    client: TheClient, _: Reader, entity: str, key: str, if_none_match: Annotated[list[str] | None, Header()] = None
 ) -> Response:
     """Read one record."""
     check_entity(entity)
@@ -84,9 +85,9 @@ def _record_json(found: Record) -> dict[str, Any]:
     }
 
 
-def _matches(if_none_match: str | None, etag: str) -> bool:
-    """Return whether the header contains `etag`, by the weak comparison that RFC 9110 (13.1.2) requires."""
-    names = {name.strip().removeprefix("W/") for name in (if_none_match or "").split(",")}
+def _matches(if_none_match: Sequence[str] | None, etag: str) -> bool:
+    """Return whether the header's lines contain `etag`, by the weak comparison that RFC 9110 (13.1.2) requires."""
+    names = {name.strip().removeprefix("W/") for name in ",".join(if_none_match or ()).split(",")}
     return etag in names or names == {"*"}
 
 

@@ -16,9 +16,10 @@ from starlette.responses import Response
 
 from mdstore.api import answers, body, models, problems
 from mdstore.api.auth import Reader, TheClient, Writer
+from mdstore.api.waiting import Waiting
 from mdstore.client import Client
-from mdstore.errors import DeploymentBroken, InvalidRequest, NotFound, Unavailable
-from mdstore.model import FINAL_STATES, check_request_id
+from mdstore.errors import InvalidRequest, NotFound
+from mdstore.model import check_request_id
 from mdstore.store import ledger
 from mdstore.store.api_keys import ApiKey, Scope
 from mdstore.store.outcomes import Only
@@ -26,7 +27,6 @@ from mdstore.store.outcomes import Only
 router = APIRouter(tags=["requests"])
 #: The most requests encoded at once. Each takes memory for its largest operation, or for its whole JSON body.
 SUBMIT_THREADS = 8
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds between two reads of the state, while a call waits
 
 _EXAMPLE = {"op": "upsert", "entity": "airport", "key": "KJFK", "data": {"name": "John F. Kennedy"}}
 _BODY = {
@@ -92,7 +92,10 @@ async def submit(
         await anyio.to_thread.run_sync(submit_one, limiter=request.app.state.submit_threads)
     status_url = request.scope.get("root_path", "") + status_path(request_id)
     headers = {"Location": status_url}
-    final = await _wait_until_final(request, client, request_id, wait) if wait else None
+    waiting: Waiting = request.app.state.waiting
+    final = (
+        await waiting.until_final(request_id, seconds=wait, is_disconnected=request.is_disconnected) if wait else None
+    )
     if final is None:
         return answers.json({"request_id": request_id, "status_url": status_url}, 202, headers)
     return answers.json({**final.summary(), "status_url": status_url}, 200, headers)
@@ -151,9 +154,10 @@ def status_path(request_id: str) -> str:
 def _request_id(source: str, idempotency_key: str | None) -> str:
     if idempotency_key is None:
         return f"{source}:{uuid.uuid4()}"
+    key = _unquoted(idempotency_key)
     try:
-        if idempotency_key:
-            return check_request_id(f"{source}:{idempotency_key}")
+        if key:
+            return check_request_id(f"{source}:{key}")
     except InvalidRequest:
         pass
     longest = 199 - len(source)
@@ -161,32 +165,13 @@ def _request_id(source: str, idempotency_key: str | None) -> str:
     raise InvalidRequest(field="Idempotency-Key", value=idempotency_key, expected=expected)
 
 
+def _unquoted(key: str) -> str:
+    """Return the content of a key in quotes, as in the IETF's draft of the header, or the key as it stands."""
+    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
+
+
 def _submit(client: Client, file: IO[bytes], form: body.Form, **options: Any) -> None:
     client.ingest.accept(body.operations(file, form), **options)
-
-
-async def _wait_until_final(
-    request: Request, client: Client, request_id: str, wait: float
-) -> ledger.RequestStatus | None:
-    """Return the request's status when it is final, or None after `wait` seconds or when the client has disconnected."""
-    pause = _FIRST_PAUSE
-    with anyio.move_on_after(wait):
-        while not await request.is_disconnected():
-            found = await anyio.to_thread.run_sync(_if_final, client, request_id, abandon_on_cancel=True)
-            if found is not None:
-                return found
-            await anyio.sleep(pause)
-            pause = min(_LONGEST_PAUSE, pause * 1.5)
-    return None
-
-
-def _if_final(client: Client, request_id: str) -> ledger.RequestStatus | None:
-    # The request is durable. Failing to read its state must not turn the response into an error.
-    try:
-        found = client.store.ledger.get(request_id)
-    except (NotFound, Unavailable, DeploymentBroken):
-        return None
-    return found if found.state in FINAL_STATES else None
 
 
 def _visible_request(client: Client, key: ApiKey, request_id: str) -> ledger.RequestStatus:

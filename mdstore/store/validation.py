@@ -138,7 +138,8 @@ class Validator:
         except msgspec.ValidationError as error:
             raise _type_error(error, _type_problems(given)) from error
         except (*exactjson.DecodeFailure, TypeError) as error:
-            raise FieldError("line", f"not a JSON object of an operation: {error}") from error
+            why = exactjson.explain(given, error, with_line=False) if isinstance(given, bytes | str) else error
+            raise FieldError("line", f"not a JSON object of an operation: {why}") from error
 
     def _check_size(self, size: int) -> None:
         if size > self._max_record_bytes:

@@ -68,7 +68,7 @@ def _flaw(text: bytes, error: Exception) -> tuple[int | None, str]:
         return None, "nested too deeply"
     why = str(error)
     if why == "Input data was truncated":
-        return len(text), "the text ends too early"
+        return len(text.rstrip()), "the text ends too early"
     found = _MALFORMED.fullmatch(why)
     if found is None:
         return None, why

@@ -41,7 +41,7 @@ AWS_NAMES: Mapping[str, tuple[str, ...]] = {
 FORMER_NAMES: Mapping[str, str] = {"due_table": "delayed_table"}
 SECRETS = frozenset({"aws_secret_access_key", "aws_session_token"})
 _MASK = "********"
-_PASSWORD = re.compile(r"^((?:\w+://)?[^:/@]*):.*@")  # of a URL
+_PASSWORD = re.compile(r"((?:\w+://|^)[^\s:/@]*):\S*@")  # of a URL, whose scheme may be missing
 # Dummy keys keep boto3 from searching for credentials; the emulator accepts any keys.
 # The wait time is short because the emulator continues a long poll after its client has gone, and then loses a message.
 _LOCAL = {"region": "us-east-1", "aws_access_key_id": "local", "aws_secret_access_key": "local", "wait_time": 1}
@@ -234,7 +234,12 @@ def _masked(name: str, value: object) -> object:
     """Return a setting's value without secrets."""
     if name in SECRETS and value:
         return _MASK
-    return _PASSWORD.sub(rf"\1:{_MASK}@", value) if isinstance(value, str) and "endpoint_url" in name else value
+    return mask_passwords(value) if isinstance(value, str) else value
+
+
+def mask_passwords(text: str) -> str:
+    """Return `text` without the passwords of its URLs."""
+    return _PASSWORD.sub(rf"\1:{_MASK}@", text)
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:

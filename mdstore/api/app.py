@@ -49,7 +49,7 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
     for part in (requests, records, health):
         api.include_router(part.router)
     problems.install(api)
-    api.openapi = _with_schemas(api.openapi)  # type: ignore[method-assign]  # how FastAPI documents extending the schema
+    api.openapi = _completed(api.openapi, client.settings)  # type: ignore[method-assign]  # how FastAPI documents extending the schema
     return api
 
 
@@ -69,10 +69,15 @@ async def _root(request: Request) -> RedirectResponse:
     return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
 
-def _with_schemas(original: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+def _completed(original: Callable[[], dict[str, Any]], settings: Settings) -> Callable[[], dict[str, Any]]:
+    """Add to the OpenAPI document what FastAPI does not know: the body's schemas and the settings' limits."""
+
     def openapi() -> dict[str, Any]:
         document = original()
         document["components"]["schemas"].update(models.schemas())
+        parameters = document["paths"]["/v1/requests"]["post"]["parameters"]
+        wait = next(one for one in parameters if one["name"] == "wait")
+        wait["schema"]["maximum"] = settings.api_max_wait
         return document
 
     return openapi

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Header, Query
+from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from mdstore.api import answers, models, problems
@@ -43,7 +44,11 @@ _position_decoder = msgspec.json.Decoder(_Position)
     },
 )
 def record(
-    client: TheClient, _: Reader, entity: str, key: str, if_none_match: Annotated[list[str] | None, Header()] = None
+    client: TheClient,
+    _: Reader,
+    entity: models.EntityPath,
+    key: models.KeyPath,
+    if_none_match: Annotated[list[str] | SkipJsonSchema[None], Header()] = None,
 ) -> Response:
     """Read one record."""
     check_entity(entity)
@@ -62,9 +67,9 @@ def record(
 def records(
     client: TheClient,
     _: Reader,
-    entity: str,
+    entity: models.EntityPath,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
-    cursor: str | None = None,
+    cursor: Annotated[str | SkipJsonSchema[None], Query(description="The cursor of a previous page.")] = None,
 ) -> Response:
     """List an entity's records page by page, in no particular order."""
     check_entity(entity)

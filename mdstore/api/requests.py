@@ -11,7 +11,8 @@ from typing import IO, Annotated, Any
 from urllib.parse import quote
 
 import anyio
-from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Query, Request
+from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from mdstore.api import answers, body, models, problems
@@ -42,14 +43,16 @@ _BODY = {
 }
 _LOCATION = {"Location": {"description": "The same path as status_url.", "schema": {"type": "string"}}}
 
-RequestId = Annotated[str, Path(description="It may contain `/`, also encoded as `%2F`.")]
 IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="Makes the call safe to repeat: the same key with the same operations is the same request.",
+        description="Makes the call safe to repeat: the same key with the same operations is the same request. It may be in"
+        " quotes.",
+        json_schema_extra=models.IDEMPOTENCY_KEY_SCHEMA,
     ),
 ]
+Cursor = Annotated[str | SkipJsonSchema[None], Query(json_schema_extra={"pattern": r"^(\d{1,9}:\d{1,9})?$"})]
 Wait = Annotated[float, Query(ge=0, allow_inf_nan=False, description="Seconds to wait for the final state.")]
 NewestWins = Annotated[
     bool,
@@ -66,7 +69,7 @@ NewestWins = Annotated[
     responses={
         200: {"model": models.Finished, "description": "The request has reached its final state", "headers": _LOCATION},
         202: {"model": models.Acknowledgement, "description": "The request is durable", "headers": _LOCATION},
-        **problems.documented(401, 403, 409, 413, 415, 422, 503),
+        **problems.documented(400, 401, 403, 409, 413, 415, 422, 503),
     },
     openapi_extra={"requestBody": _BODY},
 )
@@ -110,10 +113,10 @@ def outcomes(
     request: Request,
     client: TheClient,
     key: Reader,
-    request_id: RequestId,
-    only: Only | None = None,
+    request_id: models.RequestIdPath,
+    only: Only | SkipJsonSchema[None] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
-    cursor: str | None = None,
+    cursor: Cursor = None,
 ) -> Response:
     """List what became of each operation, page by page.
 
@@ -130,7 +133,7 @@ def outcomes(
     "/v1/requests/{request_id:path}",
     responses={200: {"model": models.RequestState}, **problems.documented(401, 403, 404, 422, 503)},
 )
-def state(client: TheClient, key: Reader, request_id: RequestId) -> Response:
+def state(client: TheClient, key: Reader, request_id: models.RequestIdPath) -> Response:
     """Read a request's state with its counts so far. Requests of other sources are visible only with the scope `operate`."""
     found = _visible_request(client, key, request_id)
     return answers.json(

@@ -91,7 +91,8 @@ def load(
     """Load files; each becomes one request. Invalid lines are refused, and the others are applied.
 
     A .jsonl file holds operations, or records that `mdstore export` wrote. With --entity and --key, each row of a .csv or
-    .parquet file and each object of a .jsonl file is a record. A file that is empty, damaged or not of its format sends nothing.
+    .parquet file and each object of a .jsonl file is a record. A file that is empty, damaged or not of its format sends
+    nothing.
     """
     if request_id is not None and (len(files) > 1 or not request_id):
         raise InvalidRequest(field="--request-id", value=request_id, expected="one id for one file")
@@ -176,9 +177,7 @@ def _load_one(
     return {**request.summary(), **known}
 
 
-def _wait(
-    client: Client, request_id: str, timeout: float, progress: Callable[[RequestStatus], None]
-) -> RequestStatus:
+def _wait(client: Client, request_id: str, timeout: float, progress: Callable[[RequestStatus], None]) -> RequestStatus:
     """Wait until the request's state is final, and return its status; after `timeout` seconds, whatever its state is."""
     try:
         return client.wait(request_id, timeout=timeout, progress=progress)

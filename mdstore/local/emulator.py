@@ -136,7 +136,7 @@ class EmbeddedAws:
 
 
 def check_port(port: int, *, name: str) -> None:
-    """Raise `ConfigurationError` if `port` on 127.0.0.1 is taken. The message names the option `name`, which chooses another."""
+    """Raise `ConfigurationError` if `port` on 127.0.0.1 is taken. The message names the option that chooses another."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -198,9 +198,7 @@ class Ingestor:
             self._ledger.fail(reference.request_id, f"the request could not be sent again: {error}")
 
 
-def _add(
-    builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid
-) -> InvalidRequest | None:
+def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid) -> InvalidRequest | None:
     """Add operations to a payload; return the error that makes the request invalid, if any."""
     problems = _Problems()
     for operation in operations:

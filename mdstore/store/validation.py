@@ -32,7 +32,7 @@ _SURELY_INLINE = 128 * 2**10
 
 _MOST_FLAWS = 20  # of one operation's data
 
-_ENTITY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+ENTITY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _decoder = msgspec.json.Decoder(Operation, float_hook=exactjson.fraction)
 _field_decoders = {
@@ -214,7 +214,7 @@ def _type_problems(given: bytes | str | Mapping[str, Any] | Operation) -> list[F
 @lru_cache(maxsize=1_024)  # a request repeats a few entities many times
 def check_entity(entity: str) -> None:
     """Raise `FieldError` unless `entity` can be part of a record's primary key."""
-    if not _ENTITY.fullmatch(entity):
+    if not ENTITY.fullmatch(entity):
         raise FieldError("entity", f"must be 1-64 of A-Z a-z 0-9 _ . -, starting with a letter: {entity[:80]!r}")
 
 

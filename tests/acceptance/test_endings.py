@@ -66,7 +66,9 @@ def test_a_file_without_operations_sends_nothing(
     empty.write_text(content)
     good.write_text('{"id":"k"}\n' if options else '{"op":"delete","entity":"ending","key":"k"}\n')
     ran = cli("load", str(empty), *options, "--request-id", "endings/empty")
-    assert (ran.code, f"file: expected at least one operation or record, got '{empty}'" in ran.err) == (1, True), ran.err
+    assert (ran.code, f"file: expected at least one operation or record, got '{empty}'" in ran.err) == (1, True), (
+        ran.err
+    )
     assert cli("status", "endings/empty").code == 4
     ran = cli("load", str(good), str(empty), *options, "--json")
     assert (ran.code, ran.json["error"]) == (1, "InvalidRequest")
@@ -86,13 +88,14 @@ def test_an_empty_parquet_file_sends_nothing(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize("on_invalid", ["raise", "refuse"])
 def test_a_client_refuses_a_request_without_operations(client: Client, on_invalid: Any) -> None:
     """`submit` and `ingest` raise, and store nothing."""
+    request_id = f"endings/{on_invalid}"
     with pytest.raises(InvalidRequest, match="operations: expected at least one operation"):
-        client.submit([], request_id="endings/none", on_invalid=on_invalid)
+        client.submit([], request_id=request_id, on_invalid=on_invalid)
     with pytest.raises(InvalidRequest, match="operations: expected at least one operation"):
-        client.ingest.delay(iter(()), request_id="endings/none", on_invalid=on_invalid)
+        client.ingest.delay(iter(()), request_id=request_id, on_invalid=on_invalid)
     with pytest.raises(InvalidRequest):
         client.submit([])
-    assert client.submit([OPERATION], request_id="endings/none").new
+    assert client.submit([OPERATION], request_id=request_id).new
 
 
 # -- load
@@ -192,9 +195,9 @@ def test_a_workers_health_port_answers_head(stack: Stack, path: str) -> None:
 
 
 def _health(port: int, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310  our own child
             return answer.status, _without_date(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         return error.code, _without_date(error.headers), error.read()
@@ -250,7 +253,7 @@ def test_up_says_nothing_that_looks_like_a_failure(tmp_path: Path) -> None:
 def test_config_masks_the_password_of_an_endpoint(variable: str, as_json: bool) -> None:
     """The user and the host stay readable; an error about the URL masks the password too."""
     more = ("--json",) if as_json else ()
-    ran = mdstore("config", *more, **{variable: "http://user:se:cr@et@127.0.0.1:9000/x"})
+    ran = mdstore("config", *more, **{variable: "http://user:se:cr@et@127.0.0.1:9000/x", "COLUMNS": "200"})
     assert "http://user:********@127.0.0.1:9000/x" in ran.out
     assert "et@" not in ran.out
     ran = mdstore("config", *more, **{variable: "http://user:secret@127.0.0.1:99999"})

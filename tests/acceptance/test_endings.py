@@ -195,7 +195,7 @@ def test_a_workers_health_port_answers_head(stack: Stack, path: str) -> None:
 
 
 def _health(port: int, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)  # noqa: S310
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310  our own child
             return answer.status, _without_date(answer.headers), answer.read()

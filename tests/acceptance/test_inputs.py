@@ -28,7 +28,11 @@ def refusals(client: Client, request_id: str) -> list[tuple[int, str, str]]:
 @pytest.mark.parametrize(
     ("name", "line", "detail"),
     [
-        ("malformed", b'{"op":"insert",', "line: not a JSON object of an operation: column 16: the text ends too early"),
+        (
+            "malformed",
+            b'{"op":"insert",',
+            "line: not a JSON object of an operation: column 16: the text ends too early",
+        ),
         ("list", b"[1]", "operation: Expected `object`, got `array`"),
         ("op", b'{"op":"replace","entity":"odd","key":"k","data":{}}', "op: Invalid enum value 'replace'"),
         ("no-key", b'{"op":"insert","entity":"odd","data":{}}', "key: Object missing required field `key`"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, get_args
 from urllib.parse import quote
 
 import anyio
@@ -52,6 +52,7 @@ IdempotencyKey = Annotated[
         json_schema_extra=models.IDEMPOTENCY_KEY_SCHEMA,
     ),
 ]
+OnlyQuery = Annotated[Only | None, Query(json_schema_extra={"anyOf": [{"type": "string", "enum": get_args(Only)}]})]
 Cursor = Annotated[str | SkipJsonSchema[None], Query(json_schema_extra={"pattern": r"^(\d{1,9}:\d{1,9})?$"})]
 Wait = Annotated[float, Query(ge=0, allow_inf_nan=False, description="Seconds to wait for the final state.")]
 NewestWins = Annotated[
@@ -114,7 +115,7 @@ def outcomes(
     client: TheClient,
     key: Reader,
     request_id: models.RequestIdPath,
-    only: Only | SkipJsonSchema[None] = None,
+    only: OnlyQuery = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
     cursor: Cursor = None,
 ) -> Response:

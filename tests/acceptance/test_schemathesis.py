@@ -32,7 +32,7 @@ def test_all_checks_pass(stack: Stack) -> None:
         str(Path(sys.executable).with_name("st")),
         *("run", f"{stack.api_url}/openapi.json", "--checks", "all", "--header", f"Authorization: Bearer {key}"),
         *("--max-examples", str(EXAMPLES), "--generation-deterministic", "--seed", "1", "--workers", "1"),
-        *("--max-time", "150", "--continue-on-failure", "--no-color", "--generation-database", "none"),
+        *("--max-time", "150", "--continue-on-failure", "--no-color"),
     ]
     environ = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.acceptance.schemathesis_hooks"}
     done = subprocess.run(

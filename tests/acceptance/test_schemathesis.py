@@ -13,6 +13,7 @@ import pytest
 from mdstore.local.stack import Stack
 from mdstore.store import Store
 
+ROOT = Path(__file__).parents[2]
 EXAMPLES = 8  # per operation and phase
 
 
@@ -24,7 +25,7 @@ def stack() -> Iterator[Stack]:
 
 
 @pytest.mark.timeout(600)
-def test_all_checks_pass(stack: Stack) -> None:
+def test_all_checks_pass(stack: Stack, tmp_path: Path) -> None:
     """None of schemathesis's checks finds anything."""
     # The shortest source allows the longest idempotency keys, and so those that the document allows.
     key = Store(stack.settings).api_keys.create(source="s", scopes=["write", "read", "operate"])
@@ -32,10 +33,8 @@ def test_all_checks_pass(stack: Stack) -> None:
         str(Path(sys.executable).with_name("st")),
         *("run", f"{stack.api_url}/openapi.json", "--checks", "all", "--header", f"Authorization: Bearer {key}"),
         *("--max-examples", str(EXAMPLES), "--generation-deterministic", "--seed", "1", "--workers", "1"),
-        *("--max-time", "150", "--continue-on-failure", "--no-color"),
+        *("--max-time", "100", "--continue-on-failure", "--no-color"),
     ]
-    environ = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.acceptance.schemathesis_hooks"}
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env=environ, capture_output=True, text=True, timeout=500, check=False
-    )
+    environ = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.acceptance.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

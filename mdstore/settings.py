@@ -7,6 +7,7 @@ AWS has one), `config/mdstore.toml` (or the file that `MDSTORE_CONFIG` names), t
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ AWS_NAMES: Mapping[str, tuple[str, ...]] = {
 #: Old names that are still read, from the environment and from the file.
 FORMER_NAMES: Mapping[str, str] = {"due_table": "delayed_table"}
 SECRETS = frozenset({"aws_secret_access_key", "aws_session_token", "signing_keys"})
+_MASK = "********"
+_PASSWORD = re.compile(r"((?:\w+://|^)[^\s:/@]*):\S*@")  # of a URL, whose scheme may be missing
 # Dummy keys keep boto3 from searching for credentials; the emulator accepts any keys.
 # The wait time is short because the emulator continues a long poll after its client has gone, and then loses a message.
 _LOCAL = {"region": "us-east-1", "aws_access_key_id": "local", "aws_secret_access_key": "local", "wait_time": 1}
@@ -218,10 +221,7 @@ class LoadedSettings(BaseModel):
     def rows(self) -> list[tuple[str, object, str]]:
         """Return `(name, value, origin)` of every setting, with secrets masked."""
         values = self.settings.model_dump()
-        return [
-            (name, "********" if name in SECRETS and value else value, self.origins.get(name, "default"))
-            for name, value in values.items()
-        ]
+        return [(name, _masked(name, value), self.origins.get(name, "default")) for name, value in values.items()]
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **arguments: object) -> LoadedSettings:
@@ -239,12 +239,21 @@ def load_settings(environ: Mapping[str, str] | None = None, **arguments: object)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "settings"
-        raise ConfigurationError(key=key, value=_shown(key, first["input"]), expected=first["msg"]) from error
+        shown = "..." if key == "settings" else _masked(key, first["input"])
+        raise ConfigurationError(key=key, value=shown, expected=first["msg"]) from error
     return LoadedSettings(settings=settings, origins={name: origin for name, (_, origin) in found.items()})
 
 
-def _shown(key: str, value: object) -> object:
-    return "********" if key.partition(".")[0] in SECRETS else (value if key != "settings" else "...")
+def _masked(name: str, value: object) -> object:
+    """Return a setting's value without secrets."""
+    if name.partition(".")[0] in SECRETS and value:
+        return _MASK
+    return mask_passwords(value) if isinstance(value, str) else value
+
+
+def mask_passwords(text: str) -> str:
+    """Return `text` without the passwords of its URLs."""
+    return _PASSWORD.sub(rf"\1:{_MASK}@", text)
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -278,6 +279,22 @@ class SqsApp(Celery):
     def fail_unexecuted(self, text: str, error: Exception) -> None:
         """Fail the task of a message, given as its text, that no worker can execute. Raises errors of AWS."""
         fail_text(self, text, InvalidTaskError(str(error)))
+
+    def start(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command `celery` with `argv`, and return its exit code, which Celery's own method drops."""
+        from celery.bin.celery import celery  # noqa: PLC0415  producers do not need it
+
+        celery.params[0].default = self
+        try:
+            code = celery.main(args=argv, standalone_mode=False)
+        finally:
+            celery.params[0].default = None
+        return code if isinstance(code, int) else 0
+
+    def worker_main(self, argv: Sequence[str] | None = None) -> None:
+        """Run a worker. Exits with its exit code if the worker failed."""
+        if code := self.start(sys.argv if argv is None else argv):
+            sys.exit(code)
 
     def warm_up(self) -> None:
         """Build what tasks use. A worker's child process calls this before its first message."""

@@ -18,11 +18,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import msgspec
 
-from mdstore.errors import DeploymentBroken, InvalidOperations, NotFound, Problem, RequestConflict, Unavailable
+from mdstore.errors import (
+    DeploymentBroken,
+    InvalidOperations,
+    InvalidRequest,
+    NotFound,
+    Problem,
+    RequestConflict,
+    Unavailable,
+)
 from mdstore.log import event
 from mdstore.model import MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
 from mdstore.settings import Settings
@@ -76,6 +84,7 @@ class Ingestor:
     ) -> Accepted:
         """Make `operations` a durable request; return once its payload is in S3 and its message is in SQS.
 
+        A request without operations raises `InvalidRequest`.
         An invalid operation raises `InvalidOperations` before anything is stored, unless the same request was accepted before.
         With `on_invalid="refuse"` it gets the outcome `refused` instead, and the other operations are accepted. With
         `newest_wins`, each key ends in the state of its operation with the highest sequence, in whatever order requests are
@@ -152,20 +161,20 @@ class Ingestor:
             validator=self._validator, settings=self._settings, newest_wins=newest_wins, clock=self._clock
         )
         with closing(builder):
-            problems = _add(builder, operations, on_invalid)
-            if problems and given_id is None:
-                problems.raise_all()
-            return self._stored(request_id, source, builder, problems)
+            invalid = _add(builder, operations, on_invalid)
+            if invalid and given_id is None:
+                raise invalid
+            return self._stored(request_id, source, builder, invalid)
 
     def _stored(
-        self, request_id: str, source: str, builder: PayloadBuilder, problems: _Problems
+        self, request_id: str, source: str, builder: PayloadBuilder, invalid: InvalidRequest | None
     ) -> tuple[Reference, Header, bool]:
-        """Return a request's payload, its header, and whether it was stored now. With `problems`, none is stored."""
-        if problems:  # they do not matter if the same request was accepted before, perhaps by another release or model
+        """Return a request's payload, its header, and whether it was stored now. An `invalid` one is not stored."""
+        if invalid:  # unless the same request was accepted before, perhaps by another release or with another model
             with suppress(NotFound, RequestConflict):
                 reference = self._payloads.known(request_id, source=source, contents=builder.contents())
                 return reference, self._payloads.header(reference), False
-            problems.raise_all()
+            raise invalid
         encoded = builder.encode(request_id, source)
         with closing(encoded.body):
             try:
@@ -213,8 +222,8 @@ class Ingestor:
             self._ledger.fail(reference.request_id, f"the request could not be sent again: {error}")
 
 
-def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid) -> _Problems:
-    """Add operations to a payload; return the refusals that make the request invalid."""
+def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid) -> InvalidRequest | None:
+    """Add operations to a payload; return the error that makes the request invalid, if any."""
     problems = _Problems()
     for operation in operations:
         refused = builder.add(operation)
@@ -223,7 +232,9 @@ def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_inval
     if on_invalid == "raise":
         for refused in builder.refused_groups():
             problems.add(refused)
-    return problems
+    if not builder.count:
+        return InvalidRequest(field="operations", value=0, expected="at least one operation")
+    return problems.error()
 
 
 class _Problems:
@@ -233,17 +244,14 @@ class _Problems:
         self._shown: list[Problem] = []
         self._count = 0
 
-    def __bool__(self) -> bool:
-        return self._count > 0
-
     def add(self, refused: Refusal) -> None:
         self._count += 1
         if len(self._shown) < InvalidOperations.SHOWN:
             field, _, reason = refused.detail.partition(": ")
             self._shown.append(Problem(index=refused.index, field=field, reason=reason or refused.detail))
 
-    def raise_all(self) -> NoReturn:
-        raise InvalidOperations(self._shown, count=self._count)
+    def error(self) -> InvalidOperations | None:
+        return InvalidOperations(self._shown, count=self._count) if self._count else None
 
 
 def _accepted(reference: Reference, header: Header, *, new: bool, published: Any = None) -> Accepted:

@@ -20,6 +20,7 @@ from mdstore.errors import ConfigurationError
 from mdstore.running_stack import announced_url
 
 LOCAL_PORT = 4566
+MAX_RECORD_VALUES = 500_000  # decoded, a value takes up to 200 bytes of memory
 DEFAULT_FILE = Path("config/mdstore.toml")
 DAY = 86_400
 
@@ -127,6 +128,7 @@ class Settings(BaseModel):
         default=64 * 2**20, ge=2**20
     )  # the limit for one lane's JSON: a worker decodes it whole
     max_record_bytes: int = Field(default=16 * 2**20, ge=1_024)  # the limit for one operation's JSON
+    max_record_values: int = Field(default=MAX_RECORD_VALUES, ge=1_000)  # and for the values that it may hold
     max_request_operations: int = Field(default=10_000_000, ge=1)
     transactions_in_flight: int = Field(default=24, ge=1, le=256)  # per lane: a lane of 2,000 operations has 21
     lane_budget: int = Field(default=90, ge=1)  # after this, the lane goes back to the queue; its receipts stay

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import tempfile
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from enum import StrEnum
 from typing import IO
 
@@ -15,10 +16,15 @@ from starlette.concurrency import run_in_threadpool
 
 from mdstore import exactjson
 from mdstore.errors import InvalidRequest, PayloadTooLarge
+from mdstore.store.lines import read_lines
+from mdstore.store.payload_builder import OperationInput
 
 _IN_MEMORY = 2**20  # bytes
+_LARGE = 2**18  # bytes of a line or a JSON body
+_large = threading.Lock()
 #: The most bytes of a JSON body. Decoding it as a whole takes up to 40 times its size in memory. NDJSON is decoded by line.
 JSON_LIMIT = 8 * 2**20
+_JSON_VALUES = 1_000_000  # in a JSON body; each may turn out to be an operation, and those are listed before they are decoded
 
 
 class Form(StrEnum):
@@ -73,21 +79,31 @@ async def received(request: Request, *, limit: int) -> AsyncIterator[IO[bytes]]:
         yield file
 
 
-def operations(file: IO[bytes], form: Form) -> Iterable[bytes]:
-    """Return the JSON of each operation as sent. Raises `InvalidRequest` if a JSON body is not `{"operations": [...]}`."""
-    _skip_byte_order_mark(file)
+def operations(file: IO[bytes], form: Form, *, max_record_bytes: int) -> Iterator[OperationInput]:
+    """Yield the JSON of each operation as sent. Raises `InvalidRequest` if a JSON body is not `{"operations": [...]}`.
+
+    Only one thread at a time works on a large line or JSON body, because decoding it takes many times its size in memory.
+    """
     if form is Form.NDJSON:
-        return (line for line in file if line.strip())
-    text = file.read()
+        for _, line in read_lines(file, max_record_bytes=max_record_bytes):
+            with _turn(len(line) if isinstance(line, bytes) else 0):
+                yield line
+        return
+    text = file.read().removeprefix(codecs.BOM_UTF8)
+    with _turn(len(text)):
+        yield from map(bytes, _split(text))
+
+
+def _turn(size: int) -> AbstractContextManager[object]:
+    return _large if size > _LARGE else nullcontext()
+
+
+def _split(text: bytes) -> list[msgspec.Raw]:
     try:
-        return map(bytes, _envelope_decoder.decode(text).operations)
+        exactjson.check_cost(text, most_values=_JSON_VALUES)
+        return _envelope_decoder.decode(text).operations
     except exactjson.DecodeFailure as error:
         raise InvalidRequest(field="body", value=text[:80], expected=f'{{"operations": [...]}} ({error})') from error
-
-
-def _skip_byte_order_mark(file: IO[bytes]) -> None:
-    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-        file.seek(0)
 
 
 def _too_large(size: int, limit: int) -> PayloadTooLarge:

@@ -6,6 +6,7 @@ A request's id is `{source}:{idempotency key}`, so no source can use or guess th
 from __future__ import annotations
 
 import uuid
+from contextlib import closing
 from functools import partial
 from typing import IO, Annotated, Any
 from urllib.parse import quote
@@ -162,7 +163,9 @@ def _request_id(source: str, idempotency_key: str | None) -> str:
 
 
 def _submit(client: Client, file: IO[bytes], form: body.Form, **options: Any) -> None:
-    client.ingest.accept(body.operations(file, form), **options)
+    # Closing the generator ends its turn, however `accept` ends.
+    with closing(body.operations(file, form, max_record_bytes=client.settings.max_record_bytes)) as operations:
+        client.ingest.accept(operations, **options)
 
 
 async def _wait_until_final(

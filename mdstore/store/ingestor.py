@@ -92,7 +92,8 @@ class Ingestor:
             validator=self._validator, settings=self._settings, newest_wins=newest_wins, clock=self._clock
         )
         with closing(builder):
-            problems = _add(builder, operations, on_invalid)
+            problems = _Problems(lambda: self._accepted_before(given_id))
+            _add(builder, operations, on_invalid, problems)
             if problems and given_id is None:
                 problems.raise_all()
             reference, header, new = self._stored(request_id, source, builder, problems)
@@ -132,6 +133,15 @@ class Ingestor:
                 counts=early,
                 accepted_at=float(header.created_at),
             )
+
+    def _accepted_before(self, request_id: str | None) -> int:
+        """Return the number of operations of a request that was accepted before, or 0 if there is no such request."""
+        if request_id is None:
+            return 0
+        try:
+            return self._payloads.header(self._payloads.find(request_id)).operations
+        except NotFound:
+            return 0
 
     def _stored(
         self, request_id: str, source: str, builder: PayloadBuilder, problems: _Problems
@@ -189,9 +199,10 @@ class Ingestor:
             self._ledger.fail(reference.request_id, f"the request could not be sent again: {error}")
 
 
-def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid) -> _Problems:
-    """Add operations to a payload; return the refusals that make the request invalid."""
-    problems = _Problems()
+def _add(
+    builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid, problems: _Problems
+) -> None:
+    """Add operations to a payload, and to `problems` the refusals that make the request invalid."""
     for operation in operations:
         refused = builder.add(operation)
         if refused and on_invalid == "raise":
@@ -199,15 +210,20 @@ def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_inval
     if on_invalid == "raise":
         for refused in builder.refused_groups():
             problems.add(refused)
-    return problems
 
 
 class _Problems:
-    """Collects refusals: the first 100, and the count of all."""
+    """Collects refusals: the first 100, and their count.
 
-    def __init__(self) -> None:
+    With a thousand of them it raises `InvalidOperations` and so spares the rest of the request, unless that may still be a
+    request that was accepted before. `accepted_before` returns how many operations that one has.
+    """
+
+    def __init__(self, accepted_before: Callable[[], int]) -> None:
         self._shown: list[Problem] = []
         self._count = 0
+        self._accepted_before = accepted_before
+        self._enough = InvalidOperations.ENOUGH
 
     def __bool__(self) -> bool:
         return self._count > 0
@@ -217,6 +233,10 @@ class _Problems:
         if len(self._shown) < InvalidOperations.SHOWN:
             field, _, reason = refused.detail.partition(": ")
             self._shown.append(Problem(index=refused.index, field=field, reason=reason or refused.detail))
+        if self._count == InvalidOperations.ENOUGH:
+            self._enough = max(self._enough, self._accepted_before())
+        if self._count >= self._enough:
+            self.raise_all()
 
     def raise_all(self) -> NoReturn:
         raise InvalidOperations(self._shown, count=self._count)

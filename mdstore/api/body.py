@@ -5,21 +5,25 @@ from __future__ import annotations
 import codecs
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from enum import StrEnum
 from typing import IO
 
+import anyio
 import msgspec
 from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 
 from mdstore import exactjson
+from mdstore.api.intake import Place
 from mdstore.errors import InvalidRequest, PayloadTooLarge
 from mdstore.store.lines import read_lines
 from mdstore.store.payload_builder import OperationInput
 
-_IN_MEMORY = 2**20  # bytes
+_IN_MEMORY = 2**18  # bytes
+_SLOWEST = 10 * 2**10  # bytes a second
 _LARGE = 2**18  # bytes of a line or a JSON body
 _large = threading.Lock()
 #: The most bytes of a JSON body. Decoding it as a whole takes up to 40 times its size in memory. NDJSON is decoded by line.
@@ -57,20 +61,23 @@ def form_of(request: Request) -> Form:
 
 
 @asynccontextmanager
-async def received(request: Request, *, limit: int) -> AsyncIterator[IO[bytes]]:
-    """Receive the body: up to 1 MiB into memory, more into a temporary file.
+async def received(request: Request, *, place: Place, limit: int, timeout: float) -> AsyncIterator[IO[bytes]]:
+    """Receive the body: up to 256 KiB into memory, more into a temporary file.
 
-    Raises `PayloadTooLarge` as soon as the body is known to exceed `limit` bytes.
+    Raises `PayloadTooLarge` as soon as the body is known to exceed `limit` bytes, and an `HTTPException` if there is no room for
+    it in its `place`, or if it takes more than `timeout` seconds and one more for each 10 KiB.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(int(announced), limit)
+    place.hold(int(announced) if announced.isdecimal() else 0)
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
         size = 0
-        async for chunk in request.stream():
+        async for chunk in _in_time(request.stream(), timeout):
             size += len(chunk)
             if size > limit:
                 raise _too_large(size, limit)
+            place.hold(size)
             if size <= _IN_MEMORY:
                 file.write(chunk)
             else:  # a slow disk must not block the event loop
@@ -79,7 +86,22 @@ async def received(request: Request, *, limit: int) -> AsyncIterator[IO[bytes]]:
         yield file
 
 
-def operations(file: IO[bytes], form: Form, *, max_record_bytes: int) -> Iterator[OperationInput]:
+async def _in_time(stream: AsyncGenerator[bytes, None], timeout: float) -> AsyncIterator[bytes]:
+    size, waited = 0, 0.0
+    while True:
+        began = time.monotonic()
+        with anyio.move_on_after(timeout + size / _SLOWEST - waited) as patience:
+            chunk = await anext(stream, None)
+        if patience.cancelled_caught:
+            raise HTTPException(408, "The body came too slowly. Send the call again.", headers={"Connection": "close"})
+        if chunk is None:
+            return
+        waited += time.monotonic() - began
+        size += len(chunk)
+        yield chunk
+
+
+def operations(file: IO[bytes], form: Form, *, max_record_bytes: int) -> Generator[OperationInput, None, None]:
     """Yield the JSON of each operation as sent. Raises `InvalidRequest` if a JSON body is not `{"operations": [...]}`.
 
     Only one thread at a time works on a large line or JSON body, because decoding it takes many times its size in memory.

@@ -67,7 +67,7 @@ NewestWins = Annotated[
     responses={
         200: {"model": models.Finished, "description": "The request has reached its final state", "headers": _LOCATION},
         202: {"model": models.Acknowledgement, "description": "The request is durable", "headers": _LOCATION},
-        **problems.documented(401, 403, 409, 413, 415, 422, 503),
+        **problems.documented(401, 403, 408, 409, 413, 415, 422, 429, 503),
     },
     openapi_extra={"requestBody": _BODY},
 )
@@ -86,7 +86,11 @@ async def submit(
     form = body.form_of(request)
     if wait > settings.api_max_wait:
         raise InvalidRequest(field="wait", value=wait, expected=f"at most {settings.api_max_wait} seconds")
-    async with body.received(request, limit=body.limit_of(form, settings.api_max_body_bytes)) as file:
+    limit = body.limit_of(form, settings.api_max_body_bytes)
+    async with (
+        request.app.state.intake.place(key.source) as place,
+        body.received(request, place=place, limit=limit, timeout=settings.api_body_timeout) as file,
+    ):
         submit_one = partial(
             _submit, client, file, form, request_id=request_id, source=key.source, newest_wins=newest_wins
         )

@@ -561,7 +561,9 @@ def test_the_openapi_document_is_complete(api: httpx.Client) -> None:
     assert {name.removeprefix("#/components/schemas/") for name in references(document)} <= names
     submit = document["paths"]["/v1/requests"]["post"]
     assert set(submit["requestBody"]["content"]) == {"application/json", "application/x-ndjson"}
-    assert set(submit["responses"]) == {"200", "202", "401", "403", "409", "413", "415", "422", "503"}
+    assert set(submit["responses"]) == {
+        *("200", "202", "401", "403", "408", "409", "413", "415", "422", "429", "503"),
+    }
     assert set(submit["responses"]["422"]["content"]) == {PROBLEM}
     assert submit["security"] == [{"HTTPBearer": []}]
     assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
@@ -607,6 +609,7 @@ def test_a_missing_table_is_not_ready(broken: Deployment, tmp_path: Path) -> Non
     with served(broken, tmp_path / "log") as api:
         assert api.get("/readyz").status_code == 200
         broken.client.store.aws.dynamodb.delete_table(TableName=broken.settings.ledger_table)
+        until(lambda: api.get("/readyz").status_code == 503)  # an answer counts for a second
         assert problem(api.get("/readyz"), 503)["failing"] == ["ledger"]
         assert api.get("/livez").status_code == 200
         check_not_acknowledged(post(api, auth, upsert("k")), broken)

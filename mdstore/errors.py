@@ -84,7 +84,7 @@ class InvalidOperations(InvalidRequest):
         MdstoreError.__init__(
             self,
             f"{'at least ' if count >= self.ENOUGH else ''}{count} invalid operation{'s' if count != 1 else ''}: "
-            + "; ".join(map(str, problems[:5]))
+            + "; ".join(map(str, problems[:5])),
         )
         self.problems, self.count = tuple(problems[: self.SHOWN]), count
         self.field, self.value, self.expected = "operations", count, "valid operations"

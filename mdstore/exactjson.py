@@ -51,7 +51,8 @@ def check_cost(text: bytes, *, most_values: int) -> None:
 def _excess(pieces: Iterable[bytes], most_values: int) -> str:
     values = 0
     for piece in pieces:
-        values += piece.count(b",") + piece.count(b"[") + piece.count(b"{")  # one of them precedes each value, or its name
+        # One of these precedes each value, or its name.
+        values += piece.count(b",") + piece.count(b"[") + piece.count(b"{")
         if values > most_values:
             return f"more than {most_values} values"
         if _LONG_NUMBER in piece.translate(_DIGITS_AS_ZERO):

@@ -28,7 +28,9 @@ _LARGE = 2**18  # bytes of a line or a JSON body
 _large = threading.Lock()
 #: The most bytes of a JSON body. Decoding it as a whole takes up to 40 times its size in memory. NDJSON is decoded by line.
 JSON_LIMIT = 8 * 2**20
-_JSON_VALUES = 1_000_000  # in a JSON body; each may turn out to be an operation, and those are listed before they are decoded
+_JSON_VALUES = (
+    1_000_000  # in a JSON body; each may turn out to be an operation, and those are listed before they are decoded
+)
 
 
 class Form(StrEnum):
@@ -64,8 +66,8 @@ def form_of(request: Request) -> Form:
 async def received(request: Request, *, place: Place, limit: int, timeout: float) -> AsyncIterator[IO[bytes]]:
     """Receive the body: up to 256 KiB into memory, more into a temporary file.
 
-    Raises `PayloadTooLarge` as soon as the body is known to exceed `limit` bytes, and an `HTTPException` if there is no room for
-    it in its `place`, or if it takes more than `timeout` seconds and one more for each 10 KiB.
+    Raises `PayloadTooLarge` as soon as the body is known to exceed `limit` bytes, and an `HTTPException` if its `place` has no
+    room for it, or if it takes more than `timeout` seconds and one more for each 10 KiB.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:

@@ -21,7 +21,7 @@ from mdstore.errors import NotFound
 
 Key = tuple[str, str]  # entity, key
 _PAGE = 1_000  # items that one Scan call of a listing reads
-_PAGES = 4  # the most Scan calls per page of a listing, even if they find few items of the entity; each reads up to 1 MB
+_PAGES = 4  # the most Scan calls, of up to 1 MB each, per page of a listing, even if they find few items of the entity
 _PAGE_DATA = 16 * 2**20  # bytes of data in S3 that a page reads before it ends; one record may have as many
 
 
@@ -145,7 +145,7 @@ def primary_key(entity: str, key: str) -> str:
 
 
 def _size_in_s3(item: Item) -> int:
-    return msgspec.convert(from_item({"blob": item["blob"]})["blob"], Blob).size if "blob" in item else 0
+    return int(item["blob"]["M"]["size"]["N"]) if "blob" in item else 0
 
 
 def _key_of(item: Item) -> Key:

@@ -82,7 +82,9 @@ class LineTooLong(FieldError):
 class Validator:
     """Decodes operations, and checks them against the rules and the entity models."""
 
-    def __init__(self, *, entities: Entities, max_record_bytes: int, max_record_values: int = MAX_RECORD_VALUES) -> None:
+    def __init__(
+        self, *, entities: Entities, max_record_bytes: int, max_record_values: int = MAX_RECORD_VALUES
+    ) -> None:
         self._entities = entities
         self._max_record_bytes = max_record_bytes
         self._max_record_values = max_record_values

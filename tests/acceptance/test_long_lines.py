@@ -50,8 +50,7 @@ def insert(key: str, **more: Any) -> bytes:
 
 def written(path: Path, start: bytes, end: bytes) -> Path:
     """Write `start`, a long run of `a`, and `end`."""
-    opened: Any = gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb")
-    with opened as file:
+    with gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb") as file:
         file.write(start)
         for _ in range(LONG // 1_000_000):
             file.write(b"a" * 1_000_000)

@@ -23,7 +23,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
         store = running.client.store
         names = [("common", f"{n}") for n in range(COMMON)] + [("rare", "1")]
         for start in range(0, len(names), 25):
-            puts = [{"PutRequest": {"Item": item(*name)}} for name in names[start : start + 25]]
+            puts: list[Any] = [{"PutRequest": {"Item": item(*name)}} for name in names[start : start + 25]]
             store.aws.dynamodb.batch_write_item(RequestItems={store.settings.records_table: puts})
         yield running
 

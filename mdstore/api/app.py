@@ -53,7 +53,7 @@ async def _lifespan(api: FastAPI) -> AsyncIterator[dict[str, Any]]:
     limit_logs()
     api.state.intake = Intake(settings)
     api.state.readiness = health.Readiness()
-    api.state.submit_threads = anyio.CapacityLimiter(requests.SUBMIT_THREADS)
+    api.state.submit_threads = [anyio.CapacityLimiter(requests.SUBMIT_THREADS) for _ in ("small", "large")]
     api.state.health_threads = anyio.CapacityLimiter(health.THREADS)
     await run_in_threadpool(lambda: api.state.client.store)  # build it now, not while the first call waits
     yield {"connections": Connections(settings)}

@@ -24,13 +24,12 @@ from mdstore.store.payload_builder import OperationInput
 
 _IN_MEMORY = 2**18  # bytes
 _SLOWEST = 10 * 2**10  # bytes a second
-_LARGE = 2**18  # bytes of a line or a JSON body
+LARGE = 2**18  # bytes of a body, or of one of its lines
 _large = threading.Lock()
 #: The most bytes of a JSON body. Decoding it as a whole takes up to 40 times its size in memory. NDJSON is decoded by line.
 JSON_LIMIT = 8 * 2**20
-_JSON_VALUES = (
-    1_000_000  # in a JSON body; each may turn out to be an operation, and those are listed before they are decoded
-)
+#: The most values in a JSON body: each may turn out to be an operation, and those are listed before they are decoded.
+_JSON_VALUES = 1_000_000
 
 
 class Form(StrEnum):
@@ -119,7 +118,7 @@ def operations(file: IO[bytes], form: Form, *, max_record_bytes: int) -> Generat
 
 
 def _turn(size: int) -> AbstractContextManager[object]:
-    return _large if size > _LARGE else nullcontext()
+    return _large if size > LARGE else nullcontext()
 
 
 def _split(text: bytes) -> list[msgspec.Raw]:

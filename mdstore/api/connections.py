@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 #: Connections that the kernel holds until they are accepted; so many are accepted before the first of them can be refused.
 BACKLOG = 128
 _MOST, _FEWEST = 2_000, 32  # connections, if the setting says nothing
-_OTHER_FILES = 96  # connections to AWS, payloads that are built, logs
+_OTHER_FILES = 256  # connections of up to 60 threads to AWS, payloads that are built, logs
 _MINUTE = 60.0
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"

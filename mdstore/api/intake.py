@@ -46,11 +46,11 @@ class Place:
 
     def __init__(self, *shares: _Share) -> None:
         self._shares = shares
-        self._size = 0
+        self.size = 0
 
     def hold(self, size: int) -> None:
         """Make sure that the body may have `size` bytes. Raises an `HTTPException` with status 429 or 503."""
-        more = size - self._size
+        more = size - self.size
         if more > 0:
             for share in self._shares:
                 share.check(more)
@@ -58,10 +58,10 @@ class Place:
 
     def release(self) -> None:
         """Give all bytes back."""
-        self._add(-self._size)
+        self._add(-self.size)
 
     def _add(self, size: int) -> None:
-        self._size += size
+        self.size += size
         for share in self._shares:
             share.size += size
 

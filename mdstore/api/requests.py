@@ -25,7 +25,7 @@ from mdstore.store.api_keys import ApiKey, Scope
 from mdstore.store.outcomes import Only
 
 router = APIRouter(tags=["requests"])
-#: The most requests encoded at once. Each takes memory for its largest operation, or for its whole JSON body.
+#: The most requests with small bodies that are encoded at once, and the most with large ones: small ones do not wait for those.
 SUBMIT_THREADS = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds between two reads of the state, while a call waits
 
@@ -94,7 +94,8 @@ async def submit(
         submit_one = partial(
             _submit, client, file, form, request_id=request_id, source=key.source, newest_wins=newest_wins
         )
-        await anyio.to_thread.run_sync(submit_one, limiter=request.app.state.submit_threads)
+        threads = request.app.state.submit_threads[place.size > body.LARGE]
+        await anyio.to_thread.run_sync(submit_one, limiter=threads)
     status_url = request.scope.get("root_path", "") + status_path(request_id)
     headers = {"Location": status_url}
     final = await _wait_until_final(request, client, request_id, wait) if wait else None

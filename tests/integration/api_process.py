@@ -22,6 +22,7 @@ from mdstore.settings import load_settings
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
+LIMITED = "mdstore.api.connections:LimitedConnection"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,17 @@ class ApiProcess:
 
 
 @contextmanager
-def api_process(endpoint: str, log: Path, *, files: int | None = None, **settings: object) -> Iterator[ApiProcess]:
-    """Provision a namespace, and serve the HTTP API on it. `files` is the most descriptors that the process may have."""
+def api_process(
+    endpoint: str, log: Path, *, files: int | None = None, with_uvicorn: bool = False, **settings: object
+) -> Iterator[ApiProcess]:
+    """Provision a namespace, and serve the HTTP API on it, with `mdstore api` or with uvicorn's command.
+
+    `files` is the most descriptors that the process may have.
+    """
     port = free_port()
+    command = ["mdstore", "api"]
+    if with_uvicorn:
+        command = ["uvicorn", "--factory", "mdstore.api:create_api", "--port", str(port), "--http", LIMITED]
     environ = {
         **os.environ,
         "MDSTORE_PROFILE": "local",
@@ -70,7 +79,7 @@ def api_process(endpoint: str, log: Path, *, files: int | None = None, **setting
 
     with log.open("wb") as output:
         running = subprocess.Popen(
-            [sys.executable, "-m", "mdstore", "api"],
+            [sys.executable, "-m", *command],
             cwd=ROOT,
             env=environ,
             stdout=output,

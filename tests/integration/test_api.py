@@ -78,8 +78,7 @@ def process(*command: str, environ: Mapping[str, str], log: Path) -> Iterator[su
 def served(deployment: Deployment, log: Path) -> Iterator[httpx.Client]:
     """Run the HTTP API; yields a client without a key once it serves."""
     port = free_port()
-    # Longer than the client's 5 s, as behind a load balancer: the side that sends must be the first to close the connection.
-    command = ("uvicorn", "--factory", "mdstore.api:create_api", "--port", str(port), "--timeout-keep-alive", "75")
+    command = ("mdstore", "api", "--port", str(port))
     with (
         process(*command, environ=deployment.environ, log=log) as running,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as http,

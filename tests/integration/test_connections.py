@@ -89,6 +89,16 @@ def test_a_connection_that_sends_no_request_is_closed(api: ApiProcess) -> None:
     assert closed_after(partial) < 10
 
 
+def test_uvicorn_has_the_same_limits(aws: EmbeddedAws, tmp_path: Path) -> None:
+    """With its option `--http`, uvicorn's own command closes silent connections too, and those that are too many."""
+    limits = {"api_head_timeout": 2, "api_max_connections": 40}
+    with api_process(aws.url, tmp_path / "log", with_uvicorn=True, **limits) as api, ExitStack() as stack:
+        assert closed_after(connected(api, HEAD)) < 10
+        for _ in range(100):
+            stack.enter_context(connected(api))
+        assert httpx.get(f"http://127.0.0.1:{api.port}/livez", timeout=20).status_code == 200
+
+
 def test_a_slow_body_is_closed(api: ApiProcess) -> None:
     """With a key the answer is 408; without one the connection is closed soon after the answer 401."""
     key = f"Authorization: {api.http.headers['authorization']}\r\n".encode()
@@ -212,6 +222,6 @@ def test_too_few_files_are_refused_at_the_start(tmp_path: Path) -> None:
         check=False,
     )
     assert ran.returncode != 0
-    assert "api_max_connections=5000: expected at most 600" in " ".join(ran.stderr.split())
+    assert "api_max_connections=5000: expected at most 440" in " ".join(ran.stderr.split())
     assert "1024 files" in " ".join(ran.stderr.split())
     assert "Traceback" not in ran.stderr

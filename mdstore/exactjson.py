@@ -29,8 +29,8 @@ DecodeFailure = (ValueError, RecursionError)
 
 #: The most digits of a number in text that `check_cost` has checked. Converting them takes more than linear time.
 MOST_DIGITS = 1_000
-#: Shorter text needs no check: whatever it holds is decoded within milliseconds.
-_SHORT = 2**14  # bytes
+#: Bytes of text that needs no check: whatever it holds is decoded within milliseconds.
+SHORT = 2**14
 _PIECE = 2**18  # bytes
 _LONG_NUMBER = b"0" * (MOST_DIGITS + 1)
 _DIGITS_AS_ZERO = bytes(ord("0") if byte in b"0123456789" else ord(" ") for byte in range(256))
@@ -42,7 +42,7 @@ def check_cost(text: bytes, *, most_values: int) -> None:
     That is so if a number has more than 1,000 digits, or if there are more than `most_values` values. The check takes linear
     time, and belongs before decoding.
     """
-    if len(text) <= _SHORT or not _excess([text], most_values):
+    if len(text) <= SHORT or not _excess([text], most_values):
         return
     if excess := _excess(_outside_strings(text), most_values):  # digits and commas in strings cost nothing
         raise ValueError(excess)

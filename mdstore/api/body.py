@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from enum import StrEnum
 from typing import IO
 
@@ -109,16 +109,15 @@ def operations(file: IO[bytes], form: Form, *, max_record_bytes: int) -> Generat
     """
     if form is Form.NDJSON:
         for _, line in read_lines(file, max_record_bytes=max_record_bytes):
-            with _turn(len(line) if isinstance(line, bytes) else 0):
+            if isinstance(line, bytes) and len(line) > LARGE:
+                with _large:
+                    yield line
+            else:
                 yield line
         return
     text = file.read().removeprefix(codecs.BOM_UTF8)
-    with _turn(len(text)):
+    with _large if len(text) > LARGE else nullcontext():
         yield from map(bytes, _split(text))
-
-
-def _turn(size: int) -> AbstractContextManager[object]:
-    return _large if size > LARGE else nullcontext()
 
 
 def _split(text: bytes) -> list[msgspec.Raw]:

@@ -18,20 +18,28 @@ def read_lines(stream: IO[bytes], *, max_record_bytes: int) -> Iterator[tuple[in
 
     A line much longer than `max_record_bytes` is skipped, and an error is yielded in its place.
     """
-    number, rest = 0, b""
-    while piece := stream.read(_PIECE):
-        if number == 0 and not rest:
-            piece = piece.removeprefix(codecs.BOM_UTF8)
-        *lines, rest = (rest + piece).split(b"\n")
+    number, size = 0, 0
+    held: list[bytes] = []  # the pieces of a line whose end has not been read yet, of this size
+    piece = stream.read(_PIECE).removeprefix(codecs.BOM_UTF8)
+    while piece:
+        *lines, rest = piece.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*held, lines[0]])
+            held, size = [], 0
         for number, line in enumerate(lines, number + 1):  # noqa: B020  go on counting
             if stripped := line.strip():
                 yield number, stripped
-        if len(rest) > max_record_bytes:
+        held.append(rest)
+        size += len(rest)
+        piece = b""
+        if size > max_record_bytes:
             number += 1
-            skipped, rest = _skipped(stream, rest, max_record_bytes)
+            skipped, piece = _skipped(stream, b"".join(held), max_record_bytes)
+            held, size = [], 0
             if skipped is not None:
                 yield number, skipped
-    if stripped := rest.strip():
+        piece = piece or stream.read(_PIECE)
+    if stripped := b"".join(held).strip():
         yield number + 1, stripped
 
 

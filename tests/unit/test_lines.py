@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mdstore.model import Reason
 from mdstore.settings import Settings
+from mdstore.store import lines
 from mdstore.store.lines import read_lines
 from mdstore.store.payload_builder import PayloadBuilder
 from mdstore.store.validation import LineTooLong
@@ -25,12 +26,29 @@ def read(text: bytes) -> list[tuple[int, Any]]:
     return list(read_lines(io.BytesIO(text), max_record_bytes=LIMIT))
 
 
-@given(lines=st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b""))))
-def test_lines_are_read_as_they_stand(lines: list[bytes]) -> None:
+@given(given_lines=st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b""))))
+def test_lines_are_read_as_they_stand(given_lines: list[bytes]) -> None:
     """Blank lines are left out, white space around a line too, and numbers count all lines from 1."""
-    expected = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    assert read(b"\n".join(lines)) == expected
-    assert read(b"\xef\xbb\xbf" + b"\r\n".join([b"", *lines])) == [(number + 1, line) for number, line in expected]
+    expected = [(number, line.strip()) for number, line in enumerate(given_lines, 1) if line.strip()]
+    assert read(b"\n".join(given_lines)) == expected
+    assert read(b"\xef\xbb\xbf" + b"\r\n".join([b"", *given_lines])) == [
+        (number + 1, line) for number, line in expected
+    ]
+
+
+@given(text=st.text("xy\n").map(str.encode), piece=st.integers(1, 9), limit=st.integers(1, 9))
+def test_lines_are_found_across_pieces(text: bytes, piece: int, limit: int) -> None:
+    """However a stream is cut into pieces, each line is read or skipped as a whole, and under its own number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "_PIECE", piece)
+        found = dict(read_lines(io.BytesIO(text), max_record_bytes=limit))
+    expected = {number: line for number, line in enumerate(text.split(b"\n"), 1) if line}
+    assert found.keys() == expected.keys()
+    for number, line in found.items():
+        if isinstance(line, LineTooLong):
+            assert (line.digest, len(expected[number]) > limit) == (hashlib.sha256(expected[number]).digest(), True)
+        else:
+            assert (line, len(line) <= limit + piece) == (expected[number], True)
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\nlast"])

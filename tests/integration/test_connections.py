@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,7 +32,7 @@ def aws() -> Iterator[EmbeddedAws]:
 @pytest.fixture(scope="module")
 def api(aws: EmbeddedAws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
     """Yield an API with short times, under the usual limit of 1,024 files."""
-    times = {"api_head_timeout": 2, "api_body_timeout": 2, "api_write_timeout": 2}
+    times: dict[str, Any] = {"api_head_timeout": 2, "api_body_timeout": 2, "api_write_timeout": 2}
     with api_process(aws.url, tmp_path_factory.mktemp("api") / "log", files=1_024, **times) as running:
         yield running
 
@@ -91,7 +92,7 @@ def test_a_connection_that_sends_no_request_is_closed(api: ApiProcess) -> None:
 
 def test_uvicorn_has_the_same_limits(aws: EmbeddedAws, tmp_path: Path) -> None:
     """With its option `--http`, uvicorn's own command closes silent connections too, and those that are too many."""
-    limits = {"api_head_timeout": 2, "api_max_connections": 40}
+    limits: dict[str, Any] = {"api_head_timeout": 2, "api_max_connections": 40}
     with api_process(aws.url, tmp_path / "log", with_uvicorn=True, **limits) as api, ExitStack() as stack:
         assert closed_after(connected(api, HEAD)) < 10
         for _ in range(100):

@@ -52,7 +52,8 @@ async def readyz(request: Request, client: TheClient) -> Response:
 class Readiness:
     """Checks the parts at most once a second, however many callers ask; the others get the same answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = anyio.Lock()
         self._until = 0.0
         self._failing: list[str] = []
@@ -60,9 +61,9 @@ class Readiness:
     async def failing(self, store: Store, threads: anyio.CapacityLimiter) -> list[str]:
         """Return the names of the parts that failed."""
         async with self._lock:
-            if time.monotonic() >= self._until:
+            if self._clock() >= self._until:
                 self._failing = await _failing(store, threads)
-                self._until = time.monotonic() + FRESH
+                self._until = self._clock() + FRESH
             return self._failing
 
 

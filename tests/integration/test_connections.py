@@ -81,6 +81,34 @@ def test_silent_connections_do_not_end_the_service(api: ApiProcess, send: bytes)
     assert api.log.stat().st_size - logged < 10_000
 
 
+def is_open(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
+def test_one_connection_too_many_closes_the_one_idle_for_the_longest(aws: EmbeddedAws, tmp_path: Path) -> None:
+    """It makes room at once, for any number of new ones; if all have a request, the new one is answered with 503."""
+    with api_process(aws.url, tmp_path / "log", api_max_connections=4) as api, ExitStack() as stack:
+        api.http.close()  # it keeps a connection too
+        silent = [stack.enter_context(connected(api)) for _ in range(20)]
+        until(lambda: sum(map(is_open, silent)) == 4, within=5)
+        assert all(map(is_open, silent[-4:]))
+        assert httpx.get(f"http://127.0.0.1:{api.port}/livez", timeout=20).status_code == 200
+
+        body = f"Authorization: {api.http.headers['authorization']}\r\nContent-Length: 1000\r\n\r\n{{".encode()
+        for _ in range(4):
+            stack.enter_context(connected(api, POST + body))
+        time.sleep(1)
+        refused = httpx.get(f"http://127.0.0.1:{api.port}/livez", timeout=20)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["status"] == 503
+
+
 def test_a_connection_that_sends_no_request_is_closed(api: ApiProcess) -> None:
     """So is one whose headers never end, however regularly something arrives."""
     silent, partial, slow = connected(api), connected(api, HEAD), connected(api, HEAD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -26,6 +27,49 @@ _INTEGRAL = 126  # the largest exponent that is written out: more would be megab
 
 #: The errors that decoding hostile or broken text may raise. `UnicodeDecodeError` and msgspec's errors are `ValueError`s.
 DecodeFailure = (ValueError, RecursionError)
+
+
+#: The most digits of a number in text that `check_cost` has checked. Converting them takes more than linear time.
+MOST_DIGITS = 1_000
+#: Bytes of text that needs no check: whatever it holds is decoded within milliseconds.
+SHORT = 2**14
+_PIECE = 2**18  # bytes
+_LONG_NUMBER = b"0" * (MOST_DIGITS + 1)
+_DIGITS_AS_ZERO = bytes(ord("0") if byte in b"0123456789" else ord(" ") for byte in range(256))
+
+
+def check_cost(text: bytes, *, most_values: int) -> None:
+    """Raise `ValueError` if decoding would take too long, or many times as much memory as `text` has bytes.
+
+    That is so if a number has more than 1,000 digits, or if there are more than `most_values` values. The check takes linear
+    time, and belongs before decoding.
+    """
+    if len(text) <= SHORT or not _excess([text], most_values):
+        return
+    if excess := _excess(_outside_strings(text), most_values):  # digits and commas in strings cost nothing
+        raise ValueError(excess)
+
+
+def _excess(pieces: Iterable[bytes], most_values: int) -> str:
+    values = 0
+    for piece in pieces:
+        # One of these precedes each value, or its name.
+        values += piece.count(b",") + piece.count(b"[") + piece.count(b"{")
+        if values > most_values:
+            return f"more than {most_values} values"
+        if _LONG_NUMBER in piece.translate(_DIGITS_AS_ZERO):
+            return f"a number of more than {MOST_DIGITS} digits"
+    return ""
+
+
+def _outside_strings(text: bytes) -> Iterator[bytes]:
+    """Yield what is not part of a string, piece by piece: splitting all at once would take many times the text's memory."""
+    text = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # now each quote begins or ends a string
+    is_inside = False
+    for start in range(0, len(text), _PIECE):
+        parts = text[start : start + _PIECE].split(b'"')
+        yield b" ".join(parts[is_inside::2])
+        is_inside ^= len(parts) % 2 == 0
 
 
 def loads(text: bytes | str) -> Any:

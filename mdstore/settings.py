@@ -21,6 +21,7 @@ from mdstore.errors import ConfigurationError
 from mdstore.running_stack import announced_url
 
 LOCAL_PORT = 4566
+MAX_RECORD_VALUES = 2**19  # decoded, each takes up to 200 bytes of memory
 DEFAULT_FILE = Path("config/mdstore.toml")
 DAY = 86_400
 
@@ -133,6 +134,7 @@ class Settings(BaseModel):
         default=64 * 2**20, ge=2**20
     )  # the limit for one lane's JSON: a worker decodes it whole
     max_record_bytes: int = Field(default=16 * 2**20, ge=1_024)  # the limit for one operation's JSON
+    max_record_values: int = Field(default=MAX_RECORD_VALUES, ge=1_000)  # and for the values that it may hold
     max_request_operations: int = Field(default=10_000_000, ge=1)
     transactions_in_flight: int = Field(default=24, ge=1, le=256)  # per lane: a lane of 2,000 operations has 21
     lane_budget: int = Field(default=90, ge=1)  # after this, the lane goes back to the queue; its receipts stay
@@ -171,6 +173,12 @@ class Settings(BaseModel):
     api_port: int = Field(default=8080, ge=0, le=65_535)
     api_max_body_bytes: int = Field(default=64 * 2**20, ge=1_024)
     api_max_wait: int = Field(default=60, ge=0)
+    # The most connections; 0 means 2,000, or fewer if the process may not open enough files.
+    api_max_connections: int = Field(default=0, ge=0)
+    api_max_bodies: int = Field(default=200, ge=2)  # held at the same time; one source may have half of them
+    api_head_timeout: int = Field(default=10, ge=1)  # for a request's line and headers, once they have begun
+    api_body_timeout: int = Field(default=30, ge=1)  # for a request's body, and one more second for each 10 KiB
+    api_write_timeout: int = Field(default=30, ge=1)  # for a caller that does not read its answer
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:

@@ -1,4 +1,4 @@
-"""The HTTP API as an ASGI application. To serve it: `uvicorn --factory mdstore.api:create_api`."""
+"""The HTTP API as an ASGI application. `mdstore api` serves it, with limits of connections (see `connections`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from mdstore.api import health, models, problems, records, requests
+from mdstore.api.connections import Connections, limit_logs
 from mdstore.api.conventions import Conventions, check_repetitions
+from mdstore.api.intake import Intake
 from mdstore.api.waiting import Waiting
 from mdstore.client import Client
 from mdstore.settings import Settings
@@ -54,14 +56,18 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
 
 
 @asynccontextmanager
-async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
-    api.state.submit_threads = anyio.CapacityLimiter(requests.SUBMIT_THREADS)
+async def _lifespan(api: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    settings = api.state.client.settings
+    limit_logs()
+    api.state.intake = Intake(settings)
+    api.state.readiness = health.Readiness()
+    api.state.submit_threads = [anyio.CapacityLimiter(requests.SUBMIT_THREADS) for _ in ("small", "large")]
     api.state.health_threads = anyio.CapacityLimiter(health.THREADS)
     store = await run_in_threadpool(lambda: api.state.client.store)  # build it now, not while the first call waits
     api.state.waiting = Waiting(store.ledger.get_many)
     async with anyio.create_task_group() as background:
         background.start_soon(api.state.waiting.run)
-        yield
+        yield {"connections": Connections(settings)}
         background.cancel_scope.cancel()
 
 

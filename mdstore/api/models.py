@@ -135,6 +135,9 @@ class RecordPage(BaseModel):
 
     records: list[RecordModel]
     cursor: str | None
+    read_limit_reached: bool = Field(
+        description="The page is shorter than `limit`, because it has read as much as one page may."
+    )
 
 
 class Health(BaseModel):

@@ -71,10 +71,20 @@ def records(
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     cursor: Annotated[str | SkipJsonSchema[None], Query(description="The cursor of a previous page.")] = None,
 ) -> Response:
-    """List an entity's records page by page, in no particular order."""
+    """List an entity's records page by page, in no particular order.
+
+    A listing reads the records of all entities. One page reads at most 4,000 of them, or 4 MB, so a page may be short, or empty
+    if the entity is rare. `read_limit_reached` says so. Read on until `cursor` is null.
+    """
     check_entity(entity)
     page, next_position = client.store.records.page(entity, limit=limit, cursor=_position(cursor) if cursor else None)
-    return answers.json({"records": [_record_json(found) for found in page], "cursor": _cursor(next_position)})
+    return answers.json(
+        {
+            "records": [_record_json(found) for found in page],
+            "cursor": _cursor(next_position),
+            "read_limit_reached": next_position is not None and len(page) < limit,
+        }
+    )
 
 
 def _record_json(found: Record) -> dict[str, Any]:

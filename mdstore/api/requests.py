@@ -6,6 +6,7 @@ A request's id is `{source}:{idempotency key}`, so no source can use or guess th
 from __future__ import annotations
 
 import uuid
+from contextlib import closing
 from functools import partial
 from typing import IO, Annotated, Any, get_args
 from urllib.parse import quote
@@ -26,7 +27,7 @@ from mdstore.store.api_keys import ApiKey, Scope
 from mdstore.store.outcomes import Only
 
 router = APIRouter(tags=["requests"])
-#: The most requests encoded at once. Each takes memory for its largest operation, or for its whole JSON body.
+#: The most requests with small bodies that are encoded at once, and the most with large ones: small ones do not wait for those.
 SUBMIT_THREADS = 8
 
 _EXAMPLE = {"op": "upsert", "entity": "airport", "key": "KJFK", "data": {"name": "John F. Kennedy"}}
@@ -70,7 +71,7 @@ NewestWins = Annotated[
     responses={
         200: {"model": models.Finished, "description": "The request has reached its final state", "headers": _LOCATION},
         202: {"model": models.Acknowledgement, "description": "The request is durable", "headers": _LOCATION},
-        **problems.documented(400, 401, 403, 409, 413, 415, 422, 503),
+        **problems.documented(400, 401, 403, 408, 409, 413, 415, 422, 429, 503),
     },
     openapi_extra={"requestBody": _BODY},
 )
@@ -89,11 +90,16 @@ async def submit(
     form = body.form_of(request)
     if wait > settings.api_max_wait:
         raise InvalidRequest(field="wait", value=wait, expected=f"at most {settings.api_max_wait} seconds")
-    async with body.received(request, limit=body.limit_of(form, settings.api_max_body_bytes)) as file:
+    limit = body.limit_of(form, settings.api_max_body_bytes)
+    async with (
+        request.app.state.intake.place(key.source) as place,
+        body.received(request, place=place, limit=limit, timeout=settings.api_body_timeout) as file,
+    ):
         submit_one = partial(
             _submit, client, file, form, request_id=request_id, source=key.source, newest_wins=newest_wins
         )
-        await anyio.to_thread.run_sync(submit_one, limiter=request.app.state.submit_threads)
+        threads = request.app.state.submit_threads[place.size > body.LARGE]
+        await anyio.to_thread.run_sync(submit_one, limiter=threads)
     status_url = request.scope.get("root_path", "") + status_path(request_id)
     headers = {"Location": status_url}
     waiting: Waiting = request.app.state.waiting
@@ -175,7 +181,9 @@ def _unquoted(key: str) -> str:
 
 
 def _submit(client: Client, file: IO[bytes], form: body.Form, **options: Any) -> None:
-    client.ingest.accept(body.operations(file, form), **options)
+    # Closing the generator ends its turn, however `accept` ends.
+    with closing(body.operations(file, form, max_record_bytes=client.settings.max_record_bytes)) as operations:
+        client.ingest.accept(operations, **options)
 
 
 def _visible_request(client: Client, key: ApiKey, request_id: str) -> ledger.RequestStatus:

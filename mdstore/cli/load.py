@@ -97,12 +97,20 @@ def load(
     if request_id is not None and (len(files) > 1 or not request_id):
         raise InvalidRequest(field="--request-id", value=request_id, expected="one id for one file")
     fields = _fields(columns)
+    client = Client()
     inputs = [
-        read_operations(file, entity=entity, key=key_column, op=op, fields=fields, dialect=csv_dialect)
+        read_operations(
+            file,
+            entity=entity,
+            key=key_column,
+            op=op,
+            fields=fields,
+            dialect=csv_dialect,
+            settings=client.settings,
+        )
         for file in files
     ]
     check_readable(inputs)
-    client = Client()
     models = client.store.entities.bound
     if not as_json:
         _print_checks(models, inputs, op)

@@ -90,22 +90,14 @@ def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) 
 def api(host: str | None, port: int | None, as_json: bool) -> None:
     """Serve the HTTP API."""
     try:
-        import uvicorn  # noqa: PLC0415  an extra
-
-        from mdstore.api import create_api  # noqa: PLC0415
+        from mdstore.api.server import serve  # noqa: PLC0415  an extra
     except ImportError as error:
         raise ConfigurationError(
             key="api", value="not installed", expected='the extra "api": pip install "mdstore[api]"'
         ) from error
     _ = as_json  # a server has no result
     settings = load_settings().settings
-    uvicorn.run(
-        create_api(settings),
-        host=host or settings.api_host,
-        port=port or settings.api_port,
-        log_level="warning",
-        timeout_keep_alive=75,  # seconds; a load balancer keeps connections for 60 s, and must not reuse one closed here
-    )
+    serve(settings, host=host or settings.api_host, port=port or settings.api_port)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

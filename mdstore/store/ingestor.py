@@ -145,6 +145,15 @@ class Ingestor:
                 accepted_at=float(header.created_at),
             )
 
+    def _accepted_before(self, request_id: str | None) -> int:
+        """Return the number of operations of a request that was accepted before, or 0 if there is no such request."""
+        if request_id is None:
+            return 0
+        try:
+            return self._payloads.header(self._payloads.find(request_id)).operations
+        except NotFound:
+            return 0
+
     def _store(
         self,
         operations: Iterable[OperationInput],
@@ -161,7 +170,8 @@ class Ingestor:
             validator=self._validator, settings=self._settings, newest_wins=newest_wins, clock=self._clock
         )
         with closing(builder):
-            invalid = _add(builder, operations, on_invalid)
+            problems = _Problems(lambda: self._accepted_before(given_id))
+            invalid = _add(builder, operations, on_invalid, problems)
             if invalid and given_id is None:
                 raise invalid
             return self._stored(request_id, source, builder, invalid)
@@ -222,9 +232,10 @@ class Ingestor:
             self._ledger.fail(reference.request_id, f"the request could not be sent again: {error}")
 
 
-def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid) -> InvalidRequest | None:
+def _add(
+    builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid, problems: _Problems
+) -> InvalidRequest | None:
     """Add operations to a payload; return the error that makes the request invalid, if any."""
-    problems = _Problems()
     for operation in operations:
         refused = builder.add(operation)
         if refused and on_invalid == "raise":
@@ -238,17 +249,27 @@ def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_inval
 
 
 class _Problems:
-    """Collects refusals: the first 100, and the count of all."""
+    """Collects refusals: the first 100, and their count.
 
-    def __init__(self) -> None:
+    With a thousand of them it raises `InvalidOperations` and so spares the rest of the request, unless that may still be a
+    request that was accepted before. `accepted_before` returns how many operations that one has.
+    """
+
+    def __init__(self, accepted_before: Callable[[], int]) -> None:
         self._shown: list[Problem] = []
         self._count = 0
+        self._accepted_before = accepted_before
+        self._enough = InvalidOperations.ENOUGH
 
     def add(self, refused: Refusal) -> None:
         self._count += 1
         if len(self._shown) < InvalidOperations.SHOWN:
             field, _, reason = refused.detail.partition(": ")
             self._shown.append(Problem(index=refused.index, field=field, reason=reason or refused.detail))
+        if self._count == InvalidOperations.ENOUGH:
+            self._enough = max(self._enough, self._accepted_before())
+        if self._count >= self._enough:
+            raise InvalidOperations(self._shown, count=self._count)
 
     def error(self) -> InvalidOperations | None:
         return InvalidOperations(self._shown, count=self._count) if self._count else None

@@ -73,13 +73,19 @@ class Problem:
 
 
 class InvalidOperations(InvalidRequest):
-    """Some operations of a request are invalid. Its fields are `problems` (the first 100) and `count` (of all problems)."""
+    """Some operations of a request are invalid. Its fields are `problems` (the first 100) and `count`.
+
+    `count` is the number of invalid operations, or that of those found before the others were not looked at any more.
+    """
 
     SHOWN = 100
+    ENOUGH = 1_000  # invalid operations, after which the others are not looked at
 
     def __init__(self, problems: Sequence[Problem], *, count: int) -> None:
         MdstoreError.__init__(
-            self, f"{count} invalid operation{'s' if count != 1 else ''}: " + "; ".join(map(str, problems[:5]))
+            self,
+            f"{'at least ' if count >= self.ENOUGH else ''}{count} invalid operation{'s' if count != 1 else ''}: "
+            + "; ".join(map(str, problems[:5])),
         )
         self.problems, self.count = tuple(problems[: self.SHOWN]), count
         self.field, self.value, self.expected = "operations", count, "valid operations"

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import codecs
 import tempfile
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import asynccontextmanager, nullcontext
 from enum import StrEnum
 from typing import IO
 
+import anyio
 import msgspec
 from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 
 from mdstore import exactjson
+from mdstore.api.intake import Place
 from mdstore.errors import InvalidRequest, PayloadTooLarge
+from mdstore.store.lines import read_lines
+from mdstore.store.payload_builder import OperationInput
 
-_IN_MEMORY = 2**20  # bytes
+_IN_MEMORY = 2**18  # bytes
+_SLOWEST = 10 * 2**10  # bytes a second
+LARGE = 2**18  # bytes of a body, or of one of its lines
+_large = threading.Lock()
 #: The most bytes of a JSON body. Decoding it as a whole takes up to 40 times its size in memory. NDJSON is decoded by line.
 JSON_LIMIT = 8 * 2**20
+#: The most values in a JSON body: each may turn out to be an operation, and those are listed before they are decoded.
+_JSON_VALUES = 1_000_000
 
 
 class Form(StrEnum):
@@ -51,20 +62,23 @@ def form_of(request: Request) -> Form:
 
 
 @asynccontextmanager
-async def received(request: Request, *, limit: int) -> AsyncIterator[IO[bytes]]:
-    """Receive the body: up to 1 MiB into memory, more into a temporary file.
+async def received(request: Request, *, place: Place, limit: int, timeout: float) -> AsyncIterator[IO[bytes]]:
+    """Receive the body: up to 256 KiB into memory, more into a temporary file.
 
-    Raises `PayloadTooLarge` as soon as the body is known to exceed `limit` bytes.
+    Raises `PayloadTooLarge` as soon as the body is known to exceed `limit` bytes, and an `HTTPException` if its `place` has no
+    room for it, or if it takes more than `timeout` seconds and one more for each 10 KiB.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(int(announced), limit)
+    place.hold(int(announced) if announced.isdecimal() else 0)
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
         size = 0
-        async for chunk in request.stream():
+        async for chunk in _in_time(request.stream(), timeout):
             size += len(chunk)
             if size > limit:
                 raise _too_large(size, limit)
+            place.hold(size)
             if size <= _IN_MEMORY:
                 file.write(chunk)
             else:  # a slow disk must not block the event loop
@@ -73,21 +87,59 @@ async def received(request: Request, *, limit: int) -> AsyncIterator[IO[bytes]]:
         yield file
 
 
-def operations(file: IO[bytes], form: Form) -> Iterable[bytes]:
-    """Return the JSON of each operation as sent. Raises `InvalidRequest` if a JSON body is not `{"operations": [...]}`."""
-    _skip_byte_order_mark(file)
+async def _in_time(stream: AsyncGenerator[bytes, None], timeout: float) -> AsyncIterator[bytes]:
+    size, waited = 0, 0.0
+    while True:
+        began = time.monotonic()
+        with anyio.move_on_after(timeout + size / _SLOWEST - waited) as patience:
+            chunk = await anext(stream, None)
+        if patience.cancelled_caught:
+            raise HTTPException(408, "The body came too slowly. Send the call again.", headers={"Connection": "close"})
+        if chunk is None:
+            return
+        waited += time.monotonic() - began
+        size += len(chunk)
+        yield chunk
+
+
+def operations(file: IO[bytes], form: Form, *, max_record_bytes: int) -> Generator[OperationInput, None, None]:
+    """Yield the JSON of each operation as sent.
+
+    Raises an `HTTPException` with status 400 if a JSON body is malformed, and `InvalidRequest` if it is not
+    `{"operations": [...]}`, or if decoding it would take too long.
+
+    Only one thread at a time works on a large line or JSON body, because decoding it takes many times its size in memory.
+    """
     if form is Form.NDJSON:
-        return (line for line in file if line.strip())
-    text = file.read()
+        for _, line in read_lines(file, max_record_bytes=max_record_bytes):
+            if isinstance(line, bytes) and len(line) > LARGE:
+                with _large:
+                    yield line
+            else:
+                yield line
+        return
+    text = file.read().removeprefix(codecs.BOM_UTF8)
+    with _large if len(text) > LARGE else nullcontext():
+        yield from map(bytes, _split(text))
+
+
+def _split(text: bytes) -> list[msgspec.Raw]:
     try:
-        return map(bytes, _envelope_decoder.decode(text).operations)
+        exactjson.check_cost(text, most_values=_JSON_VALUES)
+    except ValueError as error:
+        raise _invalid(text, error) from error
+    try:
+        text.decode()  # the decoder below does not look into the operations
+        return _envelope_decoder.decode(text).operations
+    except msgspec.ValidationError as error:
+        raise _invalid(text, error) from error
     except exactjson.DecodeFailure as error:
-        raise InvalidRequest(field="body", value=text[:80], expected=f'{{"operations": [...]}} ({error})') from error
+        raise HTTPException(400, f"The body is not JSON: {exactjson.explain(text, error)}.") from error
 
 
-def _skip_byte_order_mark(file: IO[bytes]) -> None:
-    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-        file.seek(0)
+def _invalid(text: bytes, error: Exception) -> InvalidRequest:
+    shown = text[:80].decode(errors="replace")
+    return InvalidRequest(field="body", value=shown, expected=f'{{"operations": [...]}} ({error})')
 
 
 def _too_large(size: int, limit: int) -> PayloadTooLarge:

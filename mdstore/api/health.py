@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 
 import anyio
@@ -20,6 +21,7 @@ router = APIRouter(tags=["health"])
 PATIENCE = 3.0
 #: Health checks have threads of their own: hanging checks must not take threads from other calls, nor pile up without limit.
 THREADS = 4 * 3
+FRESH = 1.0  # seconds for which an answer counts
 # No request can have this id, so reading it only tells whether the table responds.
 _UNUSED_REQUEST_ID = "-"
 
@@ -33,7 +35,7 @@ async def livez() -> Response:
 @router.get("/readyz", responses={200: {"model": models.Health}, **problems.documented(503)})
 async def readyz(request: Request, client: TheClient) -> Response:
     """Return 200 if the bucket, the ledger table and the queue respond, otherwise 503 with the names of the failing parts."""
-    failing = await _failing(client.store, request.app.state.health_threads)
+    failing = await request.app.state.readiness.failing(client.store, request.app.state.health_threads)
     if not failing:
         return answers.json({"status": "ok"})
     return problems.answer(
@@ -45,6 +47,24 @@ async def readyz(request: Request, client: TheClient) -> Response:
         headers={"Retry-After": "5"},
         failing=failing,
     )
+
+
+class Readiness:
+    """Checks the parts at most once a second, however many callers ask; the others get the same answer."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = anyio.Lock()
+        self._until = 0.0
+        self._failing: list[str] = []
+
+    async def failing(self, store: Store, threads: anyio.CapacityLimiter) -> list[str]:
+        """Return the names of the parts that failed."""
+        async with self._lock:
+            if self._clock() >= self._until:
+                self._failing = await _failing(store, threads)
+                self._until = self._clock() + FRESH
+            return self._failing
 
 
 def _bucket(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -66,13 +67,17 @@ def _interrupt(*_: object) -> NoReturn:
 @click.command()
 @click.option("--concurrency", "-c", type=click.IntRange(1), help="Number of pool processes.")
 @click.option("--log-level", "-l", default="INFO", show_default=True, help="Celery's log level.")
-@click.option("--quiet", is_flag=True, help="Do not print Celery's banner.")
+@click.option("--quiet", is_flag=True, help="Print neither Celery's banner nor its warning about running as root.")
 @json_option
 def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) -> None:
     """Run a Celery worker. `celery -A workers.celery_app worker` runs the same."""
+    from celery.exceptions import SecurityWarning  # noqa: PLC0415  most commands need no Celery
+
     from mdstore.tasks import create_store_app  # noqa: PLC0415
 
     _ = as_json  # a worker has no result
+    if quiet:
+        warnings.simplefilter("ignore", SecurityWarning)
     settings = load_settings().settings
     arguments = ["worker", "--loglevel", log_level, "--concurrency", str(concurrency or settings.concurrency)]
     create_store_app(settings).worker_main(["--quiet", *arguments] if quiet else arguments)
@@ -85,22 +90,14 @@ def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) 
 def api(host: str | None, port: int | None, as_json: bool) -> None:
     """Serve the HTTP API."""
     try:
-        import uvicorn  # noqa: PLC0415  an extra
-
-        from mdstore.api import create_api  # noqa: PLC0415
+        from mdstore.api.server import serve  # noqa: PLC0415  an extra
     except ImportError as error:
         raise ConfigurationError(
             key="api", value="not installed", expected='the extra "api": pip install "mdstore[api]"'
         ) from error
     _ = as_json  # a server has no result
     settings = load_settings().settings
-    uvicorn.run(
-        create_api(settings),
-        host=host or settings.api_host,
-        port=port or settings.api_port,
-        log_level="warning",
-        timeout_keep_alive=75,  # seconds; a load balancer keeps connections for 60 s, and must not reuse one closed here
-    )
+    serve(settings, host=host or settings.api_host, port=port or settings.api_port)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

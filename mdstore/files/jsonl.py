@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import msgspec
 
 from mdstore import exactjson
 from mdstore.model import OpName
+from mdstore.store.lines import read_lines
 from mdstore.store.operations import OPERATIONS
-from mdstore.store.validation import FieldError
+from mdstore.store.validation import FieldError, LineTooLong
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
-def lines(path: str, standard_input: IO[bytes] | None = None) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file that are not blank, with their numbers. The path `-` means standard input."""
+def lines(
+    path: str, standard_input: IO[bytes] | None = None, *, max_record_bytes: int
+) -> Iterator[tuple[int, bytes | LineTooLong]]:
+    """Yield the lines of a file as `read_lines` does. The path `-` means standard input."""
     with ExitStack() as stack:
-        stream: Iterable[bytes]
+        stream: IO[bytes]
         if path == "-":
             stream = standard_input or sys.stdin.buffer
         elif path.lower().endswith(".gz"):
-            stream = stack.enter_context(gzip.open(path, "rb"))
+            stream = cast("IO[bytes]", stack.enter_context(gzip.open(path, "rb")))
         else:
             stream = stack.enter_context(Path(path).open("rb"))
-        for number, line in enumerate(stream, 1):
-            stripped = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
-            if stripped:
-                yield number, stripped
+        yield from read_lines(stream, max_record_bytes=max_record_bytes)
 
 
 class _Exported(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,9 +56,9 @@ class _ExportedOperation(msgspec.Struct, frozen=True, omit_defaults=True):
 _exported_decoder = msgspec.json.Decoder(_Exported)
 
 
-def operation(line: bytes, op: OpName) -> bytes:
+def operation(line: bytes | LineTooLong, op: OpName) -> bytes | LineTooLong:
     """Return the line of an operation unchanged. A line of an export becomes an operation `op`; its version is left out."""
-    if b'"version"' not in line:  # the most common case needs no decoding here
+    if isinstance(line, LineTooLong) or b'"version"' not in line:  # the most common case needs no decoding here
         return line
     try:
         found = _exported_decoder.decode(line)
@@ -69,14 +68,17 @@ def operation(line: bytes, op: OpName) -> bytes:
     return exactjson.dumps(_ExportedOperation(op, found.entity, found.key, data))
 
 
-def record(line: bytes) -> dict[str, Any] | FieldError:
+def record(line: bytes | LineTooLong, *, max_values: int) -> dict[str, Any] | FieldError:
     """Read a plain record, or return why the line is not one: it is not a JSON object, or repeats a name."""
+    if isinstance(line, LineTooLong):
+        return line
     try:
+        exactjson.check_cost(line, most_values=max_values)
         found = _record_decoder.decode(line.decode())
     except FieldError as twice:
         return twice
     except exactjson.DecodeFailure as error:
-        return FieldError("line", f"not a JSON object: {error}")
+        return FieldError("line", f"not a JSON object: {exactjson.explain(line, error, with_line=False)}")
     return found if isinstance(found, dict) else FieldError("line", "not a JSON object")
 
 

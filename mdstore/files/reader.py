@@ -18,8 +18,9 @@ from mdstore.files import csv_file, jsonl, parquet_file
 from mdstore.files.csv_file import Dialect
 from mdstore.files.rows import FIELDS, Rows
 from mdstore.model import OpName
+from mdstore.settings import Settings
 from mdstore.store.payload_builder import OperationInput
-from mdstore.store.validation import FieldError
+from mdstore.store.validation import FieldError, LineTooLong
 
 _KEPT_IN_MEMORY = 4 * 2**20  # bytes of standard input
 
@@ -32,12 +33,15 @@ def read_operations(
     op: OpName = "upsert",
     fields: dict[str, str] | None = None,
     dialect: Dialect = "standard",
+    settings: Settings | None = None,
 ) -> OperationFile:
     """Return the operations of a file. The path `-` means JSON Lines from standard input.
 
     With `entity` and `key`, each row of a CSV or Parquet file, and each object of a JSON Lines file, is a record and becomes an
     operation `op` on `entity`. Its column `key` holds the key, the columns in `fields` hold other fields of the operation,
     and all others are the data. Without them, a JSON Lines file holds operations, or records as `mdstore export` writes them.
+
+    `settings` limit the bytes and the values of a line or row. One that exceeds them is never held in memory.
 
     Raises `InvalidRequest` if the file is missing or its format unknown, or if the options do not fit the file.
     """
@@ -54,21 +58,22 @@ def read_operations(
     if fields and not entity:
         raise InvalidRequest(field="--column", value=", ".join(fields), expected="--entity and --key beside it")
     rows = Rows(entity=entity, key=key, op=op, fields=fields or {}) if entity and key else None
-    return OperationFile(path, rows=rows, op=op, dialect=dialect)
+    return OperationFile(path, rows=rows, op=op, dialect=dialect, settings=settings or Settings())
 
 
 class OperationFile:
     """The operations of one file. Iterate over it to read them; `place` then returns where each of them was.
 
-    Reading raises `InvalidRequest`, which names the file, if the file is damaged or not of its format. A single line or row
-    that is invalid becomes a refusal instead.
+    Reading raises `InvalidRequest`, which names the file, if the file is empty, damaged or not of its format. A single line or
+    row that is invalid becomes a refusal instead.
     """
 
-    def __init__(self, path: str, *, rows: Rows | None, op: OpName, dialect: Dialect) -> None:
+    def __init__(self, path: str, *, rows: Rows | None, op: OpName, dialect: Dialect, settings: Settings) -> None:
         self.path = path
         self.rows = rows
         self._op = op
         self._dialect = dialect
+        self._settings = settings
         self._unit = "row" if path.lower().endswith(".parquet") else "line"
         self._standard_input: IO[bytes] | None = None
         # Indexes at which the distance between an operation's index and its line changes, and the lines there.
@@ -87,6 +92,8 @@ class OperationFile:
                     self._lines.append(line)
                 expected = line + 1
                 yield operation
+        if not self._indexes:
+            raise InvalidRequest(field="file", value=self.path, expected="at least one operation or record")
 
     def place(self, index: int) -> str:
         """Return the place of an operation that was read, for example `line 7`. `index` is zero-based."""
@@ -111,15 +118,14 @@ class OperationFile:
         if self.path.lower().endswith(".parquet"):
             return parquet_file.columns(self.path, self.rows)
         if self.path.lower().endswith(".csv"):
-            _, header = next(csv_file.rows(self.path, self._dialect), (1, []))
+            _, header = next(self._csv_rows(), (1, []))
             self.rows.check_columns(header, path=self.path)
             return header
         return []
 
     def _operations(self) -> Iterator[tuple[int, OperationInput]]:
         if self.rows is None:
-            lines = jsonl.lines(self.path, self._rewound())
-            return ((number, jsonl.operation(line, self._op)) for number, line in lines)
+            return ((number, jsonl.operation(line, self._op)) for number, line in self._lines_read())
         return (
             (number, row if isinstance(row, FieldError) else self.rows.operation(row))
             for number, row in self._records()
@@ -131,10 +137,17 @@ class OperationFile:
             return parquet_file.records(self.path)
         if name.endswith(".csv"):
             return self._csv_records()
-        return ((number, jsonl.record(line)) for number, line in jsonl.lines(self.path, self._rewound()))
+        limit = self._settings.max_record_values
+        return ((number, jsonl.record(line, max_values=limit)) for number, line in self._lines_read())
+
+    def _lines_read(self) -> Iterator[tuple[int, bytes | LineTooLong]]:
+        return jsonl.lines(self.path, self._rewound(), max_record_bytes=self._settings.max_record_bytes)
+
+    def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
+        return csv_file.rows(self.path, self._dialect, limit=self._settings.max_record_bytes)
 
     def _csv_records(self) -> Iterator[tuple[int, dict[str, Any] | FieldError]]:
-        rows = csv_file.rows(self.path, self._dialect)
+        rows = self._csv_rows()
         next(rows, None)  # the header
         for number, row in rows:
             if len(row) == len(self.columns):

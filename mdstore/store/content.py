@@ -23,6 +23,7 @@ import msgspec
 
 from mdstore import exactjson
 from mdstore.model import Operation
+from mdstore.store.validation import LineTooLong
 
 #: An operation as its caller gave it; an error stands for one that the reader of a file found invalid.
 Given = bytes | Mapping[str, Any] | Operation | Exception
@@ -51,9 +52,9 @@ class ContentDigest:
             text = exactjson.canonical(_given_fields(msgspec.structs.asdict(operation)))
         self._add_line(text)
 
-    def add_refused(self, given: Given, limit: int) -> None:
-        """Add an operation that was refused. Of more than `limit` bytes, which are not decoded, the bytes count."""
-        self._add_line(_canonical(given, limit))
+    def add_refused(self, given: Given, *, max_bytes: int, max_values: int) -> None:
+        """Add an operation that was refused. Of one that exceeds a limit, and so is not decoded, the bytes count."""
+        self._add_line(_canonical(given, max_bytes, max_values))
 
     def _add_line(self, text: bytes) -> None:
         self._lines += text
@@ -79,23 +80,31 @@ def sorted_json(operation: Operation) -> bytes:
         return b""
 
 
-def _canonical(given: Given, limit: int) -> bytes:
+def _canonical(given: Given, max_bytes: int, max_values: int) -> bytes:
     try:
         if isinstance(given, Exception):
-            return _opaque(written(given))
+            return _opaque(given)
         if isinstance(given, bytes):
-            if len(given) > limit:
+            if len(given) > max_bytes:
                 return _opaque(given)
+            exactjson.check_cost(given, most_values=max_values)
             value = exactjson.loads(given)
         else:
             value = msgspec.structs.asdict(given) if isinstance(given, Operation) else dict(given)
         return exactjson.canonical(_given_fields(value) if isinstance(value, dict) else value)
     except _NO_JSON:
-        return _opaque(given if isinstance(given, bytes) else written(given))
+        return _opaque(given)
 
 
-def _opaque(text: bytes) -> bytes:
-    return b"!" + hashlib.sha256(text).hexdigest().encode()
+def _opaque(given: Given) -> bytes:
+    return b"!" + digest_of(given).hex().encode()
+
+
+def digest_of(given: Given) -> bytes:
+    """Return the SHA-256 of an operation as its caller gave it."""
+    if isinstance(given, LineTooLong):
+        return given.digest
+    return hashlib.sha256(given if isinstance(given, bytes) else written(given)).digest()
 
 
 def _given_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

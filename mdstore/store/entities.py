@@ -19,6 +19,7 @@ from mdstore.errors import ConfigurationError
 from mdstore.store.json_form import json_form
 
 Model = type[BaseModel]
+_MOST_PROBLEMS = 10_000  # of one record
 FieldProblem = tuple[str, str]  # the field, and what is wrong with it
 
 
@@ -47,6 +48,8 @@ class Entities:
         try:
             form = json_form(model.model_validate(data), data)
         except ValidationError as error:
+            if error.error_count() > _MOST_PROBLEMS:  # listing them all would take many times the data's memory
+                return data, [("data", f"the model of {entity!r} refuses {error.error_count()} of its values")]
             found = error.errors(include_url=False, include_context=False, include_input=False)
             return data, [(".".join(["data", *map(str, one["loc"])]), one["msg"]) for one in found]
         except Exception as error:

@@ -19,14 +19,14 @@ from mdstore.compression import compressor
 from mdstore.errors import PayloadTooLarge
 from mdstore.model import SCHEMA_VERSION, Operation, Reason, Refusal
 from mdstore.settings import Settings
-from mdstore.store.content import ContentDigest, sorted_json, written
+from mdstore.store.content import ContentDigest, digest_of, sorted_json
 from mdstore.store.newest_wins import by_sequence
 from mdstore.store.operations import NOTHING, OPERATIONS, Indexed
 from mdstore.store.packing import MAX_ACTIONS, refusal
 from mdstore.store.partitioning import MAX_LANE_OPERATIONS, Partition
 from mdstore.store.payload import MAGIC, Encoded, Header, Section
 from mdstore.store.spill_buffer import SpillBuffer
-from mdstore.store.validation import FieldError, Validator
+from mdstore.store.validation import FieldError, LineTooLong, Validator
 
 _SPILL_BEYOND = 4 * 2**20
 _LONGEST_DETAIL = 2_000  # characters of a refusal, usually enough for all problems of an operation
@@ -215,9 +215,9 @@ class PayloadBuilder:
         for name in fields.groups:
             self._groups.refuse(name, "another operation of the group is invalid")
         self._has_unknown_group = self._has_unknown_group or not fields.is_group_known
-        self._content.add_refused(given, self._settings.max_record_bytes)
-        text = given if isinstance(given, bytes) else written(given)
-        self._refused_digests[index] = hashlib.sha256(text).digest()
+        limits = self._settings
+        self._content.add_refused(given, max_bytes=limits.max_record_bytes, max_values=limits.max_record_values)
+        self._refused_digests[index] = digest_of(given)
         self._record_refusal(found)
         return found
 
@@ -313,12 +313,12 @@ def _assembled(header: Header, sections: IO[bytes]) -> Encoded:
 
 
 class _RawFields(msgspec.Struct, frozen=True):
-    """The fields that identify an operation, with values of any type. Decoding skips its data."""
+    """The fields that identify an operation. They stay encoded, because their values may be of any type and size."""
 
-    op: Any = None
-    entity: Any = None
-    key: Any = None
-    group: Any = None
+    op: msgspec.Raw = NOTHING
+    entity: msgspec.Raw = NOTHING
+    key: msgspec.Raw = NOTHING
+    group: msgspec.Raw = NOTHING
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -335,40 +335,44 @@ class _ReadableFields:
     is_group_known: bool = True
 
 
-_GROUP = re.compile(rb'"group"\s*:\s*("(?:[^"\\]|\\.)*")')
+_GROUP = re.compile(rb'"group"\s*+:\s*+("(?:[^"\\]++|\\.)*+")')  # it never goes back, so it takes linear time
+_MOST_GROUPS = 1_000  # that one line may name
 
 
 def _readable_fields(given: OperationInput) -> _ReadableFields:
     if isinstance(given, FieldError):
-        return _ReadableFields(is_group_known=False)
+        return _ReadableFields(is_group_known=isinstance(given, LineTooLong) and not given.may_name_group)
     try:
         if isinstance(given, bytes):
-            fields = msgspec.json.decode(given, type=_RawFields)
+            raw = msgspec.json.decode(given, type=_RawFields)
+            found = [_text_in(value) for value in (raw.op, raw.entity, raw.key, raw.group)]
         elif isinstance(given, Operation):
-            fields = _RawFields(given.op, given.entity, given.key, given.group)
+            found = [given.op, given.entity, given.key, given.group]
         else:
-            fields = _RawFields(*map(given.get, _RawFields.__struct_fields__))
+            found = list(map(given.get, _RawFields.__struct_fields__))
     except (*exactjson.DecodeFailure, AttributeError):
         groups = _groups_in(given) if isinstance(given, bytes) else ()
         return _ReadableFields(groups=groups, is_group_known=bool(groups))
-    group = _text_or_empty(fields.group)
-    return _ReadableFields(
-        op=_text_or_empty(fields.op),
-        entity=_text_or_empty(fields.entity),
-        key=_text_or_empty(fields.key),
-        groups=(group,) if group else (),
-    )
+    op, entity, key, group = map(_text_or_empty, found)
+    return _ReadableFields(op=op, entity=entity, key=key, groups=(group,) if group else ())
 
 
 def _groups_in(line: bytes) -> tuple[str, ...]:
     """Find all text that looks like a group in a line that is not JSON. To refuse one too many is safe; one too few is not."""
     found: list[str] = []
-    for text in _GROUP.findall(line):
+    for match in _GROUP.finditer(line):
         try:
-            found.append(msgspec.json.decode(text, type=str))
+            found.append(msgspec.json.decode(match[1], type=str))
         except ValueError:
             return ()
+        if len(found) > _MOST_GROUPS:
+            return ()
     return tuple(found)
+
+
+def _text_in(value: msgspec.Raw) -> Any:
+    text = bytes(value)
+    return msgspec.json.decode(text) if text.startswith(b'"') else None
 
 
 def _text_or_empty(value: Any) -> str:

@@ -21,7 +21,8 @@ from mdstore.errors import NotFound
 
 Key = tuple[str, str]  # entity, key
 _PAGE = 1_000  # items that one Scan call of a listing reads
-_PAGES = 20  # the most Scan calls per page of a listing, even if they find few items of the entity
+_PAGES = 4  # the most Scan calls, of up to 1 MB each, per page of a listing, even if they find few items of the entity
+_PAGE_DATA = 16 * 2**20  # bytes of data in S3 that a page reads before it ends; one record may have as many
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,20 +81,24 @@ class Records:
     def page(self, entity: str, *, limit: int, cursor: Mapping[str, Any] | None) -> tuple[list[Record], Any]:
         """Return up to `limit` records of one entity, and the cursor of the next page (None at the end).
 
-        A page reads at most 20,000 items, so for an entity that is rare in the table a page may be short or empty.
+        A page reads at most 4,000 items or 4 MB of the table, and about 16 MiB of data in S3. So a page may be short, or empty
+        if the entity is rare in the table.
         """
         body = self._scan_body(entity) | {"Limit": _PAGE}
         records: list[Record] = []
+        data = 0
         for _ in range(_PAGES):
             if cursor:
                 body["ExclusiveStartKey"] = cursor
             answer = self._dynamo.call("Scan", body)
-            items = answer["Items"][: limit - len(records)]
-            records += [self.read(item) for item in items]
+            items = answer["Items"]
             cursor = answer.get("LastEvaluatedKey")
-            if len(items) < len(answer["Items"]):
-                return records, {"pk": items[-1]["pk"]}
-            if cursor is None or len(records) == limit:
+            for number, item in enumerate(items, 1):
+                records.append(self.read(item))
+                data += _size_in_s3(item)
+                if number < len(items) and (len(records) == limit or data >= _PAGE_DATA):
+                    return records, {"pk": item["pk"]}
+            if data >= _PAGE_DATA or cursor is None or len(records) == limit:
                 break
         return records, cursor
 
@@ -137,6 +142,10 @@ class Records:
 def primary_key(entity: str, key: str) -> str:
     """Return the partition key of a record. It is unique, because the name of an entity contains no `#`."""
     return f"{entity}#{key}"
+
+
+def _size_in_s3(item: Item) -> int:
+    return int(item["blob"]["M"]["size"]["N"]) if "blob" in item else 0
 
 
 def _key_of(item: Item) -> Key:

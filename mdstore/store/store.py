@@ -35,7 +35,11 @@ class Store:
         self.api_keys = ApiKeys(dynamo=dynamo, table=settings.ledger_table)
         self.records = Records(dynamo=dynamo, table=settings.records_table, blobs=self.blobs)
         self.entities = load_entities(settings.entities, strict=settings.strict_entities)
-        self.validator = Validator(entities=self.entities, max_record_bytes=settings.max_record_bytes)
+        self.validator = Validator(
+            entities=self.entities,
+            max_record_bytes=settings.max_record_bytes,
+            max_record_values=settings.max_record_values,
+        )
         self.ingestor = Ingestor(
             payloads=self.payloads, ledger=self.ledger, validator=self.validator, settings=settings
         )

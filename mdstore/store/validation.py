@@ -19,6 +19,7 @@ import msgspec
 from mdstore import exactjson
 from mdstore.aws.dynamodb.attributes import AttributeValue, Unstorable, stored_size, to_attribute
 from mdstore.model import Operation, Reason
+from mdstore.settings import MAX_RECORD_VALUES
 from mdstore.store.entities import Entities, FieldProblem
 from mdstore.store.operations import OPERATIONS
 
@@ -31,8 +32,9 @@ MAX_INLINE = 390 * 2**10
 _SURELY_INLINE = 128 * 2**10
 
 _MOST_FLAWS = 20  # of one operation's data
+_LONG_LINE = 2**20  # bytes
 
-_ENTITY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+ENTITY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _decoder = msgspec.json.Decoder(Operation, float_hook=exactjson.fraction)
 _field_decoders = {
@@ -66,12 +68,26 @@ class FieldError(Exception):
         return "; ".join(f"{field}: {why}" for field, why in ((self.field, self.why), *self.others))
 
 
+class LineTooLong(FieldError):
+    """A line that is longer than an operation may be, and was not kept. `digest` is the SHA-256 of its `size` bytes.
+
+    `may_name_group` is False if the line is surely not part of a group.
+    """
+
+    def __init__(self, size: int, *, limit: int, digest: bytes, may_name_group: bool) -> None:
+        super().__init__("data", f"{size} bytes as JSON, at most {limit} are allowed", reason=Reason.TOO_LARGE)
+        self.digest, self.may_name_group = digest, may_name_group
+
+
 class Validator:
     """Decodes operations, and checks them against the rules and the entity models."""
 
-    def __init__(self, *, entities: Entities, max_record_bytes: int) -> None:
+    def __init__(
+        self, *, entities: Entities, max_record_bytes: int, max_record_values: int = MAX_RECORD_VALUES
+    ) -> None:
         self._entities = entities
         self._max_record_bytes = max_record_bytes
+        self._max_record_values = max_record_values
 
     def read(self, given: bytes | str | Mapping[str, Any] | Operation | FieldError) -> tuple[Operation, bytes]:
         """Return the operation, and its data in DynamoDB JSON; empty if it does not fit an item.
@@ -89,6 +105,8 @@ class Validator:
             raise given
         size = len(given) if isinstance(given, bytes | str) else 0
         self._check_size(size)  # check before decoding, which takes many times as much memory
+        if size > exactjson.SHORT and isinstance(given, bytes | str):
+            self._check_cost(given)
         return self.decode(given), size
 
     def check(self, operation: Operation, size: int) -> tuple[Operation, bytes]:
@@ -141,7 +159,15 @@ class Validator:
         except msgspec.ValidationError as error:
             raise _type_error(error, _type_problems(given)) from error
         except (*exactjson.DecodeFailure, TypeError) as error:
-            raise FieldError("line", f"not a JSON object of an operation: {error}") from error
+            why = exactjson.explain(given, error, with_line=False) if isinstance(given, bytes | str) else error
+            raise FieldError("line", f"not a JSON object of an operation: {why}") from error
+
+    def _check_cost(self, text: bytes | str) -> None:
+        encoded = text.encode(errors="replace") if isinstance(text, str) else text
+        try:
+            exactjson.check_cost(encoded, most_values=self._max_record_values)
+        except ValueError as error:
+            raise FieldError("operation", str(error)) from error
 
     def _check_size(self, size: int) -> None:
         if size > self._max_record_bytes:
@@ -178,8 +204,13 @@ def _type_error(error: msgspec.ValidationError, problems: Sequence[FieldProblem]
 
 
 def _type_problems(given: bytes | str | Mapping[str, Any] | Operation) -> list[FieldProblem]:
-    """Return the problems of each field by itself: its type, whether it is missing, and whether it is known."""
+    """Return the problems of each field by itself: its type, whether it is missing, and whether it is known.
+
+    A long line can have very many of them, and of its problems only the first is reported.
+    """
     fields: Any = given
+    if isinstance(given, bytes | str) and len(given) > _LONG_LINE:
+        return []
     try:
         if isinstance(given, bytes | str):
             fields = msgspec.json.decode(given, type=dict[str, msgspec.Raw])
@@ -202,7 +233,8 @@ def _type_problems(given: bytes | str | Mapping[str, Any] | Operation) -> list[F
         except exactjson.DecodeFailure as error:
             problems.append((info.name, str(error)))
     known = Operation.__struct_fields__
-    return problems + [(str(name), f"Object contains unknown field `{name}`") for name in fields if name not in known]
+    unknown = islice((str(name) for name in fields if name not in known), _MOST_FLAWS)
+    return problems + [(name, f"Object contains unknown field `{name}`") for name in unknown]
 
 
 def check_entity(entity: str) -> None:
@@ -217,7 +249,7 @@ def check_key(key: str) -> None:
 
 @lru_cache(maxsize=1_024)  # a request repeats a few entities many times
 def _entity_problems(entity: str) -> Sequence[FieldProblem]:
-    if _ENTITY.fullmatch(entity):
+    if ENTITY.fullmatch(entity):
         return ()
     return [("entity", f"must be 1-64 of A-Z a-z 0-9 _ . -, starting with a letter: {entity[:80]!r}")]
 

@@ -54,7 +54,7 @@ def test_an_error_in_a_csv_file_names_file_and_line(tmp_path: Path) -> None:
     path.write_text("code,name\nDE,Deutschland\nFR," + "x" * (2**24 + 1) + "\n", encoding="utf-8")
     code, output = run("load", str(path), "--entity", "country", "--key", "code")
     assert code == 1
-    assert f"file: expected CSV (field larger than field limit (16777216)), got '{path}, line 3'" in output
+    assert f"file: expected CSV (a row of more than 16777216 characters), got '{path}, line 3'" in output
 
 
 @pytest.mark.usefixtures("stderr")

@@ -1,0 +1,218 @@
+"""Limits of connections, so that callers without a key cannot take the whole service.
+
+uvicorn closes neither a connection that sends nothing, nor one whose caller does not read the answer. `LimitedConnection` does.
+`mdstore api` uses it; so does `uvicorn --factory mdstore.api:create_api --http mdstore.api.connections:LimitedConnection`.
+
+A connection is idle while it has no request: until the first one's head is complete, and between two requests. When a new
+connection would be one too many, the one that has been idle for the longest is closed. If none is idle, the new one is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import time
+from collections import Counter
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from mdstore.errors import ConfigurationError
+from mdstore.settings import Settings
+
+logger = logging.getLogger(__name__)
+#: Connections that the kernel holds until they are accepted; so many are accepted before the first of them can be refused.
+BACKLOG = 128
+_MOST, _FEWEST = 2_000, 32  # connections, if the setting says nothing
+_OTHER_FILES = 256  # connections of up to 60 threads to AWS, payloads that are built, logs
+_MINUTE = 60.0
+_REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+    b'{"type":"urn:mdstore:problem:unavailable","title":"Too many connections","status":503,'
+    b'"detail":"All connections are in use. Repeat the call later."}'
+)
+
+
+def allowed_connections(settings: Settings) -> int:
+    """Return how many connections the API may have, after raising this process's limit of open files as far as needed.
+
+    Raises `ConfigurationError` if the limit cannot be raised far enough.
+    """
+    wanted = settings.api_max_connections or _MOST
+    others = BACKLOG + settings.api_max_bodies + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = soft
+    if soft != resource.RLIM_INFINITY and soft < wanted + others:
+        files = wanted + others if hard == resource.RLIM_INFINITY else min(hard, wanted + others)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    most = wanted if files == resource.RLIM_INFINITY else min(wanted, files - others)
+    if most < (settings.api_max_connections or _FEWEST):
+        expected = f"at most {most}, because this process may open only {files} files (ulimit -n)"
+        raise ConfigurationError(key="api_max_connections", value=settings.api_max_connections, expected=expected)
+    return most
+
+
+class Connections:
+    """The open connections of one server, and their limits."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._most = allowed_connections(settings)
+        self.head_timeout = float(settings.api_head_timeout)
+        self.write_timeout = float(settings.api_write_timeout)
+        self._open: set[LimitedConnection] = set()
+        self._idle: dict[LimitedConnection, None] = {}  # the one that has been idle for the longest is the first
+        self._log = LimitedLog()
+
+    def add(self, new: LimitedConnection) -> bool:
+        """Add a connection, and close another if there are too many. Return False if the new one must be refused."""
+        if len(self._open) >= self._most:
+            if not self._idle:
+                self._log.warn("refused, because all %d are in use", self._most)
+                return False
+            self._log.warn("closed while idle, because there are more than %d", self._most)
+            next(iter(self._idle)).drop()
+        self._open.add(new)
+        self._idle[new] = None
+        return True
+
+    def mark(self, connection: LimitedConnection, *, busy: bool) -> None:
+        """Note that a connection has a request, or has none any more."""
+        if busy:
+            self._idle.pop(connection, None)
+        elif connection in self._open:
+            self._idle.setdefault(connection)
+
+    def remove(self, connection: LimitedConnection) -> None:
+        """Forget a connection that is closed."""
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+
+    def time_out(self, connection: LimitedConnection) -> None:
+        """Close a connection that is too slow."""
+        self._log.warn("closed, because they were too slow")
+        connection.drop()
+
+
+class LimitedConnection(H11Protocol):
+    """uvicorn's HTTP/1.1 connection with limits. `Connections` is in the state that the application's lifespan yields."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._all: Connections = app_state["connections"]
+        self._reading: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
+        super().connection_made(transport)
+        if self._all.add(self):
+            self._limit_reading()
+        else:
+            transport.write(_REFUSAL)
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timers()
+        self._all.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._limit_reading()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # Between two requests uvicorn's keep-alive time counts, unless the caller still sends the body that nobody reads.
+        if self.conn.their_state is h11.SEND_BODY or self.transport.is_closing() or self._has_request():
+            self._limit_reading()
+        else:
+            self._all.mark(self, busy=False)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self.loop.call_later(self._all.write_timeout, self._all.time_out, self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+
+    def drop(self) -> None:
+        """Close the connection at once, without waiting until the caller has read what was written."""
+        self._all.remove(self)
+        self.transport.abort()
+
+    def _has_request(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _limit_reading(self) -> None:
+        """Limit the time for the head of a request, or for what follows an answer. A request's body has limits of its own."""
+        busy = self._has_request()
+        self._all.mark(self, busy=busy)
+        if busy and self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        elif not busy and self._reading is None:
+            self._reading = self.loop.call_later(self._all.head_timeout, self._all.time_out, self)
+
+    def _stop_timers(self) -> None:
+        for timer in (self._reading, self._writing):
+            if timer is not None:
+                timer.cancel()
+
+
+class LimitedLog:
+    """Counts warnings about connections, and logs them in one line a minute."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._next = 0.0
+
+    def warn(self, what: str, *values: object) -> None:
+        """Count what happened to a connection."""
+        self._counts[what % values] += 1
+        now = time.monotonic()
+        if now >= self._next:
+            logger.warning("connections: %s", "; ".join(f"{count} {what}" for what, count in self._counts.items()))
+            self._counts.clear()
+            self._next = now + _MINUTE
+
+
+class SeldomFilter(logging.Filter):
+    """Lets each message through once a minute, because callers without a key can cause as many as they like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[tuple[str, object], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to log a message; it then says how many like it were left out before."""
+        kind = str(record.msg).partition("\n")[0], record.exc_info[0] if record.exc_info else None
+        now = time.monotonic()
+        since, left_out = self._seen.get(kind, (-_MINUTE, 0))
+        if now - since < _MINUTE:
+            self._seen[kind] = since, left_out + 1
+            return False
+        self._seen[kind] = now, 0
+        if left_out:
+            record.msg = f"({left_out} more like this since the last) {record.msg}"
+        return True
+
+
+_seldom = SeldomFilter()
+
+
+def limit_logs() -> None:
+    """Limit what the server logs about single connections."""
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(_seldom)

@@ -1,0 +1,97 @@
+"""Bounds the request bodies that are held at the same time: their number and bytes, in all and for one source."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+from fastapi import HTTPException
+
+from mdstore.settings import Settings
+
+_PATIENCE = 10.0  # seconds to wait until another body is done
+_LARGEST_BODIES = 8  # the bytes of all bodies are those of so many bodies of the largest size
+
+
+class _Share:
+    """What may be held at the same time, in all or by one source."""
+
+    def __init__(self, *, bodies: int, size: int, status: int, whose: str) -> None:
+        self._places = anyio.Semaphore(bodies)
+        self._most = size
+        self._status, self._whose = status, whose
+        self.users = 0
+        self.size = 0
+
+    async def wait(self, stack: AsyncExitStack) -> None:
+        """Take a place until `stack` is closed."""
+        with anyio.move_on_after(_PATIENCE) as patience:
+            await stack.enter_async_context(self._places)
+        if patience.cancelled_caught:
+            raise self._busy()
+
+    def check(self, size: int) -> None:
+        """Raise an `HTTPException` if `size` more bytes are too many."""
+        if self.size + size > self._most:
+            raise self._busy()
+
+    def _busy(self) -> HTTPException:
+        detail = f"Too many request bodies {self._whose} are under way. Repeat the call later, or send fewer at a time."
+        return HTTPException(self._status, detail, headers={"Retry-After": "1"})
+
+
+class Place:
+    """The place of one body."""
+
+    def __init__(self, *shares: _Share) -> None:
+        self._shares = shares
+        self.size = 0
+
+    def hold(self, size: int) -> None:
+        """Make sure that the body may have `size` bytes. Raises an `HTTPException` with status 429 or 503."""
+        more = size - self.size
+        if more > 0:
+            for share in self._shares:
+                share.check(more)
+            self._add(more)
+
+    def release(self) -> None:
+        """Give all bytes back."""
+        self._add(-self.size)
+
+    def _add(self, size: int) -> None:
+        self.size += size
+        for share in self._shares:
+            share.size += size
+
+
+class Intake:
+    """Hands out places for bodies. One source may have half of all places and bytes, and at least one body of any size."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._bodies = settings.api_max_bodies
+        self._size = _LARGEST_BODIES * settings.api_max_body_bytes
+        self._all = _Share(bodies=self._bodies, size=self._size, status=503, whose="of all sources")
+        self._sources: dict[str, _Share] = {}  # those that have a body under way
+
+    @asynccontextmanager
+    async def place(self, source: str) -> AsyncIterator[Place]:
+        """Wait for a place for a body of `source`. Raises an `HTTPException` with status 429 or 503 after ten seconds."""
+        own = self._sources.get(source)
+        if own is None:
+            half = (self._bodies + 1) // 2
+            own = _Share(bodies=half, size=self._size // 2, status=429, whose="of this source")
+            self._sources[source] = own
+        own.users += 1
+        try:
+            async with AsyncExitStack() as stack:
+                await own.wait(stack)
+                await self._all.wait(stack)
+                place = Place(own, self._all)
+                stack.callback(place.release)
+                yield place
+        finally:
+            own.users -= 1
+            if not own.users:
+                del self._sources[source]

@@ -1,0 +1,109 @@
+"""Runs `mdstore api` as a process of its own, and measures it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import psutil
+
+from mdstore.client import Client
+from mdstore.local.emulator import free_port
+from mdstore.provision import provision
+from mdstore.settings import load_settings
+from tests.waiting import until
+
+ROOT = Path(__file__).parents[2]
+LIMITED = "mdstore.api.connections:LimitedConnection"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiProcess:
+    """A running HTTP API, and a client of it that has the key of the source `erp`."""
+
+    pid: int
+    port: int
+    http: httpx.Client
+    client: Client
+    log: Path
+
+    def key(self, *scopes: str, source: str) -> dict[str, str]:
+        """Return the header of a new key."""
+        return {"Authorization": f"Bearer {self.client.store.api_keys.create(source=source, scopes=scopes)}"}
+
+    def peak(self) -> int:
+        """Return the most bytes of memory that the process has had so far."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1_024
+
+    def processor_seconds(self) -> float:
+        """Return the processor time that the process has used so far."""
+        used = psutil.Process(self.pid).cpu_times()
+        return float(used.user + used.system)
+
+
+@contextmanager
+def api_process(
+    endpoint: str, log: Path, *, files: int | None = None, with_uvicorn: bool = False, **settings: object
+) -> Iterator[ApiProcess]:
+    """Provision a namespace, and serve the HTTP API on it, with `mdstore api` or with uvicorn's command.
+
+    `files` is the most descriptors that the process may have.
+    """
+    port = free_port()
+    command = ["mdstore", "api"]
+    if with_uvicorn:
+        command = ["uvicorn", "--factory", "mdstore.api:create_api", "--port", str(port), "--http", LIMITED]
+    environ = {
+        **os.environ,
+        "MDSTORE_PROFILE": "local",
+        "MDSTORE_NAMESPACE": f"api-{uuid4().hex[:12]}",
+        "AWS_ENDPOINT_URL": endpoint,
+        "MDSTORE_API_PORT": str(port),
+        **{f"MDSTORE_{name.upper()}": str(value) for name, value in settings.items()},
+    }
+    client = Client(load_settings(environ).settings)
+    list(provision(client.settings))
+
+    def limit_files() -> None:
+        if files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    with log.open("wb") as output:
+        running = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env=environ,
+            stdout=output,
+            stderr=output,
+            preexec_fn=limit_files,  # noqa: PLW1509  this process has no other thread that could hold a lock
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as http:
+
+            def serves() -> bool:
+                assert running.poll() is None, log.read_text()
+                try:
+                    return http.get("/livez").status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            until(serves)
+            found = ApiProcess(pid=running.pid, port=port, http=http, client=client, log=log)
+            http.headers.update(found.key("write", "read", source="erp"))
+            yield found
+    finally:
+        running.terminate()
+        try:
+            running.wait(20)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()

@@ -8,6 +8,7 @@
     ├── RequestConflict        the request id already belongs to other content, or to a request too old to send again
     ├── NotFound               there is no such request, record, object or API key
     ├── IntegrityError         a message or payload fails its checks: dead-letter it, never execute it
+    ├── LaneUnfinished         a lane has had its turn: send what is left as a message of its own
     ├── Unavailable            AWS throttled the call, reported a conflict or did not answer: try again later
     ├── DeploymentBroken       access is denied, or a table is missing: fail loudly and leave the message in the queue
     ├── RequestRejected        DynamoDB rejected a call as malformed
@@ -115,6 +116,10 @@ class NotFound(MdstoreError):
 
 class IntegrityError(MdstoreError):
     """A message or payload fails its checks (S3 key, digest, schema version, size) and must never be executed."""
+
+
+class LaneUnfinished(MdstoreError):
+    """A lane has had its turn, and some of its waves are left. They are for a message of their own, behind others."""
 
 
 class Unavailable(MdstoreError):

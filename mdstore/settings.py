@@ -138,6 +138,10 @@ class Settings(BaseModel):
     max_request_operations: int = Field(default=10_000_000, ge=1)
     transactions_in_flight: int = Field(default=24, ge=1, le=256)  # per lane: a lane of 2,000 operations has 21
     lane_budget: int = Field(default=90, ge=1)  # after this, the lane goes back to the queue; its receipts stay
+    # A lane's turn: after so many seconds or waves, its other waves go back to the queue, behind other messages.
+    # Most lanes have one wave.
+    lane_turn: float = Field(default=0.5, gt=0)
+    lane_turn_waves: int = Field(default=100, ge=1)
     receipt_days: int = Field(default=15, ge=15)  # SQS keeps a message for 14
     tombstone_days: int = Field(default=15, ge=15)
 

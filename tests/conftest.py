@@ -27,6 +27,8 @@ LONGEST = (
     "acceptance/test_up.py",
     "integration/test_repeats.py",
     "chaos/test_kills.py",
+    "chaos/test_turns.py",
+    "integration/test_fair_lanes.py",
     "integration/test_text.py",
 )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -204,6 +204,15 @@ class Ledger:
             _log_final_state(changed)
         return changed or self.get(reference.request_id)
 
+    def record_turn(self, request_id: str) -> None:
+        """Record that a lane has had its turn and is about to be sent again, which is a sign of work. The state stays."""
+        self._update(
+            request_id,
+            always={"sent_at": _milliseconds(self._clock())},
+            condition="attribute_exists(pk) AND #state <> :completed",
+            arguments={"completed": State.COMPLETED},
+        )
+
     def finish(self, request_id: str) -> RequestStatus:
         """Make the transition to completed or failed, once every lane has its summary. Leave a completed request unchanged."""
         request, summaries = self._request_and_lanes(request_id)
@@ -345,6 +354,12 @@ class Ledger:
         items = yield from self._dynamo.query_task(self._query_body(f"{request_id}#{lane:05d}"))
         found = (receipt_of(from_item(item)) for item in items)
         return {receipt.number: receipt for receipt in found}
+
+    def some_receipts(self, request_id: str, lane: int, numbers: Iterable[int]) -> dict[int, Receipt]:
+        """Read those receipts of a lane that exist, of the transactions `numbers`."""
+        keys = [to_item(receipt_key(request_id, lane, number)) for number in numbers]
+        (items,) = self._dynamo.run([self._dynamo.batch_get(self._table, keys)])
+        return {receipt.number: receipt for receipt in (receipt_of(from_item(item)) for item in items)}
 
     def expires_at(self) -> int:
         """Return the time at which an item written now expires, in Unix seconds."""

@@ -61,7 +61,7 @@ class Outcomes:
         receipts = self._ledger.receipts(request.request_id, lane)
         lane_failed = request.state is State.FAILED and self._has_failed(request.request_id, lane)
         outcomes: list[Outcome] = []
-        for wave in pack(self._payloads.lane(request.reference, lane)):
+        for wave in pack(self._payloads.lane(request.reference, lane), request.reference.v):
             for transaction in wave:
                 receipt = receipts.get(transaction.number)
                 if receipt is None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from mdstore.model import Reason, Refusal
+from mdstore.store import folding
+from mdstore.store.folding import Fold
 from mdstore.store.operations import Indexed
 
 #: Operations per transaction: DynamoDB allows 100 actions, and one of them writes the receipt.
@@ -19,37 +21,42 @@ MAX_ACTIONS = 99
 #: Bytes of data in JSON per transaction. DynamoDB allows 4 MB, but more than 1 MB would take 2,000 write units at once, which a
 #: new table does not have.
 MAX_TRANSACTION_BYTES = 2**20
+#: The first schema version whose operations are folded. A receipt names its transaction by number, so the payloads of earlier
+#: versions are packed as they always were.
+FIRST_FOLDED = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transaction:
-    """The content of one `TransactWriteItems` call: its number in the lane, and its operations, each on a different key.
+    """The content of one `TransactWriteItems` call: its number in the lane, and its operations.
 
-    `refused` holds operations that packing refused. Their outcome is stored in this transaction's receipt.
+    Each operation is on a different key, unless `is_folded`: then some keys have a fold of operations, which one action
+    applies. `refused` holds operations that packing refused. Their outcome is stored in this transaction's receipt.
     """
 
     number: int
     operations: tuple[Indexed, ...]
     refused: tuple[Refusal, ...] = ()
+    is_folded: bool = False
 
 
-Unit = list[Indexed]  # operations that apply together: all of a group, or a single one
+Unit = list[Indexed]  # operations that apply together: all of a group, or a fold
 
 
-def pack(operations: Sequence[Indexed]) -> list[list[Transaction]]:
-    """Pack a lane into waves of transactions.
+def pack(operations: Sequence[Indexed], v: int) -> list[list[Transaction]]:
+    """Pack a lane of a payload of schema version `v` into waves of transactions.
 
-    Waves run one after the other, and the transactions of a wave in parallel. Each key occurs at most once per wave, so
-    operations on one key run in the order of the waves. Groups that interleave on their keys cannot all be both atomic and in
-    order: all but the first of them are refused as invalid.
+    Waves run one after the other, and the transactions of a wave in parallel. Each key has at most one operation per wave, or
+    one fold (from version 2 on), so operations on one key run in the order of the waves. Groups that interleave on their keys
+    cannot all be both atomic and in order: all but the first of them are refused as invalid.
     """
-    waves, interleaved = _waves(operations)
+    waves, interleaved = _waves(operations, fold=v >= FIRST_FOLDED)
     packed: list[list[Transaction]] = []
     number = 0
     for wave in waves:
         packed.append([])
-        for chosen in _split(wave):
-            packed[-1].append(Transaction(number=number, operations=chosen))
+        for chosen, is_folded in _split(wave):
+            packed[-1].append(Transaction(number=number, operations=chosen, is_folded=is_folded))
             number += 1
     for start in range(0, len(interleaved), MAX_ACTIONS):
         refused = tuple(_interleaved(item) for item in interleaved[start : start + MAX_ACTIONS])
@@ -58,34 +65,50 @@ def pack(operations: Sequence[Indexed]) -> list[list[Transaction]]:
     return packed
 
 
-def _waves(operations: Sequence[Indexed]) -> tuple[list[list[Unit]], list[Indexed]]:
+def _waves(operations: Sequence[Indexed], *, fold: bool) -> tuple[list[list[Unit]], list[Indexed]]:
     """Return the waves, and the operations of groups that have to be refused."""
     if any(item.group is not None for item in operations):
-        return _schedule(_units(operations))
-    # Without groups, an operation's wave is the number of earlier operations on its key.
+        return _schedule(_units(operations, fold=fold))
+    # Without groups, the wave of a fold is the number of earlier folds on its key.
     waves: list[list[Unit]] = []
-    seen: dict[tuple[str, str], int] = {}
+    latest: dict[tuple[str, str], Fold] = {}
+    numbers: dict[tuple[str, str], int] = {}  # of the waves of the latest folds, except 0
     for item in operations:
         key = item.entity, item.key
-        number = seen.get(key, 0)
-        seen[key] = number + 1
+        number = 0
+        found = latest.get(key)
+        if found is not None:
+            if fold and _takes(found, item):
+                found.append(item)
+                continue
+            numbers[key] = number = numbers.get(key, 0) + 1
         if number == len(waves):
             waves.append([])
-        waves[number].append([item])
+        latest[key] = found = [item]
+        waves[number].append(found)
     return waves, []
 
 
-def _units(operations: Sequence[Indexed]) -> list[Unit]:
+def _takes(fold: Fold, item: Indexed) -> bool:
+    """Return whether the next operation on a fold's key can be added to the fold."""
+    return folding.joins(item, fold[-1]) and (len(fold) + 1) * folding.refusal_bytes(item) <= folding.MAX_REFUSAL_BYTES
+
+
+def _units(operations: Sequence[Indexed], *, fold: bool) -> list[Unit]:
     units: list[Unit] = []
     groups: dict[str, Unit] = {}
+    latest: dict[tuple[str, str], Unit] = {}
     for item in operations:
+        key = item.entity, item.key
         group = item.group
-        if group is not None and group in groups:
-            groups[group].append(item)
-            continue
-        units.append([item])
-        if group is not None:
-            groups[group] = units[-1]
+        unit = latest.get(key) if group is None else groups.get(group)
+        if unit is None or (group is None and not (fold and _takes(unit, item))):
+            unit = []
+            units.append(unit)
+            if group is not None:
+                groups[group] = unit
+        unit.append(item)
+        latest[key] = unit
     return units
 
 
@@ -193,18 +216,36 @@ def _postorder(start: int, edges: list[set[int]], within: set[int], seen: set[in
     return found
 
 
-def _split(wave: list[Unit]) -> Iterator[tuple[Indexed, ...]]:
-    """Split a wave into the operations of its transactions, within the limits and without dividing a unit."""
+def _split(wave: list[Unit]) -> Iterator[tuple[tuple[Indexed, ...], bool]]:
+    """Split a wave into the operations of its transactions, within the limits and without dividing a unit.
+
+    Also say whether one of them is part of a fold.
+    """
+    if len(wave) == 1:  # a long lane has thousands of these
+        yield tuple(wave[0]), len(wave[0]) > 1 and wave[0][0].group is None
+        return
     chosen: list[Indexed] = []
-    size = 0
+    actions = size = refusals = 0
     for unit in wave:
-        more = unit[0].size if len(unit) == 1 else sum(item.size for item in unit)
-        if chosen and (len(chosen) + len(unit) > MAX_ACTIONS or size + more > MAX_TRANSACTION_BYTES):
-            yield tuple(chosen)
-            chosen, size = [], 0
+        first = unit[0]
+        count, more, most = 1, first.size, 0
+        if len(unit) > 1:
+            if first.group is None:
+                more, most = unit[-1].size, len(unit) * folding.refusal_bytes(first)
+            else:
+                count, more = len(unit), sum(item.size for item in unit)
+        if chosen and (
+            actions + count > MAX_ACTIONS
+            or size + more > MAX_TRANSACTION_BYTES
+            or (most and refusals + most > folding.MAX_REFUSAL_BYTES)
+        ):
+            yield tuple(chosen), refusals > 0
+            chosen, actions, size, refusals = [], 0, 0, 0
         chosen += unit
+        actions += count
         size += more
-    yield tuple(chosen)
+        refusals += most
+    yield tuple(chosen), refusals > 0
 
 
 def _interleaved(item: Indexed) -> Refusal:

@@ -54,6 +54,8 @@ class Store:
             tombstone_seconds=settings.tombstone_days * DAY,
             in_flight=settings.transactions_in_flight,
             budget=settings.lane_budget,
+            turn=settings.lane_turn,
+            turn_waves=settings.lane_turn_waves,
         )
         self.outcomes = Outcomes(payloads=self.payloads, ledger=self.ledger)
         self.verifier = Verifier(

@@ -94,7 +94,7 @@ class Verifier:
         applied = {one.index for one in outcomes if one.outcome == "applied"}
         writers: dict[tuple[str, str], str] = {}
         changes: dict[tuple[str, str], list[Indexed]] = defaultdict(list)
-        for wave in pack(self._payloads.lane(request.reference, lane)):
+        for wave in pack(self._payloads.lane(request.reference, lane), request.reference.v):
             for transaction in wave:
                 writer = f"{request.request_id}/{lane}/{transaction.number}"
                 for item in transaction.operations:

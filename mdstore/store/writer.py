@@ -23,6 +23,7 @@ A transaction is done when its receipt exists, whichever delivery wrote it: see 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,16 +36,24 @@ from mdstore.aws.blobs import Blob, Blobs
 from mdstore.aws.concurrent import Task
 from mdstore.aws.dynamodb.attributes import from_attribute, from_item
 from mdstore.aws.dynamodb.client import DynamoClient, transact
-from mdstore.errors import IntegrityError, RequestRejected, TransactionCancelled, Unavailable
+from mdstore.errors import IntegrityError, LaneUnfinished, RequestRejected, TransactionCancelled, Unavailable
 from mdstore.model import MAX_AGE, Counts, Reason, Reference, Refusal, State
 from mdstore.settings import DAY
+from mdstore.store.folding import Fold, folds_of
 from mdstore.store.ledger import LaneSummary, Ledger, Receipt, RequestStatus, receipt_of
 from mdstore.store.operations import OPERATIONS, Indexed, Needs, merged
 from mdstore.store.packing import Transaction, pack, refusal
 from mdstore.store.payload import Payloads
 from mdstore.store.records import Records
 from mdstore.store.validation import FieldError, Validator
-from mdstore.store.writes import Data, WriteMetadata, build_write, explain_rejection
+from mdstore.store.writes import (
+    Data,
+    WriteMetadata,
+    build_folded_write,
+    build_write,
+    explain_rejection,
+    explain_rejections,
+)
 
 #: Bytes of JSON in one call. DynamoDB allows 4 MB per transaction, and counts fewer bytes than the JSON has.
 _MAX_BODY = 3_500_000
@@ -72,12 +81,15 @@ class _LaneRun:
 class _PreparedWrites:
     """The pending operations of a transaction, and the values to write that an operation's line does not contain.
 
-    By operation index, `data` holds data that was merged or moved to S3, `based_on` the record versions that patches were
-    merged into, and `tombstones` the inserts for which an attempt found a tombstone.
+    `written` has the last operation of each action: the action of a fold applies all of it (see `store.folding`). By the index
+    of that operation, `folds` holds the folds, `data` the data that was merged or moved to S3, `based_on` the record versions
+    that patches were merged into, and `tombstones` the inserts for which an attempt found a tombstone.
     """
 
     operations: list[Indexed]
+    written: list[Indexed]
     tombstones: set[int]
+    folds: dict[int, Fold] = field(default_factory=dict)
     data: dict[int, Data] = field(default_factory=dict)
     based_on: dict[int, int] = field(default_factory=dict)
 
@@ -102,6 +114,8 @@ class Writer:
         tombstone_seconds: int,
         in_flight: int,
         budget: float,
+        turn: float,
+        turn_waves: int,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -114,46 +128,59 @@ class Writer:
         self._table = table
         self._tombstone_seconds = tombstone_seconds
         self._budget = budget
+        self._turn = turn
+        self._turn_waves = turn_waves
         self._monotonic = monotonic
         self._clock = clock
         self._in_flight = in_flight
 
-    def apply_lane(self, reference: Reference, lane: int) -> LaneSummary:
+    def apply_lane(self, reference: Reference, lane: int, *, had_turns: bool = False) -> LaneSummary:
         """Apply a lane, or what an earlier delivery left of it, and write its summary.
 
-        Raises `IntegrityError` (dead-letter the message), `Unavailable` (return the message to the queue: transactions with a
-        receipt are not applied again) or `DeploymentBroken` (leave the message in the queue).
+        `had_turns` says that waves of the lane may be applied already: then it begins with the first that may not be.
+
+        Raises `LaneUnfinished` (its turn is over: send the message again, for the other waves), `IntegrityError` (dead-letter
+        the message), `Unavailable` (return the message to the queue: transactions with a receipt are not applied again) or
+        `DeploymentBroken` (leave the message in the queue).
         """
-        summary = self._apply(reference, lane)
+        summary = self._apply(reference, lane, had_turns)
         self._ledger.close_lane(reference.request_id, summary)
         return summary
 
-    def apply_request(self, reference: Reference) -> RequestStatus:
-        """Apply a request of at most one lane and complete it. Raises what `apply_lane` raises."""
+    def apply_request(self, reference: Reference, *, had_turns: bool = False) -> RequestStatus:
+        """Apply a request of at most one lane and complete it, as `apply_lane` does, and with its errors."""
         header = self._payloads.header(reference)
         return self._ledger.complete(
             reference,
             operations=header.operations,
             refused=header.refused_counts,
-            lane=self._apply(reference, 0) if reference.lanes else None,
+            lane=self._apply(reference, 0, had_turns) if reference.lanes else None,
         )
 
-    def _apply(self, reference: Reference, lane: int) -> LaneSummary:
+    def _apply(self, reference: Reference, lane: int, had_turns: bool) -> LaneSummary:
         started = self._clock()
         if started - self._payloads.header(reference).created_at > MAX_AGE + DAY / 2:
             raise IntegrityError("the request is too old: its receipts may be gone, so it could be applied twice")
         run = _LaneRun(reference=reference, lane=lane, deadline=self._monotonic() + self._budget)
-        transactions: list[Transaction] = []
+        waves = pack(self._payloads.lane(reference, lane), reference.v)
+        first = self._find_first_wave(run, waves) if had_turns else 0
         receipts: list[Receipt] = []
-        for wave in pack(self._payloads.lane(reference, lane)):
+        turn_ends = self._monotonic() + self._turn
+        for number, wave in enumerate(waves[first:]):
+            if number and (number >= self._turn_waves or self._monotonic() > turn_ends):
+                self._ledger.record_turn(reference.request_id)
+                raise LaneUnfinished(f"lane {lane}: {first + number} of {len(waves)} waves are applied")
             self._check_budget(run)
             run.blobs = self._upload_large_data(run, wave)
-            transactions += wave
             receipts += self._dynamo.run(
                 (self._apply_transaction(run, transaction) for transaction in wave),
                 in_flight=self._in_flight,
                 deadline=run.deadline,
             )
+        if first:
+            earlier = self._ledger.receipts(reference.request_id, lane)
+            receipts = [earlier[transaction.number] for wave in waves[:first] for transaction in wave] + receipts
+        transactions = [transaction for wave in waves for transaction in wave]
         return LaneSummary(
             lane=lane,
             state=State.COMPLETED,
@@ -162,12 +189,33 @@ class Writer:
             finished_at=self._clock(),
         )
 
+    def _find_first_wave(self, run: _LaneRun, waves: Sequence[Sequence[Transaction]]) -> int:
+        """Return the number of the first wave that is not applied as a whole, and read its receipts.
+
+        A wave begins when the one before it is applied, so a binary search finds the last one that has begun, with few reads.
+        """
+
+        def receipts_of(transactions: Sequence[Transaction]) -> dict[int, Receipt]:
+            numbers = [transaction.number for transaction in transactions]
+            return self._ledger.some_receipts(run.reference.request_id, run.lane, numbers)
+
+        begun = bisect_left(waves, True, key=lambda wave: not receipts_of(wave[:1]))
+        if not begun:
+            return 0
+        run.is_redelivery, run.receipts = True, receipts_of(waves[begun - 1])
+        return begun - (len(run.receipts) < len(waves[begun - 1]))
+
     def give_up(self, reference: Reference, lane: int, error: str) -> LaneSummary:
         """Write a `failed` summary: operations of transactions with a receipt are counted by it, all others as `failed`."""
         now = self._clock()
         operations = self._payloads.lane(reference, lane)
         receipts = self._ledger.receipts(reference.request_id, lane)
-        done = [transaction for wave in pack(operations) for transaction in wave if transaction.number in receipts]
+        done = [
+            transaction
+            for wave in pack(operations, reference.v)
+            for transaction in wave
+            if transaction.number in receipts
+        ]
         counts = count(done, [receipts[transaction.number] for transaction in done])
         counts = msgspec.structs.replace(counts, failed=len(operations) - counts.total)
         summary = LaneSummary(
@@ -188,7 +236,11 @@ class Writer:
             existing = run.receipts.get(transaction.number)
             if existing is not None:
                 return existing
-            prepared = _PreparedWrites(operations=pending, tombstones=tombstones)
+            prepared = _PreparedWrites(operations=pending, written=pending, tombstones=tombstones)
+            if transaction.is_folded:
+                folds = folds_of(pending)
+                prepared.written = [fold[-1] for fold in folds]
+                prepared.folds = {fold[-1].index: fold for fold in folds if len(fold) > 1}
             refusals = yield from self._prepare(run, prepared)
             if not refusals:
                 receipt = Receipt(number=transaction.number, refused=tuple(refused))
@@ -243,7 +295,7 @@ class Writer:
 
     def _move_largest_to_s3(self, prepared: _PreparedWrites, excess: int) -> Task[None]:
         """Task: move the largest data values of a transaction to S3, until its body is `excess` bytes smaller."""
-        texts = [(_encode(prepared.data_of(item)), item.index) for item in prepared.operations if item.size]
+        texts = [(_encode(prepared.data_of(item)), item.index) for item in prepared.written if item.size]
         for text, index in sorted(texts, key=lambda pair: -len(pair[0])):
             if excess > 0 and not isinstance(prepared.data.get(index), Blob):
                 data = from_attribute(msgspec.json.decode(text))
@@ -287,15 +339,18 @@ class Writer:
             updated_at=round(now * 1000),
             tombstone_expires_at=int(now) + self._tombstone_seconds,
         )
+        folds = prepared.folds
         return [
-            build_write(
+            build_folded_write(folds[item.index], prepared.data_of(item), metadata)
+            if folds and item.index in folds
+            else build_write(
                 item,
                 prepared.data_of(item),
                 metadata,
                 based_on=prepared.based_on.get(item.index),
                 over_tombstone=item.index in prepared.tombstones,
             )
-            for item in prepared.operations
+            for item in prepared.written
         ]
 
     def _load_earlier_receipts(self, run: _LaneRun, existing: Receipt) -> Task[Receipt]:
@@ -309,12 +364,12 @@ class Writer:
         """Return the refused operations, or none if only a record has changed, so that a new attempt may succeed."""
         refusals: list[Refusal] = []
         changed = False
-        for item, reason in zip(prepared.operations, cancelled.reasons, strict=False):
+        for item, reason in zip(prepared.written, cancelled.reasons, strict=False):
             code = reason.get("Code")
             if code == "ConditionalCheckFailed":
-                rejection = explain_rejection(item, reason.get("Item"))
-                if rejection:
-                    refusals.append(refusal(item, *rejection))
+                rejected = explain_rejections(prepared.folds.get(item.index, [item]), reason.get("Item"))
+                if rejected:
+                    refusals += [refusal(*one) for one in rejected]
                 elif item.is_merged:
                     changed = True
                 elif OPERATIONS[item.op].needs is Needs.ABSENT and item.index not in prepared.tombstones:
@@ -347,7 +402,7 @@ class Writer:
                 continue
             except RequestRejected as error:
                 if part.stop - part.start == 1:
-                    refusals.append(_invalid(prepared.operations[part.start], str(error)))
+                    refusals.append(_invalid(prepared.written[part.start], str(error)))
                 else:
                     middle = (part.start + part.stop) // 2
                     parts += [slice(middle, part.stop), slice(part.start, middle)]

@@ -6,6 +6,7 @@ condition. Change them together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -74,6 +75,34 @@ def build_write(
     return {"Update" if spec.writes else "ConditionCheck": body}
 
 
+def build_folded_write(fold: Sequence[Indexed], data: Data, metadata: WriteMetadata) -> dict[str, Any]:
+    """Build the action of a fold: the condition of its first operation, the effect of its last, a version for each of them.
+
+    `data` is that of the last operation.
+    """
+    first, last = fold[0], fold[-1]
+    shape = _shape(
+        last.op,
+        first=first.op,
+        has_expected=first.expect_version is not None,
+        has_sequence=last.sequence is not None,
+        is_blob=isinstance(data, Blob),
+    )
+    values = _values(last, data, metadata, first.expect_version)
+    values |= {":count": {"N": str(len(fold))}, ":entity": {"S": last.entity}, ":key": {"S": last.key}}
+    if last.sequence is not None:
+        values |= {":sequence": {"N": str(first.sequence)}, ":last_sequence": {"N": str(last.sequence)}}
+    return {
+        "Update": {
+            "TableName": metadata.table,
+            "Key": {"pk": {"S": primary_key(last.entity, last.key)}},
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            **shape,
+            "ExpressionAttributeValues": values,
+        }
+    }
+
+
 def explain_rejection(operation: Indexed, old: Item | None) -> tuple[Reason, str] | None:
     """Return why the operation is refused, given the current item. Return None if no rule refuses it, or no rule still does."""
     exists = old is not None and "deleted" not in old
@@ -89,6 +118,17 @@ def explain_rejection(operation: Indexed, old: Item | None) -> tuple[Reason, str
     if operation.expect_version is not None and (not exists or version != operation.expect_version):
         return Reason.VERSION_MISMATCH, f"the record has version {version}" if exists else "there is no record"
     return None
+
+
+def explain_rejections(fold: Sequence[Indexed], old: Item | None) -> list[tuple[Indexed, Reason, str]]:
+    """Return the first operations of a fold that are refused, given the current item, and why. They do not change the item."""
+    rejected: list[tuple[Indexed, Reason, str]] = []
+    for operation in fold:
+        rejection = explain_rejection(operation, old)
+        if rejection is None:
+            break
+        rejected.append((operation, *rejection))
+    return rejected
 
 
 def _put(operation: Indexed, data: Data, metadata: WriteMetadata) -> dict[str, Any]:
@@ -115,14 +155,20 @@ def _put(operation: Indexed, data: Data, metadata: WriteMetadata) -> dict[str, A
 
 
 @cache
-def _shape(op: OpName, *, has_expected: bool, has_sequence: bool, is_blob: bool) -> dict[str, Any]:
-    """Build the expressions of an operation. They depend only on its kind; `_values` supplies the values they name."""
+def _shape(
+    op: OpName, *, has_expected: bool, has_sequence: bool, is_blob: bool, first: OpName | None = None
+) -> dict[str, Any]:
+    """Build the expressions of an operation, or of a fold from `first` to `op`.
+
+    They depend only on the kinds of operations; `_values` supplies the values they name.
+    """
     spec = OPERATIONS[op]
-    condition = " AND ".join(_conditions(spec, has_expected=has_expected, has_sequence=has_sequence))
+    conditions = _conditions(OPERATIONS[first or op], has_expected=has_expected, has_sequence=has_sequence)
+    condition = " AND ".join(conditions)
     if not spec.writes:
         return expressions(condition=condition)
     names = ["updated_at", "updated_by"]
-    if spec.needs_of(has_sequence=has_sequence) is not Needs.PRESENT:  # the write may create the item
+    if first or spec.needs_of(has_sequence=has_sequence) is not Needs.PRESENT:  # the write may create the item
         names += ["entity", "key"]
     if has_sequence:
         names.append("sequence")
@@ -132,8 +178,10 @@ def _shape(op: OpName, *, has_expected: bool, has_sequence: bool, is_blob: bool)
     else:
         names.append("blob" if is_blob else "data")
         removed = ["data" if is_blob else "blob", "deleted", "expires_at"]
-    version = {"version": "if_not_exists(#version, :zero) + :one"}
-    return expressions(set=version | given(names), remove=removed, condition=condition)
+    values = {"version": "if_not_exists(#version, :zero) + :count"} | given(names)
+    if first and has_sequence:
+        values["sequence"] = ":last_sequence"  # the condition names the first one
+    return expressions(set=values, remove=removed, condition=condition)
 
 
 def _conditions(spec: OperationSpec, *, has_expected: bool, has_sequence: bool) -> list[str]:
@@ -156,7 +204,7 @@ def _values(operation: Indexed, data: Data, metadata: WriteMetadata, expected: i
     spec = OPERATIONS[operation.op]
     if not spec.writes:
         return values
-    values |= {":zero": _ZERO, ":one": _ONE, ":updated_at": metadata.updated_at, ":updated_by": metadata.updated_by}
+    values |= {":zero": _ZERO, ":count": _ONE, ":updated_at": metadata.updated_at, ":updated_by": metadata.updated_by}
     if spec.needs_of(has_sequence=operation.sequence is not None) is not Needs.PRESENT:
         values |= {":entity": {"S": operation.entity}, ":key": {"S": operation.key}}
     if spec.effect is Effect.REMOVE:

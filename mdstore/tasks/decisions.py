@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mdstore.errors import DeploymentBroken, IntegrityError, Unavailable
+from mdstore.errors import DeploymentBroken, IntegrityError, LaneUnfinished, Unavailable
 
 #: The longest wait of a postponed message, in seconds. Waits are random, so that postponed messages do not return all at once.
 POSTPONED = 5.0
@@ -26,6 +26,11 @@ class Deliveries:
 @dataclass(frozen=True)
 class Done:
     """Delete the message."""
+
+
+@dataclass(frozen=True)
+class Continue:
+    """Send the message again at once, behind others: there is more to do. This does not count as a delivery."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Pause:
     gives_up: bool
 
 
-Decision = Done | Postpone | DeadLetter | Redeliver | Pause
+Decision = Done | Continue | Postpone | DeadLetter | Redeliver | Pause
 
 
 def decide(error: Exception | None, deliveries: Deliveries) -> Decision:
@@ -64,6 +69,8 @@ def decide(error: Exception | None, deliveries: Deliveries) -> Decision:
     match error:
         case None:
             return Done()
+        case LaneUnfinished():
+            return Continue()
         case Unavailable():  # throttled or unreachable
             return Postpone(POSTPONED)
         case IntegrityError():  # forged or damaged

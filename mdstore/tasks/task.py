@@ -21,7 +21,7 @@ from mdstore.queue.broker import ascii_json
 from mdstore.queue.worker.request import SqsRequest
 from mdstore.store import Store
 from mdstore.store.ledger import RequestStatus
-from mdstore.tasks.decisions import DeadLetter, Decision, Deliveries, Done, Pause, Postpone, Redeliver, decide
+from mdstore.tasks.decisions import Continue, DeadLetter, Decision, Deliveries, Done, Pause, Postpone, Redeliver, decide
 
 if TYPE_CHECKING:
     from mdstore.tasks.app import StoreApp
@@ -86,6 +86,11 @@ class StoreTask(Task):
         count = (self.request.headers or {}).get("receives") or self.request.get("receives") or 1
         return Deliveries(count=int(count), limit=self.store.settings.max_receives)
 
+    @property
+    def is_sent_again(self) -> bool:
+        """Return whether an earlier delivery sent this message again: a lane had its turn, or AWS was unavailable."""
+        return bool(self.request.retries)
+
     def process(self, message: Any, work: Callable[[Reference], T], *, lane: int | None = None) -> T:
         """Call `work` with the message's reference and return its result. If that fails, decide what becomes of the message."""
         try:
@@ -112,6 +117,9 @@ class StoreTask(Task):
         match decision:
             case Done():
                 return
+            case Continue():
+                self._event("lane.continued", error, logging.INFO)
+                raise self.retry(exc=error, countdown=0, max_retries=None) from error
             case Postpone(seconds):
                 self._event("message.postponed", error, logging.WARNING)
                 countdown = random.uniform(_SHORTEST_POSTPONEMENT, seconds)  # noqa: S311

@@ -48,7 +48,7 @@ def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
 
     def apply_or_start(reference: Reference) -> tuple[RequestStatus, list[int]]:
         if reference.lanes <= 1:
-            return self.store.writer.apply_request(reference), []
+            return self.store.writer.apply_request(reference, had_turns=self.is_sent_again), []
         status, missing = start(self.store, reference, by=self.request.id)
         if status.state is State.COMPLETED or not missing:
             return self.store.ledger.finish(reference.request_id), []
@@ -69,7 +69,11 @@ def apply_lane(self: StoreTask, message: dict[str, Any], lane: int) -> None:
     """Apply one lane of a request."""
     # For `process`, None means the whole request. In a message it is an invalid lane, as -1 is.
     number = -1 if lane is None else lane
-    self.process(message, lambda reference: self.store.writer.apply_lane(reference, lane), lane=number)
+    self.process(
+        message,
+        lambda reference: self.store.writer.apply_lane(reference, lane, had_turns=self.is_sent_again),
+        lane=number,
+    )
     reference = read_reference(message)
     if lane == reference.lanes - 1:
         # This lane is often the last to end. Finishing here spares the waiting client the delay of one more message.

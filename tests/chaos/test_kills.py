@@ -90,7 +90,7 @@ CASES = list(_cases())
 class Environment:
     """One emulator and one worker pool for all cases; each case has its own queue and keys."""
 
-    def __init__(self, aws: EmbeddedAws, workers: WorkerPool, directory: Path) -> None:
+    def __init__(self, aws: EmbeddedAws, workers: WorkerPool, directory: Path, **environ: str) -> None:
         self._workers = workers
         self._directory = directory
         self._environ = {
@@ -101,6 +101,7 @@ class Environment:
             "MDSTORE_VISIBILITY_TIMEOUT": str(VISIBLE_AGAIN),
             "MDSTORE_LANE_OPERATIONS": str(len(families("any", FAMILIES))),
             "MDSTORE_MAX_RECEIVES": "50",
+            **environ,
         }
         settings = load_settings(self._environ).settings
         for _ in provision(settings):

@@ -49,6 +49,8 @@ def environ() -> Iterator[Environ]:
             "MDSTORE_NAMESPACE": f"two-{uuid4().hex[:12]}",
             "MDSTORE_WAIT_TIME": "1",
             "MDSTORE_LANE_OPERATIONS": str(OPERATIONS // LANES),
+            "MDSTORE_LANE_TURN": "1000",
+            "MDSTORE_LANE_TURN_WAVES": "1000000",
         }
         for _ in provision(load_settings(made).settings):
             pass

@@ -149,6 +149,8 @@ class Bench:
             tombstone_seconds=86_400,
             in_flight=1 if self.target.name in SINGLE_THREADED else 4,
             budget=60,
+            turn=1_000,
+            turn_waves=1_000_000,
         )
 
     def op(self, name: OpName, key: str, **fields: Any) -> Operation:

@@ -86,6 +86,8 @@ def store_on(aws: EmbeddedAws) -> Store:
         "AWS_ENDPOINT_URL": aws.url,
         "MDSTORE_NAMESPACE": f"history-{uuid4().hex[:8]}",
         "MDSTORE_LANE_OPERATIONS": "100",
+        "MDSTORE_LANE_TURN": "1000",
+        "MDSTORE_LANE_TURN_WAVES": "1000000",
     }
     settings = load_settings(environ).settings
     list(provision(settings))

@@ -42,10 +42,12 @@ def recording_worker(environ: dict[str, str], log: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "count"), [("A request of one lane", 1), ("A request of several lanes", 250)], ids=["one", "several"]
+    ("heading", "count", "patches"),
+    [("A request of one lane", 1, 0), ("A request of several lanes", 250, 0), ("A lane of many waves", 1, 2)],
+    ids=["one", "several", "many waves"],
 )
 def test_a_request_calls_the_functions_in_the_order_of_the_page(
-    aws: EmbeddedAws, tmp_path: Path, heading: str, count: int
+    aws: EmbeddedAws, tmp_path: Path, heading: str, count: int, patches: int
 ) -> None:
     """Producer and worker call every listed function, and their first calls are in the order of the rows."""
     listed, calls = hops(heading), tmp_path / "calls"
@@ -54,6 +56,7 @@ def test_a_request_calls_the_functions_in_the_order_of_the_page(
         "AWS_ENDPOINT_URL": aws.url,
         "MDSTORE_NAMESPACE": f"page-{uuid4().hex[:12]}",
         "MDSTORE_LANE_OPERATIONS": "100",
+        "MDSTORE_LANE_TURN_WAVES": "1",
         "CALLS": str(calls),
         "CALLS_OF": json.dumps(listed),
     }
@@ -63,6 +66,7 @@ def test_a_request_calls_the_functions_in_the_order_of_the_page(
     client = Client(settings)
     _ = client.ingest  # the app is made before the request
     operations = [{"op": "upsert", "entity": "thing", "key": f"k{n}", "data": {"n": n}} for n in range(count)]
+    operations += [{"op": "patch", "entity": "thing", "key": "k0", "data": {"n": n}} for n in range(patches)]
 
     with recorded(calls, listed):
         submission = client.submit(operations)

@@ -37,6 +37,7 @@ RULES = Rules(group=GROUP, size=RECORD)
 #: Where the code has the limits that are not settings. With these, a transaction holds 3 operations.
 LIMITS = {
     "mdstore.store.packing.MAX_ACTIONS": GROUP,
+    "mdstore.store.folding.MAX_REFUSAL_BYTES": 4 * 255,
     "mdstore.store.payload_builder.MAX_ACTIONS": GROUP,
     "mdstore.store.validation.MAX_INLINE": ITEM,
     "mdstore.store.validation._SURELY_INLINE": ITEM // 2,
@@ -94,6 +95,8 @@ class Parts:
             tombstone_seconds=15 * 86_400,
             in_flight=3,
             budget=100,
+            turn=50,
+            turn_waves=2,
             monotonic=clock,
             clock=clock,
         )

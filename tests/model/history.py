@@ -6,7 +6,7 @@ some moment between the outcomes of the earlier operations on its keys and the r
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +18,10 @@ Outcomes = dict[int, Reason | None]  # None: applied
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """A transaction that took effect: its receipt, the keys of its other actions, and the records of those keys after it."""
+    """A transaction that took effect: its receipt, the keys of its other actions, and the records of those keys after it.
+
+    A key occurs as often as its action applies operations.
+    """
 
     request_id: str
     lane: int
@@ -49,11 +52,11 @@ class _Progress:
         self.resolved: dict[int, int] = {}
         self.applied: set[int] = set()
 
-    def next_on(self, key: Key) -> int:
-        """Return the index of the first operation on `key` that has no outcome yet."""
-        waiting = [i for i in self.unit_of if self.plan.key(i) == key and i not in self.resolved]
-        require(waiting, f"{key}: applied more often than there are operations")
-        return min(waiting)
+    def next_on(self, key: Key, count: int) -> list[int]:
+        """Return the indexes of the first `count` operations on `key` that have no outcome yet."""
+        waiting = sorted(i for i in self.unit_of if self.plan.key(i) == key and i not in self.resolved)
+        require(len(waiting) >= count, f"{key}: applied more often than there are operations")
+        return waiting[:count]
 
     def resolve(self, index: int, now: int) -> None:
         """Record that an operation got its outcome."""
@@ -113,12 +116,12 @@ class History:
             progress.resolve(index, now)
         for unit in {progress.unit_of[index] for index in commit.refused if index in progress.unit_of}:
             self._check_refusal(progress, unit, commit, now)
-        applied = [progress.next_on(key) for key in commit.keys]
-        for unit in {progress.unit_of[index] for index in applied}:
+        applied = [index for key, count in Counter(commit.keys).items() for index in progress.next_on(key, count)]
+        for unit in dict.fromkeys(progress.unit_of[index] for index in applied):
             require(set(unit.members) <= set(applied), f"{unit} applied in part")
             progress.since(unit)
-        for index in applied:
-            self._apply(progress, index, now)
+            for index in unit.members:
+                self._apply(progress, index, now)
         for key, record in commit.records.items():
             known = self._known[key][-1][1]
             require(record == known, f"{commit}: {key} is {record}, not {known}")

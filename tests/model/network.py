@@ -171,7 +171,9 @@ class Recorder:
         return answer
 
     def _commit(self, actions: Sequence[dict[str, Any]]) -> Commit:
-        keys = tuple(_key(action) for action in actions if action["TableName"] == self._table)
+        keys = tuple(
+            key for action in actions if action["TableName"] == self._table for key in [_key(action)] * _count(action)
+        )
         require("Item" in actions[-1], f"a transaction on {keys} took effect without a receipt")
         receipt = from_item(actions[-1]["Item"])
         request_id, _, lane = receipt["pk"].rpartition("#")
@@ -187,12 +189,17 @@ class Recorder:
     def _look_up(self, keys: Sequence[Key]) -> dict[Key, Known | None]:
         found: dict[Key, Known | None] = dict.fromkeys(keys)
         if keys:
-            asked = [{"pk": {"S": f"{entity}#{key}"}} for entity, key in keys]
+            asked = [{"pk": {"S": f"{entity}#{key}"}} for entity, key in found]
             body = {"RequestItems": {self._table: {"Keys": asked, "ConsistentRead": True}}}
             answer = self._service.answer("BatchGetItem", msgspec.json.encode(body))
             items = msgspec.json.decode(answer.body)["Responses"][self._table]
             found |= {_key_in(item): self._read(item) for item in items}
         return found
+
+
+def _count(action: dict[str, Any]) -> int:
+    """Return how many operations an action applies: it adds a version for each."""
+    return int(action.get("ExpressionAttributeValues", {}).get(":count", {"N": "1"})["N"])
 
 
 def _key(action: dict[str, Any]) -> Key:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mdstore.model import Reference, State
@@ -18,11 +18,15 @@ Kind = Literal["submit", "ingest", "apply_lane", "finish", "finish_early", "give
 
 @dataclass(frozen=True)
 class Message:
-    """A message to deliver: a producer's `submit`, one of the three tasks, an early `finish`, or a lane's giving up."""
+    """A message to deliver: a producer's `submit`, one of the three tasks, an early `finish`, or a lane's giving up.
+
+    `turns` counts how often it was sent again because a lane's turn was over.
+    """
 
     kind: Kind
     request_id: str
     lane: int = 0
+    turns: int = 0
 
 
 class Tasks:
@@ -56,7 +60,7 @@ class Tasks:
         """Acknowledge a message whose delivery succeeded, and send the messages that follow from it."""
         if message in self.waiting:
             self.waiting.remove(message)
-        self.results[message].append(result)
+        self.results[replace(message, turns=0)].append(result)
         if message.kind == "ingest":
             for lane in result if isinstance(result, list) else ():
                 self._send(Message("apply_lane", message.request_id, lane))
@@ -65,6 +69,12 @@ class Tasks:
             lanes.add(message.lane)
             if len(lanes) == self.references[message.request_id].lanes:
                 self._send(Message("finish", message.request_id))
+
+    def send_again(self, message: Message) -> None:
+        """Send the message for what is left of a lane, and acknowledge the one whose turn is over."""
+        self._send(replace(message, turns=message.turns + 1))
+        if message in self.waiting:
+            self.waiting.remove(message)
 
     def _send(self, message: Message) -> None:
         if message not in self.waiting:
@@ -86,7 +96,7 @@ class Tasks:
         """Return the request if it has one lane or is done, else the lanes that are missing."""
         reference = self.references[message.request_id]
         if reference.lanes <= 1:
-            return parts.writer.apply_request(reference)
+            return parts.writer.apply_request(reference, had_turns=message.turns > 0)
         header = parts.payloads.header(reference)
         request = parts.ledger.start(reference, operations=header.operations, refused=header.refused_counts)
         done = {one.lane for one in parts.ledger.lanes(message.request_id) if one.state is State.COMPLETED}
@@ -96,7 +106,8 @@ class Tasks:
         return missing
 
     def _apply_lane(self, parts: Parts, message: Message) -> LaneSummary:
-        return parts.writer.apply_lane(self.references[message.request_id], message.lane)
+        reference = self.references[message.request_id]
+        return parts.writer.apply_lane(reference, message.lane, had_turns=message.turns > 0)
 
     def _finish(self, parts: Parts, message: Message) -> RequestStatus:
         return parts.ledger.finish(message.request_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from mdstore.errors import Unavailable
+from mdstore.errors import LaneUnfinished, Unavailable
 from tests.model.deliveries import Call, CallResult, Clock, Delivery, Killed
 from tests.model.environment import Environment, Parts
 from tests.model.history import require
@@ -118,6 +118,8 @@ class World:
     def _ended(self, message: Message, delivery: Delivery) -> None:
         if delivery.error is None:
             self._tasks.done(message, delivery.result)
+        elif isinstance(delivery.error, LaneUnfinished):
+            self._tasks.send_again(message)
         elif not isinstance(delivery.error, Killed | Unavailable):  # after these the message is delivered again
             raise delivery.error
 

@@ -22,10 +22,11 @@ from tests.unit.fakes import MemoryDynamo, MemoryObjects
 class Bench:
     """Holds the data store's core over in-memory tables and objects, and applies lanes with it."""
 
-    def __init__(self) -> None:
-        self.dynamo = MemoryDynamo()
+    def __init__(self, dynamo: MemoryDynamo | None = None) -> None:
+        self.dynamo = dynamo or MemoryDynamo()
         self.objects = MemoryObjects()
         self.now = 1_000.0
+        self.turn, self.turn_waves = 1_000, 1_000_000
         self.settings = Settings(lane_operations=100_000)
         self.validator = Validator(entities=Entities(), max_record_bytes=2**20)
         self.payloads = Payloads(objects=self.objects, prefix="payloads/", max_lane_bytes=2**26)
@@ -46,6 +47,8 @@ class Bench:
             tombstone_seconds=60,
             in_flight=1,
             budget=30,
+            turn=self.turn,
+            turn_waves=self.turn_waves,
             monotonic=lambda: self.now,
             clock=lambda: self.now,
         )

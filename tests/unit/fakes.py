@@ -214,9 +214,9 @@ def updated(old: Item | None, body: Mapping[str, Any]) -> Item:
     sets, _, removes = body["UpdateExpression"].removeprefix("SET ").partition(" REMOVE ")
     for change in _split(sets, ", "):
         name, _, value = change.partition(" = ")
-        if value == "if_not_exists(#version, :zero) + :one":
+        if value == "if_not_exists(#version, :zero) + :count":
             before = int((old or {}).get("version", values[":zero"])["N"])
-            item[names[name]] = {"N": str(before + int(values[":one"]["N"]))}
+            item[names[name]] = {"N": str(before + int(values[":count"]["N"]))}
         else:
             item[names[name]] = values[value]
     for name in removes.split(", "):

@@ -216,6 +216,11 @@ class DynamoBackend(DynamoResults):
             self.store_result(end.options["task_id"], exc, states.FAILURE)
         self._return_failed_parts(group, exc)
 
+    def failed_parts(self, group_id: str) -> set[str] | None:
+        """Return the ids of the parts of a chord that have failed so far, or None if the group is not a chord's header."""
+        failed = self._chord_states.failed(group_id)
+        return None if failed is None else {part.id for part in failed}
+
     def repair(self, *, now: float | None = None) -> list[str]:
         """Dispatch the callbacks of chords that have been complete for a minute; return the chords' ids.
 

@@ -220,6 +220,20 @@ class ChordStates:
             failed=sorted(map(Part.unpack, failed)),
         )
 
+    def failed(self, chord_id: str) -> list[Part] | None:
+        """Return the parts that have failed so far, in the order of their indexes, or None if there is no such chord.
+
+        Do not read the shards that the root lists as clean: all of their parts have returned, and succeeded.
+        """
+        (root,) = self._get([_root_key(chord_id)])
+        if not root:
+            return None
+        is_regular = _STORED["irregular"] not in root and "added" not in root
+        clean = root.get("clean", {"NS": []})["NS"] if is_regular else []
+        numbers = [number for number in range(self._shard_count(root)) if str(number) not in clean]
+        shard = _merged(self._get([_shard_key(chord_id, number) for number in numbers]))
+        return sorted(map(Part.unpack, shard.failed - shard.ok))
+
     def mark_dispatched(self, chord_id: str, outcome: Dispatch) -> int:
         """Record that the callback was dispatched (success) or the chord has failed. A recorded success is not overwritten.
 

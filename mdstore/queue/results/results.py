@@ -8,7 +8,7 @@ in either                         blob, instead of a large result: prefix, key, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -48,28 +48,37 @@ def _owns_nothing(_request: Any) -> bool:
 
 
 class BatchedGroupResult(GroupResult):
-    """Reads the results of a group's parts, a hundred per call.
+    """Reads the results of a group's parts, a hundred per call, or of a chord's parts only those that have failed.
 
     A caller that waits for a chord checks twice a second whether a part has failed. Celery would read the parts one by one.
     """
 
     def maybe_throw(self, callback: Any = None, propagate: bool = True) -> None:
         """Raise the error of the first part that failed. `callback` gets None as the result of a part that has not ended."""
+        backend = self.backend
+        is_chord = callback is None and isinstance(backend, DynamoResults)
+        self._maybe_throw(callback, propagate, backend.failed_parts(self.id) if is_chord else None)
+
+    maybe_reraise = maybe_throw
+
+    def _maybe_throw(self, callback: Any, propagate: bool, failed: Collection[str] | None) -> None:
+        """Do what `maybe_throw` does. Do not read parts that are not in `failed`; None means that any may have failed."""
         ours = [one for one in self.results if isinstance(one, AsyncResult) and isinstance(one.backend, DynamoResults)]
         unknown = [one for one in ours if one._cache is None]
-        for start in range(0, len(unknown), _MAX_DECODED):
-            chunk = unknown[start : start + _MAX_DECODED]
+        asked = [one for one in unknown if failed is None or one.id in failed]
+        for start in range(0, len(asked), _MAX_DECODED):
+            chunk = asked[start : start + _MAX_DECODED]
             metas = chunk[0].backend.metas(one.id for one in chunk)
             for one in chunk:
                 one._maybe_set_cache(metas.get(one.id))
         pending = {id(one) for one in unknown if one._cache is None}
         for one in self.results:
-            if id(one) not in pending:
+            if failed is not None and isinstance(one, BatchedGroupResult):  # its parts are parts of the chord
+                one._maybe_throw(callback, propagate, failed)
+            elif id(one) not in pending:
                 one.maybe_throw(callback=callback, propagate=propagate)
             elif callback is not None:
                 callback(one.id, None)
-
-    maybe_reraise = maybe_throw
 
 
 class DynamoResults(KeyValueStoreBackend):
@@ -98,6 +107,10 @@ class DynamoResults(KeyValueStoreBackend):
         """Return region, table and endpoint, which the worker's banner shows."""
         settings = self.app.settings
         return f"dynamodb://{settings.region}/{self._table} ({where(settings, 'dynamodb')})"
+
+    def failed_parts(self, group_id: str) -> Collection[str] | None:  # noqa: ARG002
+        """Return None: this backend has no chords."""
+        return None
 
     # -- key and value
 

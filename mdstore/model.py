@@ -14,7 +14,7 @@ import msgspec
 
 from mdstore.errors import InvalidRequest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: The version before this one is accepted too, so that producers and workers can be upgraded separately.
 ACCEPTED_VERSIONS = frozenset({SCHEMA_VERSION - 1, SCHEMA_VERSION}) - {0}
 

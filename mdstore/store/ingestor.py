@@ -96,6 +96,7 @@ class Ingestor:
             if problems and given_id is None:
                 problems.raise_all()
             reference, header, new = self._stored(request_id, source, builder, problems)
+        self._validator.entities.report_others(header.models, request_id=request_id, source=source)
         if not new and self._may_skip_publishing(reference, republish=republish):
             return _accepted(reference, header, new=False)
         try:

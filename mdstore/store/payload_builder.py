@@ -167,6 +167,7 @@ class PayloadBuilder:
             lanes=tuple(lanes),
             refused=self._refused.write_to(body),
             refused_counts=dict(sorted(self._refused_counts.items())),
+            models=self._validator.entities.digest,
         )
         return _assembled(header, body)
 

@@ -70,7 +70,7 @@ class Validator:
     """Decodes operations, and checks them against the rules and the entity models."""
 
     def __init__(self, *, entities: Entities, max_record_bytes: int) -> None:
-        self._entities = entities
+        self.entities = entities
         self._max_record_bytes = max_record_bytes
 
     def read(self, given: bytes | str | Mapping[str, Any] | Operation | FieldError) -> tuple[Operation, bytes]:
@@ -93,7 +93,7 @@ class Validator:
 
     def check(self, operation: Operation, size: int) -> tuple[Operation, bytes]:
         """Check what `decode_bounded` returned. Returns what `read` does."""
-        problems = _field_problems(operation) + self._entities.problems(operation.entity)
+        problems = _field_problems(operation) + self.entities.problems(operation.entity)
         if operation.data is None:
             _raise_any(problems)
             return operation, b""
@@ -102,7 +102,7 @@ class Validator:
             self._check_size(size)
         data = operation.data
         if OPERATIONS[operation.op].effect is not Effect.MERGE:  # the worker checks what a patch makes of the record
-            data, found = self._entities.validated(operation.entity, data)
+            data, found = self.entities.validated(operation.entity, data)
             problems += found
         if problems:
             has_data_problem = any(field.startswith("data") for field, _ in problems)
@@ -120,8 +120,8 @@ class Validator:
         Raises `FieldError`.
         """
         self._check_size(len(exactjson.dumps(data)))
-        data, problems = self._entities.validated(entity, data)
-        _raise_any(self._entities.problems(entity) + problems)
+        data, problems = self.entities.validated(entity, data)
+        _raise_any(self.entities.problems(entity) + problems)
         size = len(exactjson.dumps(data))
         self._check_size(size)
         return data, inline(data, json_size=size)

@@ -85,14 +85,20 @@ class EmbeddedAws:
         output = self._log.open("ab") if self._log else subprocess.DEVNULL
         try:
             # In a session of its own, the emulator gets no Ctrl-C. The parent gets it, and stops its children in order.
-            self._process = subprocess.Popen(
-                command, env=environ, stdout=output, stderr=output, start_new_session=True
-            )
+            self._process = subprocess.Popen(command, env=environ, stdout=output, stderr=output, start_new_session=True)
         finally:
             if not isinstance(output, int):
                 output.close()
         self._wait_until_healthy(self._process)
         return self
+
+    def memory(self) -> int:
+        """Return the bytes of memory that the emulator takes now. Raises `MdstoreError` if it is not running."""
+        statm = Path(f"/proc/{self.pid}/statm")
+        if statm.exists():
+            return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        found = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, text=True, check=True)
+        return int(found.stdout) * 1024
 
     def poll(self) -> int | None:
         """Return the emulator's exit code if it was started and has exited by itself."""
@@ -132,9 +138,7 @@ class EmbeddedAws:
             except (urllib.error.URLError, OSError):
                 self._sleep(0.05)
         self.stop()
-        raise MdstoreError(
-            f"the embedded AWS did not become healthy within {timeout:.0f} s; its log: {self._log}"
-        )
+        raise MdstoreError(f"the embedded AWS did not become healthy within {timeout:.0f} s; its log: {self._log}")
 
 
 def check_port(port: int, *, option: str) -> None:

@@ -77,7 +77,9 @@ class Stack:
             for _ in provision(self.settings):
                 pass
             if self._data_dir and (lost := resend_lost_requests(Client(self.settings))):
-                self._report(f"requests       {lost} sent again, because the embedded AWS had lost them when it was killed")
+                self._report(
+                    f"requests       {lost} sent again, because the embedded AWS had lost them when it was killed"
+                )
             if self._with_worker:
                 self.start_worker()
             if self._with_api:

@@ -32,7 +32,17 @@ def operations(count: int, name: str) -> list[dict[str, Any]]:
 def up(*options: str, log: Path) -> Iterator[tuple[subprocess.Popen[str], Client]]:
     """Run `mdstore up` on free ports; yields the process and a client of its stack."""
     environ = {**os.environ, "MDSTORE_WAIT_TIME": "1"}
-    command = [sys.executable, "-m", "mdstore", "up", "--json", "--port", str(free_port()), "--api-port", str(free_port())]
+    command = [
+        sys.executable,
+        "-m",
+        "mdstore",
+        "up",
+        "--json",
+        "--port",
+        str(free_port()),
+        "--api-port",
+        str(free_port()),
+    ]
     with log.open("ab") as errors:
         process = subprocess.Popen([*command, *options], env=environ, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
@@ -76,7 +86,9 @@ def test_a_killed_embedded_aws_keeps_what_was_accepted(tmp_path: Path) -> None:
         client.submit(operations(300, "new"), request_id="new").wait()
         assert client.submit(operations(10, "newest"), request_id="newest").new
         kill_aws(process)
-        assert f"embedded AWS (code -9; {data} has its state of a few seconds ago) exited unexpectedly" in error_of(process)
+        assert f"embedded AWS (code -9; {data} has its state of a few seconds ago) exited unexpectedly" in error_of(
+            process
+        )
 
     with up("--data-dir", str(data), log=log) as (process, client):
         for name, count in (("old", 500), ("new", 300), ("newest", 10)):
@@ -115,8 +127,9 @@ def create_table(dynamo: Any, name: str) -> None:
 @pytest.mark.parametrize("layout", ["snapshots", "state"])
 def test_a_clean_stop_saves_everything(tmp_path: Path, layout: str) -> None:
     """Also what changed a moment ago. A directory as earlier releases wrote it is read too."""
-    with aws_with_table(tmp_path, tmp_path / "log") as (_, dynamo):
+    with aws_with_table(tmp_path, tmp_path / "log") as (aws, dynamo):
         create_table(dynamo, "first")
+        assert 2**24 < aws.memory() < 2**28
     if layout == "state":
         (snapshot,) = (tmp_path / "snapshots").iterdir()
         snapshot.rename(tmp_path / "state")

@@ -97,7 +97,8 @@ class EmbeddedAws:
         statm = Path(f"/proc/{self.pid}/statm")
         if statm.exists():
             return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        found = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, text=True, check=True)
+        command = ["/bin/ps", "-o", "rss=", "-p", str(self.pid)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
         return int(found.stdout) * 1024
 
     def poll(self) -> int | None:

@@ -1,7 +1,7 @@
 """Sends requests again that a killed embedded AWS has lost.
 
-It writes S3 objects at once, and all other state every few seconds. So after a kill there are payloads of accepted requests whose
-messages and ledger items are gone.
+It writes S3 objects at once, and all other state every few seconds. So after a kill there are payloads of accepted requests
+whose messages and ledger items are gone.
 """
 
 from __future__ import annotations

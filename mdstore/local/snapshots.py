@@ -142,7 +142,7 @@ def _become_writer() -> None:
 def _is_read(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
         return True
-    target = dict(scope["headers"]).get(b"x-amz-target", b"").decode("latin-1")
+    target: str = dict(scope["headers"]).get(b"x-amz-target", b"").decode("latin-1")
     return target.rpartition(".")[2].startswith(_READS)
 
 

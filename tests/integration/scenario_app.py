@@ -33,7 +33,7 @@ class OddError(Exception):
         self.second = second
 
 
-@control_command()  # type: ignore[untyped-decorator]
+@control_command()
 def break_down(_: Any) -> None:
     raise RuntimeError("on purpose")
 
@@ -50,7 +50,7 @@ def total(numbers: list[int]) -> int:
 
 @app.task(name="quiet", ignore_result=True)
 def quiet(path: str) -> str:
-    with open(path, "w") as file:  # noqa: PTH123
+    with open(path, "w") as file:
         file.write("done")
     return "ignored"
 
@@ -75,6 +75,14 @@ def reject(self: Task, *, requeue: bool) -> str:
 @app.task(name="nap")
 def nap(seconds: float) -> str:
     time.sleep(seconds)
+    return "rested"
+
+
+@app.task(name="linger", bind=True)
+def linger(self: Task) -> str:
+    """Take long at the first delivery only."""
+    if self.request.headers["receives"] == 1:
+        time.sleep(60)
     return "rested"
 
 
@@ -173,5 +181,5 @@ def ids(self: Task, *_: Any) -> list[str | None]:
 
 @app.task(name="note")
 def note(*words: Any, path: str) -> None:
-    with open(path, "a") as file:  # noqa: PTH123
+    with open(path, "a") as file:
         file.write(f"{words[-1]}\n")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,8 +19,11 @@ from celery import chord, states
 from celery.app.control import Inspect
 from celery.exceptions import TaskRevokedError
 
+from mdstore.local.emulator import free_port
+from mdstore.local.stack import stop_process
 from mdstore.queue.app import SqsApp
-from tests.integration.scenarios import NODES, app, environ, logs, workers
+from tests.integration.scenarios import APP, NODES, app, environ, logs, workers
+from tests.integration.test_queue import ROOT, Environ
 from tests.waiting import until
 
 __all__ = ["app", "environ", "logs", "workers"]  # fixtures
@@ -75,6 +85,7 @@ def test_consumers_are_cancelled_and_added(inspect: Inspect, app: SqsApp) -> Non
 
     app.control.cancel_consumer(queue, reply=True, timeout=10, limit=2)
     until(lambda: consumed() == [0, 0])
+    time.sleep(1.5)  # a long poll that is under way would receive the message, and give it back
     result = app.send_task("add", (1, 1))
     assert result.status == "PENDING"
     app.control.add_consumer(queue, reply=True, timeout=10, limit=2)
@@ -146,8 +157,33 @@ def test_a_revoked_part_fails_its_chord(app: SqsApp) -> None:
     until(lambda: result.state == states.FAILURE)
 
 
-def test_pool_processes_are_restarted_by_name(app: SqsApp, logs: Path) -> None:
-    """A control command reaches one worker by its node name, and only that one."""
-    (answer,) = app.control.ping(destination=[NODES[1]], timeout=10, limit=1)
-    assert answer == {NODES[1]: {"ok": "pong"}}
-    assert all(node in {path.name for path in logs.iterdir()} for node in NODES)
+def test_flower_answers_with_results(app: SqsApp, environ: Environ, tmp_path: Path) -> None:
+    """Flower's API reads results of an app of `create_app`: with its tasks, and with none that it knows."""
+    result, failed = app.send_task("add", (20, 22)), app.send_task("fail")
+    assert result.get(timeout=WAIT) == 42
+    until(failed.ready, what="the failure")
+    password = base64.b64encode(b"operator:made-up").decode()
+
+    def answer(path: str) -> dict[str, Any]:
+        request = urllib.request.Request(f"{url}{path}", headers={"Authorization": f"Basic {password}"})  # noqa: S310
+        with suppress(urllib.error.URLError), urllib.request.urlopen(request, timeout=10) as found:  # noqa: S310
+            text: dict[str, Any] = json.load(found)
+            return text
+        return {}
+
+    for number, options in enumerate(([], ["--app", APP])):
+        url = f"http://127.0.0.1:{free_port()}"
+        with (tmp_path / "flower.log").open("ab") as log:
+            flower = subprocess.Popen(
+                [sys.executable, "-m", "mdstore", "flower", "--name", f"api-{number}", *options,
+                 f"--port={url.rpartition(':')[2]}"],
+                cwd=ROOT, env={**environ, "FLOWER_BASIC_AUTH": "operator:made-up"}, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            found = until(lambda: answer(f"/api/task/result/{result.id}"), what="Flower's answer")
+            assert found == {"task-id": result.id, "state": "SUCCESS", "result": 42}
+            found = answer(f"/api/task/result/{failed.id}")
+            assert (found["state"], "on purpose" in found["result"]) == ("FAILURE", True)
+        finally:
+            stop_process(flower)

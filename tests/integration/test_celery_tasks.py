@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from celery import states
-from celery.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, TimeoutError, WorkerLostError
+from celery.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 from celery.signals import after_task_publish, before_task_publish
 
@@ -26,7 +27,8 @@ WAIT = 30
 
 def test_calls_with_all_kinds_of_arguments(app: SqsApp) -> None:
     """Positions, keywords, and both; each result is ready and successful once."""
-    calls = [((n, n), {}, 2 * n) for n in range(8)] + [((n,), {"y": n, "z": n}, 3 * n) for n in range(8)]
+    calls: list[tuple[tuple[int, ...], dict[str, int], int]] = [((n, n), {}, 2 * n) for n in range(8)]
+    calls += [((n,), {"y": n, "z": n}, 3 * n) for n in range(8)]
     results = [(app.send_task("add", args, kwargs), value) for args, kwargs, value in calls]
     for result, value in results:
         assert result.get(timeout=WAIT) == value
@@ -67,7 +69,7 @@ def test_pydantic_arguments_and_results(app: SqsApp) -> None:
 
 def test_a_caller_waits_no_longer_than_its_timeout(app: SqsApp) -> None:
     result = app.send_task("nap", (3,))
-    with pytest.raises(TimeoutError):
+    with pytest.raises(CeleryTimeoutError):
         result.get(timeout=0.5)
     assert result.get(timeout=WAIT) == "rested"
 

@@ -55,7 +55,8 @@ def test_a_worker_says_that_a_producer_had_no_models(environ: Environ, tmp_path:
     with worker(environ, log):
         script = (
             "import mdstore\n"
-            f"for name in ('first', 'second'): mdstore.submit([{OPERATION!r}], request_id=name, source='erp').wait(timeout=60)\n"
+            "for name in ('first', 'second'):\n"
+            f"    mdstore.submit([{OPERATION!r}], request_id=name, source='erp').wait(timeout=60)\n"
             "print(mdstore.get('airport', 'KJFK').data)"
         )
         ran = subprocess.run(

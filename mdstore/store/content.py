@@ -45,9 +45,8 @@ class ContentDigest:
         self._hash = hashlib.sha256(b'"newest_wins"\n' if newest_wins else b"")
         self._lines = bytearray()
 
-    def add(self, operation: Operation) -> None:
-        """Add an operation that could be decoded."""
-        text = _encode(operation)
+    def add(self, operation: Operation, text: bytes) -> None:
+        """Add an operation that was accepted, with its `sorted_json`."""
         if _fraction(text) or _exponent(text) or _float_exponent(text):
             text = exactjson.canonical(_given_fields(msgspec.structs.asdict(operation)))
         self._add_line(text)
@@ -70,6 +69,14 @@ class ContentDigest:
         """Return the digest of what was added so far, with its prefix."""
         self._flush()
         return f"json:{self._hash.hexdigest()}"
+
+
+def sorted_json(operation: Operation) -> bytes:
+    """Encode an operation as JSON whose names are sorted. Return nothing if it has no JSON."""
+    try:
+        return _encode(operation)
+    except _NO_JSON:
+        return b""
 
 
 def _canonical(given: Given, limit: int) -> bytes:

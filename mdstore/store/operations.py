@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -34,7 +35,7 @@ class Needs(StrEnum):
     EITHER = "either"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: `cached_property` needs a `__dict__`
 class OperationSpec:
     """The properties of one kind of operation.
 
@@ -48,7 +49,7 @@ class OperationSpec:
     takes_version: bool = True
     takes_sequence: bool = True
 
-    @property
+    @cached_property
     def needs_data(self) -> bool:
         """Return whether the operation must have data; without this, it must not have any."""
         return self.effect in (Effect.SET, Effect.MERGE)
@@ -61,10 +62,15 @@ class OperationSpec:
         """
         return Needs.EITHER if has_sequence and self.effect is Effect.REMOVE else self.needs
 
-    @property
+    @cached_property
     def writes(self) -> bool:
         """Return whether the operation changes its record at all."""
         return self.effect is not Effect.NONE
+
+    @cached_property
+    def merges(self) -> bool:
+        """Return whether a worker must read the record and merge the data into it."""
+        return self.effect is Effect.MERGE
 
 
 OPERATIONS: Mapping[OpName, OperationSpec] = MappingProxyType({
@@ -109,7 +115,7 @@ class Indexed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def is_merged(self) -> bool:
         """Return whether a worker must read the record and merge the data into it."""
-        return OPERATIONS[self.op].effect is Effect.MERGE
+        return OPERATIONS[self.op].merges
 
 
 def effect_on(data: Any, op: OpName, given: Any) -> Any:

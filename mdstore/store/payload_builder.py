@@ -19,9 +19,9 @@ from mdstore.compression import compressor
 from mdstore.errors import PayloadTooLarge
 from mdstore.model import SCHEMA_VERSION, Operation, Reason, Refusal
 from mdstore.settings import Settings
-from mdstore.store.content import ContentDigest, written
+from mdstore.store.content import ContentDigest, sorted_json, written
 from mdstore.store.newest_wins import by_sequence
-from mdstore.store.operations import NOTHING, OPERATIONS, Effect, Indexed
+from mdstore.store.operations import NOTHING, OPERATIONS, Indexed
 from mdstore.store.packing import MAX_ACTIONS, refusal
 from mdstore.store.partitioning import MAX_LANE_OPERATIONS, Partition
 from mdstore.store.payload import MAGIC, Encoded, Header, Section
@@ -116,12 +116,13 @@ class PayloadBuilder:
             raise PayloadTooLarge(field="operations", value=self.count, expected=f"at most {limit}")
         try:
             decoded, size = self._validator.decode_bounded(given)
-            operation, attribute = self._validator.check(decoded, size)
+            text = sorted_json(decoded)
+            operation, attribute = self._validator.check(decoded, size or len(text))
             if self._newest_wins:
                 operation = by_sequence(operation)
         except FieldError as error:
             return self._refuse(index, given, error)
-        self._content.add(decoded)
+        self._content.add(decoded, text)
         line = exactjson.dumps(_indexed(index, operation, attribute)) + b"\n"
         self._lines.append(line)
         self._ends.append(self._ends[-1] + len(line))
@@ -277,7 +278,7 @@ class _Compressor:
 def _indexed(index: int, operation: Operation, attribute: bytes) -> Indexed:
     """Build the line of an operation. `attribute` is its data in DynamoDB JSON, or empty if it does not fit an item."""
     # A worker merges a patch before sending it, so the line keeps its data in plain JSON.
-    is_ready = bool(attribute) and OPERATIONS[operation.op].effect is not Effect.MERGE
+    is_ready = bool(attribute) and not OPERATIONS[operation.op].merges
     has_text = operation.data is not None and not is_ready
     return Indexed(
         index=index,

@@ -9,7 +9,7 @@ Data is *inline* when it fits the record's item, as DynamoDB counts bytes. Large
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from mdstore import exactjson
 from mdstore.aws.dynamodb.attributes import AttributeValue, Unstorable, stored_size, to_attribute
 from mdstore.model import Operation, Reason
 from mdstore.store.entities import Entities, FieldProblem
-from mdstore.store.operations import OPERATIONS, Effect
+from mdstore.store.operations import OPERATIONS
 
 MAX_KEY_BYTES = 1024
 MAX_GROUP_CHARACTERS = 128
@@ -92,7 +92,10 @@ class Validator:
         return self.decode(given), size
 
     def check(self, operation: Operation, size: int) -> tuple[Operation, bytes]:
-        """Check what `decode_bounded` returned. Returns what `read` does."""
+        """Check what `decode_bounded` returned. Returns what `read` does.
+
+        `size` is the length of the operation's JSON in bytes; if it is 0, it is measured.
+        """
         problems = _field_problems(operation) + self.entities.problems(operation.entity)
         if operation.data is None:
             _raise_any(problems)
@@ -101,7 +104,7 @@ class Validator:
         if not problems:
             self._check_size(size)
         data = operation.data
-        if OPERATIONS[operation.op].effect is not Effect.MERGE:  # the worker checks what a patch makes of the record
+        if not OPERATIONS[operation.op].merges:  # the worker checks what a patch makes of the record
             data, found = self.entities.validated(operation.entity, data)
             problems += found
         if problems:
@@ -155,7 +158,7 @@ def _raise_any(problems: Sequence[FieldProblem]) -> None:
 def _field_problems(operation: Operation) -> list[FieldProblem]:
     """Return the problems of an operation whose fields have the right types. Its data is checked elsewhere."""
     spec = OPERATIONS[operation.op]
-    problems = _problems_of(check_entity, operation.entity) + _problems_of(check_key, operation.key)
+    problems = [*_entity_problems(operation.entity), *_key_problems(operation.key)]
     if spec.needs_data != (operation.data is not None):
         problems.append(("data", f"{operation.op} {'needs a JSON object' if spec.needs_data else 'takes none'}"))
     version, sequence = operation.expect_version, operation.sequence
@@ -163,15 +166,7 @@ def _field_problems(operation: Operation) -> list[FieldProblem]:
         problems.append(("expect_version", f"must be between 1 and 10^37{_WITHOUT_VERSION}"))
     if sequence is not None and (not spec.takes_sequence or abs(sequence) > MAX_SEQUENCE):
         problems.append(("sequence", f"must be between -10^37 and 10^37{_WITHOUT_SEQUENCE}"))
-    return problems if operation.group is None else problems + _problems_of(_check_group, operation.group)
-
-
-def _problems_of(check: Callable[[str], None], value: str) -> list[FieldProblem]:
-    try:
-        check(value)
-    except FieldError as error:
-        return [(error.field, error.why)]
-    return []
+    return problems if operation.group is None else [*problems, *_group_problems(operation.group)]
 
 
 def _type_error(error: msgspec.ValidationError, problems: Sequence[FieldProblem]) -> FieldError:
@@ -210,26 +205,43 @@ def _type_problems(given: bytes | str | Mapping[str, Any] | Operation) -> list[F
     return problems + [(str(name), f"Object contains unknown field `{name}`") for name in fields if name not in known]
 
 
-@lru_cache(maxsize=1_024)  # a request repeats a few entities many times
 def check_entity(entity: str) -> None:
     """Raise `FieldError` unless `entity` can be part of a record's primary key."""
-    if not _ENTITY.fullmatch(entity):
-        raise FieldError("entity", f"must be 1-64 of A-Z a-z 0-9 _ . -, starting with a letter: {entity[:80]!r}")
+    _raise_any(_entity_problems(entity))
 
 
 def check_key(key: str) -> None:
     """Raise `FieldError` unless `key` can be part of a record's primary key."""
-    size = len(_utf8(key, "key"))
+    _raise_any(_key_problems(key))
+
+
+@lru_cache(maxsize=1_024)  # a request repeats a few entities many times
+def _entity_problems(entity: str) -> Sequence[FieldProblem]:
+    if _ENTITY.fullmatch(entity):
+        return ()
+    return [("entity", f"must be 1-64 of A-Z a-z 0-9 _ . -, starting with a letter: {entity[:80]!r}")]
+
+
+def _key_problems(key: str) -> Sequence[FieldProblem]:
+    if key.isascii() and key.isprintable() and 0 < len(key) <= MAX_KEY_BYTES:  # the most common case
+        return ()
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        return [("key", f"not valid Unicode at character {error.start}")]
     if not 0 < size <= MAX_KEY_BYTES:
-        raise FieldError("key", f"must have 1-{MAX_KEY_BYTES} bytes as UTF-8, has {size}")
-    if _CONTROL.search(key):
-        raise FieldError("key", f"must not hold control characters: {key[:80]!r}")
+        return [("key", f"must have 1-{MAX_KEY_BYTES} bytes as UTF-8, has {size}")]
+    return [("key", f"must not hold control characters: {key[:80]!r}")] if _CONTROL.search(key) else ()
 
 
-def _check_group(group: str) -> None:
-    _utf8(group, "group")
-    if not 0 < len(group) <= MAX_GROUP_CHARACTERS:
-        raise FieldError("group", f"must have 1-{MAX_GROUP_CHARACTERS} characters")
+def _group_problems(group: str) -> Sequence[FieldProblem]:
+    try:
+        group.encode()
+    except UnicodeEncodeError as error:
+        return [("group", f"not valid Unicode at character {error.start}")]
+    return (
+        () if 0 < len(group) <= MAX_GROUP_CHARACTERS else [("group", f"must have 1-{MAX_GROUP_CHARACTERS} characters")]
+    )
 
 
 def inline(data: dict[str, Any], *, json_size: int) -> AttributeValue | None:
@@ -272,13 +284,6 @@ def _json_size(operation: Operation) -> int:
         return len(exactjson.dumps(operation))
     except (ValueError, TypeError, RecursionError):  # marshalling will report which value has no JSON
         return 0
-
-
-def _utf8(text: str, field: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise FieldError(field, f"not valid Unicode at character {error.start}") from error
 
 
 def _named_field(why: str) -> str:

@@ -195,6 +195,21 @@ def test_a_fast_worker_holds_messages_ahead_of_its_work(sqs: FakeSqs) -> None:
     assert max(sqs.asked) == 10
 
 
+def test_a_receive_waits_a_moment_until_there_is_room_for_ten(sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each message that is done wakes the receiver; if it polled at once, each poll would bring one message."""
+    monkeypatch.setattr("mdstore.queue.broker.poller._LINGER", 5.0)
+    for number in range(30):
+        sqs.arrive(QUEUE, f"m{number}")
+    with poller(sqs, room=20) as poll:
+        held_messages = [take(poll) for _ in range(20)]
+        before = len(sqs.asked)
+        for held in held_messages[:10]:
+            poll.delete(held)
+            time.sleep(0.01)
+        until(lambda: poll.count() == 20)
+    assert sqs.asked[before : before + 1] == [10]
+
+
 def test_messages_of_an_urgent_queue_need_no_room(sqs: FakeSqs) -> None:
     sqs.arrive(QUEUE, "task")
     with poller(sqs, room=1) as poll:

@@ -247,10 +247,7 @@ class Poller:
         """Wait for a poll to make, and reserve its room. Return None if there are more receivers than the queues need."""
         with self._lock:
             while self._receivers <= _RECEIVERS * len(self._schedule.queues):
-                if (poll := self._next_poll()) and poll.may_grow:
-                    self._freed.wait(_LINGER)
-                    poll = self._next_poll()  # meanwhile another receiver may have taken the room
-                if poll is not None:
+                if poll := self._next_full_poll():
                     self._schedule.begin(poll)
                     self._polls_with_room += poll.queue.needs_room
                     self._freed.notify()  # wake a receiver for the next queue
@@ -258,6 +255,13 @@ class Poller:
                 self._freed.wait(1.0)
             self._receivers -= 1
             return None
+
+    def _next_full_poll(self) -> Poll | None:
+        """Return the next poll, after a short wait if there may soon be room for more messages."""
+        until = self._clock() + _LINGER
+        while (poll := self._next_poll()) and poll.may_grow and (left := until - self._clock()) > 0:
+            self._freed.wait(left)
+        return poll
 
     def _next_poll(self) -> Poll | None:
         return self._schedule.next(len(self._held), takes_urgent=len(self._urgent) < _URGENT)

@@ -164,7 +164,7 @@ def test_the_reference_locates_and_identifies_the_payload() -> None:
     body = objects.stored["payloads/r1"]
     length = int.from_bytes(body[4:8], "big")
     assert reference == Reference(
-        v=1,
+        v=2,
         request_id="r1",
         payload="payloads/r1",
         digest=hashlib.sha256(body[8 : 8 + length]).hexdigest(),
@@ -404,7 +404,7 @@ def test_a_frame_that_claims_more_than_the_memory_is_detected() -> None:
         {"digest": "0" * 64},
         {"digest": ""},
         {"v": 0},
-        {"v": 2},
+        {"v": 3},
         {"v": -1},
         {"lanes": 2},
         {"lanes": 0},
@@ -423,7 +423,7 @@ def test_a_forged_reference_is_detected(changes: Mapping[str, Any]) -> None:
         payloads.header(lie)
 
 
-@pytest.mark.parametrize("changes", [{"payload": "elsewhere/r1"}, {"request_id": "r2"}, {"v": 2}], ids=str)
+@pytest.mark.parametrize("changes", [{"payload": "elsewhere/r1"}, {"request_id": "r2"}, {"v": 3}], ids=str)
 def test_a_reference_with_a_wrong_place_or_version_causes_no_read(changes: Mapping[str, Any]) -> None:
     """Key, request id and version are checked before the first read."""
     payloads, objects = store()

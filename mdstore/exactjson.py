@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +21,7 @@ _decoder = msgspec.json.Decoder(float_hook=fraction)
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _canonical_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
+_MALFORMED = re.compile(r"JSON is malformed: (?P<why>.*) \(byte (?P<byte>\d+)\)")
 _INTEGRAL = 126  # the largest exponent that is written out: more would be megabytes of zeros
 
 #: The errors that decoding hostile or broken text may raise. `UnicodeDecodeError` and msgspec's errors are `ValueError`s.
@@ -39,6 +41,40 @@ def dumps(value: Any) -> bytes:
 def canonical(value: Any) -> bytes:
     """Encode equal JSON values as equal bytes: keys are sorted, `1.50` becomes `1.5`, and `2.0` and `2E0` become `2`."""
     return _canonical_encoder.encode(_normal(value))
+
+
+def explain(text: bytes | str, error: Exception, *, with_line: bool = True) -> str:
+    """Return in plain words why `text` could not be decoded, after the line and the column, which are counted from 1.
+
+    A text that is itself a line is explained without a line. The column counts characters.
+    """
+    given = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    position, why = _flaw(given, error)
+    if position is None:
+        return why
+    before = given[:position].decode(errors="replace")
+    column = f"column {len(before) - before.rfind(chr(10))}: {why}"
+    return f"line {before.count(chr(10)) + 1}, {column}" if with_line else column
+
+
+def _flaw(text: bytes, error: Exception) -> tuple[int | None, str]:
+    """Return the position of the byte at which decoding failed, if it is known, and why it failed."""
+    if isinstance(error, UnicodeDecodeError):
+        try:
+            text.decode()
+        except UnicodeDecodeError as first:  # the decoder's own error counts from the start of a string
+            return first.start, "not UTF-8"
+    if isinstance(error, RecursionError):
+        return None, "nested too deeply"
+    why = str(error)
+    if why == "Input data was truncated":
+        return len(text.rstrip()), "the text ends too early"
+    found = _MALFORMED.fullmatch(why)
+    if found is None:
+        return None, why
+    # After a value that is complete, the decoder counts the character that it has read.
+    is_after = found["why"] == "trailing characters"
+    return int(found["byte"]) - is_after, found["why"]
 
 
 def number(text: str) -> int | Decimal:

@@ -128,13 +128,19 @@ def _added(left: dict[str, int], right: dict[str, int]) -> dict[str, int]:
     return {name: left.get(name, 0) + right.get(name, 0) for name in sorted({*left, *right})}
 
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,199}")
+_IN_ID = "[A-Za-z0-9._:@+=-]"
+#: A part of a request id between two slashes: not empty, and not one or two dots.
+_PART = rf"(?:\.{{0,2}}[A-Za-z0-9_:@+=-]|\.{{3}}){_IN_ID}*"
+REQUEST_ID = re.compile(rf"[A-Za-z0-9]{_IN_ID}*(?:/{_PART})*")
+MAX_REQUEST_ID = 200
+#: What may follow `{source}:` in a request id.
+REST_OF_REQUEST_ID = re.compile(rf"(?:{_IN_ID}+(?:/{_PART})*|(?:/{_PART})+)")
 _SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_request_id(request_id: str) -> str:
     """Return `request_id`, or raise `InvalidRequest` if it cannot be part of an S3 key and of the ledger's keys."""
-    if not _REQUEST_ID.fullmatch(request_id) or any(part in ("", ".", "..") for part in request_id.split("/")):
+    if len(request_id) > MAX_REQUEST_ID or not REQUEST_ID.fullmatch(request_id):
         raise InvalidRequest(
             field="request_id",
             value=request_id,

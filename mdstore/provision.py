@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from secrets import token_hex
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -65,6 +66,8 @@ def _queue_resources(aws: AwsClients, settings: Settings, queues: Sequence[str])
         yield "expiry", prefix, created
     for queue, created in _queues(aws, settings, queues):
         yield "queue", queue, created
+    if settings.signing_secret:
+        yield "secret", settings.signing_secret, _secret(aws, settings.signing_secret)
     for topic in (settings.control_topic, settings.events_topic):
         yield "topic", topic, _topic(aws, settings, topic)
     created = _table(aws, settings.results_table, [("id", "HASH")], ttl="ttl", index=OPEN)
@@ -75,6 +78,16 @@ def _queue_resources(aws: AwsClients, settings: Settings, queues: Sequence[str])
 def _store_resources(aws: AwsClients, settings: Settings) -> Iterator[tuple[str, str, bool]]:
     yield "table", settings.records_table, _table(aws, settings.records_table, _ITEM_KEY[:1], ttl="expires_at")
     yield "table", settings.ledger_table, _table(aws, settings.ledger_table, _ITEM_KEY, ttl="expires_at")
+
+
+def _secret(aws: AwsClients, name: str) -> bool:
+    """Create the secret that holds the key of signed messages, with a random key."""
+    try:
+        aws.secrets.describe_secret(SecretId=name)
+    except aws.secrets.exceptions.ResourceNotFoundException:
+        aws.secrets.create_secret(Name=name, SecretString=token_hex(32))
+        return True
+    return False
 
 
 def _bucket(aws: AwsClients, settings: Settings) -> bool:

@@ -7,6 +7,7 @@ AWS has one), `config/mdstore.toml` (or the file that `MDSTORE_CONFIG` names), t
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ AWS_NAMES: Mapping[str, tuple[str, ...]] = {
     "endpoint_url_s3": ("AWS_ENDPOINT_URL_S3",),
     "endpoint_url_dynamodb": ("AWS_ENDPOINT_URL_DYNAMODB",),
     "endpoint_url_sns": ("AWS_ENDPOINT_URL_SNS",),
+    "endpoint_url_secretsmanager": ("AWS_ENDPOINT_URL_SECRETS_MANAGER",),
     "aws_profile": ("AWS_PROFILE",),
     "aws_access_key_id": ("AWS_ACCESS_KEY_ID",),
     "aws_secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
@@ -38,7 +40,9 @@ AWS_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 #: Old names that are still read, from the environment and from the file.
 FORMER_NAMES: Mapping[str, str] = {"due_table": "delayed_table"}
-SECRETS = frozenset({"aws_secret_access_key", "aws_session_token"})
+SECRETS = frozenset({"aws_secret_access_key", "aws_session_token", "signing_keys"})
+_MASK = "********"
+_PASSWORD = re.compile(r"((?:\w+://|^)[^\s:/@]*):\S*@")  # of a URL, whose scheme may be missing
 # Dummy keys keep boto3 from searching for credentials; the emulator accepts any keys.
 # The wait time is short because the emulator continues a long poll after its client has gone, and then loses a message.
 _LOCAL = {"region": "us-east-1", "aws_access_key_id": "local", "aws_secret_access_key": "local", "wait_time": 1}
@@ -58,6 +62,7 @@ def _split_weights(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Keys = Annotated[tuple[Annotated[str, Field(min_length=32)], ...], BeforeValidator(_split)]
 Weights = Annotated[
     dict[Annotated[str, Field(min_length=1)], Annotated[int, Field(ge=1, le=1_000)]], BeforeValidator(_split_weights)
 ]
@@ -95,6 +100,7 @@ class Settings(BaseModel):
     endpoint_url_s3: Endpoint = None
     endpoint_url_dynamodb: Endpoint = None
     endpoint_url_sns: Endpoint = None
+    endpoint_url_secretsmanager: Endpoint = None
 
     # -- Names of AWS resources. An empty name gets a default that begins with the namespace.
 
@@ -143,6 +149,10 @@ class Settings(BaseModel):
     wait_time: int = Field(default=10, ge=1, le=20)  # the duration of one long poll
     # A queue's share of a worker's room while several of its queues have a backlog. Queues that are not named have weight 1.
     queue_weights: Weights = {}
+    # Messages are signed with the first key, and accepted with either; or with the key in a secret of Secrets Manager.
+    signing_keys: Keys = Field(default=(), max_length=2, repr=False)
+    signing_secret: str | None = None  # its name or ARN
+    require_signatures: bool = True  # where there is a key: unsigned messages are not executed
     remote_control: bool = True  # workers take commands (celery inspect, celery control, Flower)
     events: bool = True  # workers report their tasks (celery events, Flower)
 
@@ -177,6 +187,13 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        if self.signing_keys and self.signing_secret:
+            expected = "no value where there are signing_keys"
+            raise ConfigurationError(key="signing_secret", value=self.signing_secret, expected=expected)
+        return self
+
+    @model_validator(mode="after")
     def _check_prefixes(self) -> Self:
         if self.claim_prefix in (self.payload_prefix, self.blob_prefix):
             expected = "a prefix of its own: objects under it expire"
@@ -188,7 +205,7 @@ class Settings(BaseModel):
         """Seconds after which a request without a sign of work counts as abandoned: by then no task can still be running."""
         return self.task_time_limit + self.visibility_timeout
 
-    def endpoint(self, service: Literal["sqs", "s3", "dynamodb", "sns"]) -> str | None:
+    def endpoint(self, service: Literal["sqs", "s3", "dynamodb", "sns", "secretsmanager"]) -> str | None:
         """Return the URL of `service`, or None for AWS's own endpoint."""
         own: str | None = getattr(self, f"endpoint_url_{service}")
         return own or self.endpoint_url
@@ -204,10 +221,7 @@ class LoadedSettings(BaseModel):
     def rows(self) -> list[tuple[str, object, str]]:
         """Return `(name, value, origin)` of every setting, with secrets masked."""
         values = self.settings.model_dump()
-        return [
-            (name, "********" if name in SECRETS and value else value, self.origins.get(name, "default"))
-            for name, value in values.items()
-        ]
+        return [(name, _masked(name, value), self.origins.get(name, "default")) for name, value in values.items()]
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **arguments: object) -> LoadedSettings:
@@ -225,12 +239,21 @@ def load_settings(environ: Mapping[str, str] | None = None, **arguments: object)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "settings"
-        raise ConfigurationError(key=key, value=_shown(key, first["input"]), expected=first["msg"]) from error
+        shown = "..." if key == "settings" else _masked(key, first["input"])
+        raise ConfigurationError(key=key, value=shown, expected=first["msg"]) from error
     return LoadedSettings(settings=settings, origins={name: origin for name, (_, origin) in found.items()})
 
 
-def _shown(key: str, value: object) -> object:
-    return "********" if key in SECRETS else (value if key != "settings" else "...")
+def _masked(name: str, value: object) -> object:
+    """Return a setting's value without secrets."""
+    if name.partition(".")[0] in SECRETS and value:
+        return _MASK
+    return mask_passwords(value) if isinstance(value, str) else value
+
+
+def mask_passwords(text: str) -> str:
+    """Return `text` without the passwords of its URLs."""
+    return _PASSWORD.sub(rf"\1:{_MASK}@", text)
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:

@@ -8,12 +8,14 @@ from importlib.metadata import version
 from typing import Any
 
 import anyio
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from mdstore.api import health, models, problems, records, requests
+from mdstore.api.conventions import Conventions, check_repetitions
+from mdstore.api.waiting import Waiting
 from mdstore.client import Client
 from mdstore.settings import Settings
 
@@ -34,14 +36,20 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
     _ = client.settings  # read the settings now, so that the application does not start with a wrong one
     # FastAPIOffline serves the scripts and styles of the OpenAPI page itself, so browsers load nothing from other hosts.
     api = FastAPIOffline(
-        title="mdstore", version=version("mdstore"), description=DESCRIPTION, lifespan=_lifespan, redoc_url=None
+        title="mdstore",
+        version=version("mdstore"),
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        redoc_url=None,
+        dependencies=[Depends(check_repetitions)],
     )
+    api.add_middleware(Conventions)
     api.state.client = client
     api.add_api_route("/", _root, include_in_schema=False)
     for part in (requests, records, health):
         api.include_router(part.router)
     problems.install(api)
-    api.openapi = _with_schemas(api.openapi)  # type: ignore[method-assign]  # how FastAPI documents extending the schema
+    api.openapi = _completed(api.openapi, client.settings)  # type: ignore[method-assign]  # how FastAPI documents extending the schema
     return api
 
 
@@ -49,18 +57,27 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
 async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
     api.state.submit_threads = anyio.CapacityLimiter(requests.SUBMIT_THREADS)
     api.state.health_threads = anyio.CapacityLimiter(health.THREADS)
-    await run_in_threadpool(lambda: api.state.client.store)  # build it now, not while the first call waits
-    yield
+    store = await run_in_threadpool(lambda: api.state.client.store)  # build it now, not while the first call waits
+    api.state.waiting = Waiting(store.ledger.get_many)
+    async with anyio.create_task_group() as background:
+        background.start_soon(api.state.waiting.run)
+        yield
+        background.cancel_scope.cancel()
 
 
 async def _root(request: Request) -> RedirectResponse:
     return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
 
-def _with_schemas(original: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+def _completed(original: Callable[[], dict[str, Any]], settings: Settings) -> Callable[[], dict[str, Any]]:
+    """Add to the OpenAPI document what FastAPI does not know: the body's schemas and the settings' limits."""
+
     def openapi() -> dict[str, Any]:
         document = original()
         document["components"]["schemas"].update(models.schemas())
+        parameters = document["paths"]["/v1/requests"]["post"]["parameters"]
+        wait = next(one for one in parameters if one["name"] == "wait")
+        wait["schema"]["maximum"] = settings.api_max_wait
         return document
 
     return openapi

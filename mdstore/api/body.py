@@ -74,15 +74,23 @@ async def received(request: Request, *, limit: int) -> AsyncIterator[IO[bytes]]:
 
 
 def operations(file: IO[bytes], form: Form) -> Iterable[bytes]:
-    """Return the JSON of each operation as sent. Raises `InvalidRequest` if a JSON body is not `{"operations": [...]}`."""
+    """Return the JSON of each operation as sent.
+
+    Raises an `HTTPException` with status 400 if a JSON body is malformed, and `InvalidRequest` if it is not
+    `{"operations": [...]}`.
+    """
     _skip_byte_order_mark(file)
     if form is Form.NDJSON:
         return (line for line in file if line.strip())
     text = file.read()
     try:
+        text.decode()  # the decoder below does not look into the operations
         return map(bytes, _envelope_decoder.decode(text).operations)
+    except msgspec.ValidationError as error:
+        shown = text[:80].decode(errors="replace")
+        raise InvalidRequest(field="body", value=shown, expected=f'{{"operations": [...]}} ({error})') from error
     except exactjson.DecodeFailure as error:
-        raise InvalidRequest(field="body", value=text[:80], expected=f'{{"operations": [...]}} ({error})') from error
+        raise HTTPException(400, f"The body is not JSON: {exactjson.explain(text, error)}.") from error
 
 
 def _skip_byte_order_mark(file: IO[bytes]) -> None:

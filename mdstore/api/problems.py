@@ -135,7 +135,10 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  the handler is registered for this class
     phrase = HTTPStatus(error.status_code).phrase
-    return answer(request, status=error.status_code, title=phrase, detail=error.detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":  # HEAD is answered wherever GET is
+        headers["Allow"] = "GET, HEAD"
+    return answer(request, status=error.status_code, title=phrase, detail=error.detail, headers=headers)
 
 
 def _detail(error: Exception) -> str:

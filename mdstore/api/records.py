@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Header, Query
+from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from mdstore.api import answers, models, problems
@@ -42,7 +44,11 @@ _position_decoder = msgspec.json.Decoder(_Position)
     },
 )
 def record(
-    client: TheClient, _: Reader, entity: str, key: str, if_none_match: Annotated[str | None, Header()] = None
+    client: TheClient,
+    _: Reader,
+    entity: models.EntityPath,
+    key: models.KeyPath,
+    if_none_match: Annotated[list[str] | SkipJsonSchema[None], Header()] = None,
 ) -> Response:
     """Read one record."""
     check_entity(entity)
@@ -61,9 +67,9 @@ def record(
 def records(
     client: TheClient,
     _: Reader,
-    entity: str,
+    entity: models.EntityPath,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
-    cursor: str | None = None,
+    cursor: Annotated[str | SkipJsonSchema[None], Query(description="The cursor of a previous page.")] = None,
 ) -> Response:
     """List an entity's records page by page, in no particular order."""
     check_entity(entity)
@@ -84,9 +90,9 @@ def _record_json(found: Record) -> dict[str, Any]:
     }
 
 
-def _matches(if_none_match: str | None, etag: str) -> bool:
-    """Return whether the header contains `etag`, by the weak comparison that RFC 9110 (13.1.2) requires."""
-    names = {name.strip().removeprefix("W/") for name in (if_none_match or "").split(",")}
+def _matches(if_none_match: Sequence[str] | None, etag: str) -> bool:
+    """Return whether the header's lines contain `etag`, by the weak comparison that RFC 9110 (13.1.2) requires."""
+    names = {name.strip().removeprefix("W/") for name in ",".join(if_none_match or ()).split(",")}
     return etag in names or names == {"*"}
 
 

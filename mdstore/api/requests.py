@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, get_args
 from urllib.parse import quote
 
 import anyio
-from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Query, Request
+from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from mdstore.api import answers, body, models, problems
 from mdstore.api.auth import Reader, TheClient, Writer
+from mdstore.api.waiting import Waiting
 from mdstore.client import Client
-from mdstore.errors import DeploymentBroken, InvalidRequest, NotFound, Unavailable
-from mdstore.model import FINAL_STATES, check_request_id
+from mdstore.errors import InvalidRequest, NotFound
+from mdstore.model import check_request_id
 from mdstore.store import ledger
 from mdstore.store.api_keys import ApiKey, Scope
 from mdstore.store.outcomes import Only
@@ -26,7 +28,6 @@ from mdstore.store.outcomes import Only
 router = APIRouter(tags=["requests"])
 #: The most requests encoded at once. Each takes memory for its largest operation, or for its whole JSON body.
 SUBMIT_THREADS = 8
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds between two reads of the state, while a call waits
 
 _EXAMPLE = {"op": "upsert", "entity": "airport", "key": "KJFK", "data": {"name": "John F. Kennedy"}}
 _BODY = {
@@ -42,14 +43,17 @@ _BODY = {
 }
 _LOCATION = {"Location": {"description": "The same path as status_url.", "schema": {"type": "string"}}}
 
-RequestId = Annotated[str, Path(description="It may contain `/`, also encoded as `%2F`.")]
 IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="Makes the call safe to repeat: the same key with the same operations is the same request.",
+        description="Makes the call safe to repeat: the same key with the same operations is the same request. It may be in"
+        " quotes.",
+        json_schema_extra=models.IDEMPOTENCY_KEY_SCHEMA,
     ),
 ]
+OnlyQuery = Annotated[Only | None, Query(json_schema_extra={"anyOf": [{"type": "string", "enum": get_args(Only)}]})]
+Cursor = Annotated[str | SkipJsonSchema[None], Query(json_schema_extra={"pattern": r"^(\d{1,9}:\d{1,9})?$"})]
 Wait = Annotated[float, Query(ge=0, allow_inf_nan=False, description="Seconds to wait for the final state.")]
 NewestWins = Annotated[
     bool,
@@ -66,7 +70,7 @@ NewestWins = Annotated[
     responses={
         200: {"model": models.Finished, "description": "The request has reached its final state", "headers": _LOCATION},
         202: {"model": models.Acknowledgement, "description": "The request is durable", "headers": _LOCATION},
-        **problems.documented(401, 403, 409, 413, 415, 422, 503),
+        **problems.documented(400, 401, 403, 409, 413, 415, 422, 503),
     },
     openapi_extra={"requestBody": _BODY},
 )
@@ -92,7 +96,10 @@ async def submit(
         await anyio.to_thread.run_sync(submit_one, limiter=request.app.state.submit_threads)
     status_url = request.scope.get("root_path", "") + status_path(request_id)
     headers = {"Location": status_url}
-    final = await _wait_until_final(request, client, request_id, wait) if wait else None
+    waiting: Waiting = request.app.state.waiting
+    final = (
+        await waiting.until_final(request_id, seconds=wait, is_disconnected=request.is_disconnected) if wait else None
+    )
     if final is None:
         return answers.json({"request_id": request_id, "status_url": status_url}, 202, headers)
     return answers.json({**final.summary(), "status_url": status_url}, 200, headers)
@@ -107,10 +114,10 @@ def outcomes(
     request: Request,
     client: TheClient,
     key: Reader,
-    request_id: RequestId,
-    only: Only | None = None,
+    request_id: models.RequestIdPath,
+    only: OnlyQuery = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
-    cursor: str | None = None,
+    cursor: Cursor = None,
 ) -> Response:
     """List what became of each operation, page by page.
 
@@ -127,7 +134,7 @@ def outcomes(
     "/v1/requests/{request_id:path}",
     responses={200: {"model": models.RequestState}, **problems.documented(401, 403, 404, 422, 503)},
 )
-def state(client: TheClient, key: Reader, request_id: RequestId) -> Response:
+def state(client: TheClient, key: Reader, request_id: models.RequestIdPath) -> Response:
     """Read a request's state with its counts so far. Requests of other sources are visible only with the scope `operate`."""
     found = _visible_request(client, key, request_id)
     return answers.json(
@@ -151,9 +158,10 @@ def status_path(request_id: str) -> str:
 def _request_id(source: str, idempotency_key: str | None) -> str:
     if idempotency_key is None:
         return f"{source}:{uuid.uuid4()}"
+    key = _unquoted(idempotency_key)
     try:
-        if idempotency_key:
-            return check_request_id(f"{source}:{idempotency_key}")
+        if key:
+            return check_request_id(f"{source}:{key}")
     except InvalidRequest:
         pass
     longest = 199 - len(source)
@@ -161,32 +169,13 @@ def _request_id(source: str, idempotency_key: str | None) -> str:
     raise InvalidRequest(field="Idempotency-Key", value=idempotency_key, expected=expected)
 
 
+def _unquoted(key: str) -> str:
+    """Return the content of a key in quotes, as in the IETF's draft of the header, or the key as it stands."""
+    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
+
+
 def _submit(client: Client, file: IO[bytes], form: body.Form, **options: Any) -> None:
     client.ingest.accept(body.operations(file, form), **options)
-
-
-async def _wait_until_final(
-    request: Request, client: Client, request_id: str, wait: float
-) -> ledger.RequestStatus | None:
-    """Return the request's status when it is final, or None after `wait` seconds or when the client has disconnected."""
-    pause = _FIRST_PAUSE
-    with anyio.move_on_after(wait):
-        while not await request.is_disconnected():
-            found = await anyio.to_thread.run_sync(_if_final, client, request_id, abandon_on_cancel=True)
-            if found is not None:
-                return found
-            await anyio.sleep(pause)
-            pause = min(_LONGEST_PAUSE, pause * 1.5)
-    return None
-
-
-def _if_final(client: Client, request_id: str) -> ledger.RequestStatus | None:
-    # The request is durable. Failing to read its state must not turn the response into an error.
-    try:
-        found = client.store.ledger.get(request_id)
-    except (NotFound, Unavailable, DeploymentBroken):
-        return None
-    return found if found.state in FINAL_STATES else None
 
 
 def _visible_request(client: Client, key: ApiKey, request_id: str) -> ledger.RequestStatus:

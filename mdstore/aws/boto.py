@@ -9,6 +9,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from mdstore.aws.json_protocol import is_retryable
 from mdstore.errors import DeploymentBroken, MdstoreError, Unavailable
+from mdstore.settings import mask_passwords
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def boto_errors(what: str) -> Iterator[None]:
     except ClientError as error:
         raise _translation(what, error) from error
     except BotoCoreError as error:
-        raise Unavailable(f"{what}: {error}", code=type(error).__name__) from error
+        raise Unavailable(f"{what}: {mask_passwords(str(error))}", code=type(error).__name__) from error
 
 
 def error_code(error: ClientError) -> str:

@@ -11,6 +11,7 @@ from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import ProfileNotFound
 
+from mdstore.aws.boto import boto_errors
 from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.aws.http import SignedHttp
 from mdstore.aws.retry import Retry
@@ -67,13 +68,35 @@ class AwsClients:
         client: SNSClient = make_client(self._settings, "sns", self._session)
         return client
 
+    def secret_versions(self, name: str) -> tuple[str, ...]:
+        """Return the current value of a secret in Secrets Manager and, if it was rotated, the previous one.
+
+        Raises `Unavailable` or `DeploymentBroken`.
+        """
+        found = []
+        for stage in ("AWSCURRENT", "AWSPREVIOUS"):
+            with boto_errors(f"Secrets Manager: secret {name!r}"):
+                try:
+                    found.append(self.secrets.get_secret_value(SecretId=name, VersionStage=stage)["SecretString"])
+                except self.secrets.exceptions.ResourceNotFoundException:
+                    if stage == "AWSCURRENT":
+                        raise
+        return tuple(found)
+
+    @cached_property
+    def secrets(self) -> Any:
+        """boto3's client of Secrets Manager, which only signed messages need."""
+        return make_client(self._settings, "secretsmanager", self._session)
+
     def arn(self, service: str, name: str, *, queue_url: str) -> str:
         """Return the ARN of a queue or topic in the account of `queue_url`, which ends with /account/name, without a call."""
         return f"arn:{self.sqs.meta.partition}:{service}:{self._settings.region}:{queue_url.split('/')[-2]}:{name}"
 
 
 def make_client(
-    settings: Settings, service: Literal["s3", "sqs", "sns", "dynamodb"], session: Session | None = None
+    settings: Settings,
+    service: Literal["s3", "sqs", "sns", "dynamodb", "secretsmanager"],
+    session: Session | None = None,
 ) -> Any:
     """Make a boto3 client of `service`."""
     endpoint = settings.endpoint(service)

@@ -26,7 +26,7 @@ from mdstore.cli.console import (
     summary_line,
 )
 from mdstore.client import Client
-from mdstore.errors import InvalidRequest, Unavailable
+from mdstore.errors import DeploymentBroken, InvalidRequest, Unavailable
 from mdstore.files import FIELDS, OperationFile, check_readable, read_operations
 from mdstore.files.csv_file import Dialect
 from mdstore.model import FINAL_STATES, State
@@ -91,7 +91,8 @@ def load(
     """Load files; each becomes one request. Invalid lines are refused, and the others are applied.
 
     A .jsonl file holds operations, or records that `mdstore export` wrote. With --entity and --key, each row of a .csv or
-    .parquet file and each object of a .jsonl file is a record. A file that is damaged or not of its format sends nothing.
+    .parquet file and each object of a .jsonl file is a record. A file that is empty, damaged or not of its format sends
+    nothing.
     """
     if request_id is not None and (len(files) > 1 or not request_id):
         raise InvalidRequest(field="--request-id", value=request_id, expected="one id for one file")
@@ -114,8 +115,12 @@ def load(
         summaries.append({**summary, "models": models})
         if not as_json:
             _print_load(client, file, summary, waited=wait)
+        if "error" in summary:  # the next file may depend on this one
+            break
     if as_json:
-        emit(summaries[0] if len(summaries) == 1 else summaries)
+        emit(summaries[0] if len(inputs) == 1 else summaries)
+    elif len(summaries) < len(inputs):
+        messages.print(f"not sent: {', '.join(file.path for file in inputs[len(summaries) :])}", markup=False)
     codes = {_exit_code(summary, waited=wait) for summary in summaries}
     sys.exit(1 if 1 in codes else max(codes))
 
@@ -151,24 +156,35 @@ def _load_one(
     submission = client.submit(_counted(file, bar, task), on_invalid="refuse", **options)
     request_id = submission.request_id
     bar.update(task, description="applying", total=submission.operations, completed=0)
-    bar.console.print(f"request {request_id} accepted")
+    if submission.new:
+        bar.console.print(f"request {request_id} accepted")
     hint = _no_worker_hint()
 
     def show(request: RequestStatus) -> None:
         bar.update(task, completed=request.counts.total)
         hint(request)
 
+    known = {"new": submission.new, "sent": submission.sent}
     try:
-        request = submission.status() if timeout is None else client.wait(request_id, timeout=timeout, progress=show)
+        request = submission.status() if timeout is None else _wait(client, request_id, timeout, show)
     except KeyboardInterrupt:
         bar.stop()
         messages.print(f"the request continues; to see its progress: mdstore status {request_id}")
         sys.exit(INTERRUPTED)
+    except (Unavailable, DeploymentBroken) as error:
+        message = f"the request was accepted and continues, but its state cannot be read: {error}"
+        return {"request_id": request_id, **known, "error": type(error).__name__, "message": message}
+    return {**request.summary(), **known}
+
+
+def _wait(client: Client, request_id: str, timeout: float, progress: Callable[[RequestStatus], None]) -> RequestStatus:
+    """Wait until the request's state is final, and return its status; after `timeout` seconds, whatever its state is."""
+    try:
+        return client.wait(request_id, timeout=timeout, progress=progress)
     except Unavailable as error:
         if error.code != "Timeout":
             raise
-        request = submission.status()
-    return {**request.summary(), "new": submission.new, "sent": submission.sent}
+        return client.status(request_id)
 
 
 def _no_worker_hint(clock: Callable[[], float] = time.monotonic) -> Callable[[RequestStatus], None]:
@@ -196,6 +212,10 @@ def _counted(file: OperationFile, bar: Progress, task: Any) -> Iterator[Any]:
 
 def _print_load(client: Client, file: OperationFile, summary: dict[str, Any], *, waited: bool) -> None:
     request_id = summary["request_id"]
+    if "error" in summary:
+        messages.print(f"[bold red]error:[/] {escaped(summary['message'])}")
+        messages.print(f"to see its state: mdstore status {request_id} --watch")
+        return
     if not summary["new"]:
         again = "it was sent again; operations already applied are skipped" if summary["sent"] else "nothing was sent"
         results.print(f"request {request_id} was accepted before with the same content: {again}")
@@ -209,6 +229,8 @@ def _print_load(client: Client, file: OperationFile, summary: dict[str, Any], *,
 
 
 def _exit_code(summary: dict[str, Any], *, waited: bool) -> int:
+    if "error" in summary:
+        return NOT_FINISHED
     if summary["failed"] or summary["state"] == State.FAILED:
         return 1
     if waited and summary["state"] not in FINAL_STATES:

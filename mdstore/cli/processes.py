@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -66,13 +67,17 @@ def _interrupt(*_: object) -> NoReturn:
 @click.command()
 @click.option("--concurrency", "-c", type=click.IntRange(1), help="Number of pool processes.")
 @click.option("--log-level", "-l", default="INFO", show_default=True, help="Celery's log level.")
-@click.option("--quiet", is_flag=True, help="Do not print Celery's banner.")
+@click.option("--quiet", is_flag=True, help="Print neither Celery's banner nor its warning about running as root.")
 @json_option
 def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) -> None:
     """Run a Celery worker. `celery -A workers.celery_app worker` runs the same."""
+    from celery.exceptions import SecurityWarning  # noqa: PLC0415  most commands need no Celery
+
     from mdstore.tasks import create_store_app  # noqa: PLC0415
 
     _ = as_json  # a worker has no result
+    if quiet:
+        warnings.simplefilter("ignore", SecurityWarning)
     settings = load_settings().settings
     arguments = ["worker", "--loglevel", log_level, "--concurrency", str(concurrency or settings.concurrency)]
     create_store_app(settings).worker_main(["--quiet", *arguments] if quiet else arguments)

@@ -76,7 +76,7 @@ def record(line: bytes) -> dict[str, Any] | FieldError:
     except FieldError as twice:
         return twice
     except exactjson.DecodeFailure as error:
-        return FieldError("line", f"not a JSON object: {error}")
+        return FieldError("line", f"not a JSON object: {exactjson.explain(line, error, with_line=False)}")
     return found if isinstance(found, dict) else FieldError("line", "not a JSON object")
 
 

@@ -60,8 +60,8 @@ def read_operations(
 class OperationFile:
     """The operations of one file. Iterate over it to read them; `place` then returns where each of them was.
 
-    Reading raises `InvalidRequest`, which names the file, if the file is damaged or not of its format. A single line or row
-    that is invalid becomes a refusal instead.
+    Reading raises `InvalidRequest`, which names the file, if the file is empty, damaged or not of its format. A single line or
+    row that is invalid becomes a refusal instead.
     """
 
     def __init__(self, path: str, *, rows: Rows | None, op: OpName, dialect: Dialect) -> None:
@@ -87,6 +87,8 @@ class OperationFile:
                     self._lines.append(line)
                 expected = line + 1
                 yield operation
+        if not self._indexes:
+            raise InvalidRequest(field="file", value=self.path, expected="at least one operation or record")
 
     def place(self, index: int) -> str:
         """Return the place of an operation that was read, for example `line 7`. `index` is zero-based."""

@@ -68,7 +68,7 @@ class EmbeddedAws:
             raise ConfigurationError(
                 key="profile", value="local", expected='the extra "local": pip install "mdstore[local]"'
             )
-        check_port(self.port, option="--port")
+        check_port(self.port, name="port")
         environ = {
             **os.environ,
             "BIND_HOST": "127.0.0.1",
@@ -142,18 +142,18 @@ class EmbeddedAws:
         raise MdstoreError(f"the embedded AWS did not become healthy within {timeout:.0f} s; its log: {self._log}")
 
 
-def check_port(port: int, *, option: str) -> None:
-    """Raise `ConfigurationError` if `port` on 127.0.0.1 is taken. The message names `option`, which chooses another port."""
+def check_port(port: int, *, name: str) -> None:
+    """Raise `ConfigurationError` if `port` on 127.0.0.1 is taken. The message names the option that chooses another."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise ConfigurationError(
-                key="port",
+                key=name,
                 value=port,
                 expected=f"a free port on 127.0.0.1 ({error.strerror}): stop the process that listens there (another"
-                f" `mdstore up`?), or choose another port with {option}",
+                f" `mdstore up`?), or choose another port with --{name.replace('_', '-')}",
             ) from error
 
 

@@ -33,9 +33,9 @@ def resend_lost_requests(client: Client) -> int:
                 reference = store.payloads.find(request_id)
             except IntegrityError:  # an object that is no payload
                 continue
-            created_at = store.payloads.header(reference).created_at
-            if time.time() - created_at < MAX_AGE:
-                lost.append((created_at, request_id, reference))
+            header = store.payloads.header(reference)
+            if time.time() - header.created_at < MAX_AGE and not header.is_follow_up:
+                lost.append((header.created_at, request_id, reference))
     for _, request_id, reference in sorted(lost, key=lambda one: one[:2]):
         message = msgspec.to_builtins(reference)
         client.ingest.apply_async((message,), task_id=request_id, **fairness_options(reference))

@@ -70,7 +70,7 @@ class Stack:
     def start(self) -> Self:
         """Start all processes, and return when the HTTP API is ready."""
         if self._with_api:
-            check_port(self.settings.api_port, option="--api-port")
+            check_port(self.settings.api_port, name="api_port")
         try:
             self.aws.start()
             self._report(f"embedded AWS   {self.aws.url}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from celery import Celery, _state
@@ -18,8 +20,10 @@ from kombu.utils.objects import cached_property
 from mdstore.aws.clients import AwsClients
 from mdstore.aws.sqs import Sqs
 from mdstore.log import event
+from mdstore.queue.broker.authentication import Authenticator, FixedKeys, Keys, SecretKeys
 from mdstore.queue.broker.claim_check import ClaimChecks
 from mdstore.queue.broker.dead_letters import dead_letter
+from mdstore.queue.broker.envelope import Malformed
 from mdstore.queue.broker.publisher import BatchPublisher
 from mdstore.queue.control.reaper import Reaper
 from mdstore.queue.control.topics import Topics
@@ -39,6 +43,7 @@ class _Parts(NamedTuple):
     aws: AwsClients
     claim_checks: ClaimChecks
     delayed_table: DelayedTable
+    authenticator: Authenticator | None
 
 
 #: Parameters of `celery.Celery` that are keys of its configuration under other names.
@@ -149,6 +154,9 @@ class SqsApp(Celery):
     def _delayed_table(self) -> DelayedTable:
         return self.delayed_table
 
+    def _authenticator(self) -> Authenticator | None:
+        return self._own_parts.authenticator
+
     @cached_property  # type: ignore[untyped-decorator]
     def _transport_parts(self) -> dict[str, Any]:
         """Return the objects that channels use. kombu compares connections by them, so each exists once."""
@@ -157,12 +165,15 @@ class SqsApp(Celery):
             "uri": f"sqs://{settings.region} ({where(settings, 'sqs')})",
             "sqs": self._sqs,
             "publisher": self.publisher,
+            "admit": self.admit,
             "dead_letter": self.dead_letter,
             "fail_unexecuted": self.fail_unexecuted,
             "max_receives": settings.max_receives,
             "claim_checks": self._claim_checks,
             "delayed_table": self._delayed_table,
         }
+        if settings.signing_keys or settings.signing_secret:
+            parts["authenticator"] = self._authenticator
         if settings.remote_control or settings.events:
             parts |= {"topics": self.topics, "reaper": Reaper(self.topics)}
         return parts
@@ -203,7 +214,8 @@ class SqsApp(Celery):
                 threshold=settings.claim_threshold,
                 max_bytes=settings.max_claim_bytes,
             )
-            self._parts = _Parts(aws, claim_checks, DelayedTable(dynamo=aws.dynamo, table=settings.delayed_table))
+            table = DelayedTable(dynamo=aws.dynamo, table=settings.delayed_table)
+            self._parts = _Parts(aws, claim_checks, table, _authenticator(settings, aws))
         return self._parts
 
     @cached_property  # type: ignore[untyped-decorator]
@@ -245,13 +257,58 @@ class SqsApp(Celery):
             "message.dead_lettered", level=logging.ERROR, task=task, receives=receives, error=reason.partition("\n")[0]
         )
 
+    def admit(self, task: str, canvas: Any) -> None:  # noqa: ARG002
+        """Raise `Malformed` for a message whose task, or whose canvas (what runs after it), this app's workers do not execute.
+
+        `celery.chord_unlock` polls a chord for as long as its message asks. No result backend of these apps uses it.
+        """
+        if task == "celery.chord_unlock":
+            raise Malformed(f"the task {task!r} is off: the result backend completes chords itself")
+
+    def prepared(self, canvas: Any) -> Any:
+        """Return what to send in place of a canvas (signatures, in lists or alone) that is about to be sent or stored."""
+        return canvas
+
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, *others: Any, **options: Any) -> Any:
+        """Send a task. What follows it is prepared first."""
+        for part in ("link", "link_error", "chain", "chord"):
+            if options.get(part):
+                options[part] = self.prepared(options[part])
+        return super().send_task(name, args, kwargs, *others, **options)
+
     def fail_unexecuted(self, text: str, error: Exception) -> None:
         """Fail the task of a message, given as its text, that no worker can execute. Raises errors of AWS."""
         fail_text(self, text, InvalidTaskError(str(error)))
 
+    def start(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command `celery` with `argv`, and return its exit code, which Celery's own method drops."""
+        from celery.bin.celery import celery  # noqa: PLC0415  producers do not need it
+
+        celery.params[0].default = self
+        try:
+            code = celery.main(args=argv, standalone_mode=False)
+        finally:
+            celery.params[0].default = None
+        return code if isinstance(code, int) else 0
+
+    def worker_main(self, argv: Sequence[str] | None = None) -> None:
+        """Run a worker. Exits with its exit code if the worker failed."""
+        if code := self.start(sys.argv if argv is None else argv):
+            sys.exit(code)
+
     def warm_up(self) -> None:
         """Build what tasks use. A worker's child process calls this before its first message."""
         _ = self.aws
+
+
+def _authenticator(settings: Settings, aws: AwsClients) -> Authenticator | None:
+    """Return what signs and verifies messages, or None if the settings name no key."""
+    keys: Keys = FixedKeys(settings.signing_keys)
+    if settings.signing_secret:
+        keys = SecretKeys(partial(aws.secret_versions, settings.signing_secret))
+    elif not settings.signing_keys:
+        return None
+    return Authenticator(keys, required=settings.require_signatures)
 
 
 def create_app(

@@ -18,11 +18,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import msgspec
 
-from mdstore.errors import DeploymentBroken, InvalidOperations, NotFound, Problem, RequestConflict, Unavailable
+from mdstore.errors import (
+    DeploymentBroken,
+    InvalidOperations,
+    InvalidRequest,
+    NotFound,
+    Problem,
+    RequestConflict,
+    Unavailable,
+)
 from mdstore.log import event
 from mdstore.model import MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
 from mdstore.settings import Settings
@@ -76,6 +84,7 @@ class Ingestor:
     ) -> Accepted:
         """Make `operations` a durable request; return once its payload is in S3 and its message is in SQS.
 
+        A request without operations raises `InvalidRequest`.
         An invalid operation raises `InvalidOperations` before anything is stored, unless the same request was accepted before.
         With `on_invalid="refuse"` it gets the outcome `refused` instead, and the other operations are accepted. With
         `newest_wins`, each key ends in the state of its operation with the highest sequence, in whatever order requests are
@@ -85,18 +94,7 @@ class Ingestor:
         or its lease is over, or with `republish`; publishing again is harmless for 14 days. An older request is never published
         again: it raises `RequestConflict`, unless the ledger knows that it is completed.
         """
-        given_id = request_id
-        request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
-        check_source(source)
-        builder = PayloadBuilder(
-            validator=self._validator, settings=self._settings, newest_wins=newest_wins, clock=self._clock
-        )
-        with closing(builder):
-            problems = _add(builder, operations, on_invalid)
-            if problems and given_id is None:
-                problems.raise_all()
-            reference, header, new = self._stored(request_id, source, builder, problems)
-        self._validator.entities.report_others(header.models, request_id=request_id, source=source)
+        reference, header, new = self._store(operations, request_id, source, on_invalid, newest_wins)
         if not new and self._may_skip_publishing(reference, republish=republish):
             return _accepted(reference, header, new=False)
         try:
@@ -107,6 +105,19 @@ class Ingestor:
             raise
         self._record_accepted(reference, header)
         return _accepted(reference, header, new=new, published=published)
+
+    def prepare(
+        self,
+        operations: Iterable[OperationInput],
+        *,
+        request_id: str | None = None,
+        source: str = "default",
+        on_invalid: OnInvalid = "raise",
+        newest_wins: bool = False,
+    ) -> Reference:
+        """Store `operations` as `accept` does, and return the reference that whoever publishes the request later must send."""
+        reference, _, _ = self._store(operations, request_id, source, on_invalid, newest_wins, is_follow_up=True)
+        return reference
 
     def status(self, request_id: str) -> RequestStatus:
         """Return the state of a request, with the counts so far. Raises `NotFound`."""
@@ -134,15 +145,44 @@ class Ingestor:
                 accepted_at=float(header.created_at),
             )
 
-    def _stored(
-        self, request_id: str, source: str, builder: PayloadBuilder, problems: _Problems
+    def _store(
+        self,
+        operations: Iterable[OperationInput],
+        request_id: str | None,
+        source: str,
+        on_invalid: OnInvalid,
+        newest_wins: bool,
+        *,
+        is_follow_up: bool = False,
     ) -> tuple[Reference, Header, bool]:
-        """Return a request's payload, its header, and whether it was stored now. With `problems`, none is stored."""
-        if problems:  # they do not matter if the same request was accepted before, perhaps by another release or model
+        """Store a request's payload. Return its reference, its header, and whether it was stored now."""
+        given_id = request_id
+        request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
+        check_source(source)
+        builder = PayloadBuilder(
+            validator=self._validator,
+            settings=self._settings,
+            newest_wins=newest_wins,
+            is_follow_up=is_follow_up,
+            clock=self._clock,
+        )
+        with closing(builder):
+            invalid = _add(builder, operations, on_invalid)
+            if invalid and given_id is None:
+                raise invalid
+            reference, header, new = self._stored(request_id, source, builder, invalid)
+        self._validator.entities.report_others(header.models, request_id=request_id, source=source)
+        return reference, header, new
+
+    def _stored(
+        self, request_id: str, source: str, builder: PayloadBuilder, invalid: InvalidRequest | None
+    ) -> tuple[Reference, Header, bool]:
+        """Return a request's payload, its header, and whether it was stored now. An `invalid` one is not stored."""
+        if invalid:  # unless the same request was accepted before, perhaps by another release or with another model
             with suppress(NotFound, RequestConflict):
                 reference = self._payloads.known(request_id, source=source, contents=builder.contents())
                 return reference, self._payloads.header(reference), False
-            problems.raise_all()
+            raise invalid
         encoded = builder.encode(request_id, source)
         with closing(encoded.body):
             try:
@@ -190,8 +230,8 @@ class Ingestor:
             self._ledger.fail(reference.request_id, f"the request could not be sent again: {error}")
 
 
-def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid) -> _Problems:
-    """Add operations to a payload; return the refusals that make the request invalid."""
+def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_invalid: OnInvalid) -> InvalidRequest | None:
+    """Add operations to a payload; return the error that makes the request invalid, if any."""
     problems = _Problems()
     for operation in operations:
         refused = builder.add(operation)
@@ -200,7 +240,9 @@ def _add(builder: PayloadBuilder, operations: Iterable[OperationInput], on_inval
     if on_invalid == "raise":
         for refused in builder.refused_groups():
             problems.add(refused)
-    return problems
+    if not builder.count:
+        return InvalidRequest(field="operations", value=0, expected="at least one operation")
+    return problems.error()
 
 
 class _Problems:
@@ -210,17 +252,14 @@ class _Problems:
         self._shown: list[Problem] = []
         self._count = 0
 
-    def __bool__(self) -> bool:
-        return self._count > 0
-
     def add(self, refused: Refusal) -> None:
         self._count += 1
         if len(self._shown) < InvalidOperations.SHOWN:
             field, _, reason = refused.detail.partition(": ")
             self._shown.append(Problem(index=refused.index, field=field, reason=reason or refused.detail))
 
-    def raise_all(self) -> NoReturn:
-        raise InvalidOperations(self._shown, count=self._count)
+    def error(self) -> InvalidOperations | None:
+        return InvalidOperations(self._shown, count=self._count) if self._count else None
 
 
 def _accepted(reference: Reference, header: Header, *, new: bool, published: Any = None) -> Accepted:

@@ -252,6 +252,12 @@ class Ledger:
             raise NotFound("request", request_id)
         return _request(item)
 
+    def get_many(self, request_ids: Sequence[str]) -> dict[str, RequestStatus]:
+        """Read several requests, strongly consistent, 100 per call. Unknown ones are left out."""
+        keys = [to_item({"pk": request_id, "sk": "request"}) for request_id in request_ids]
+        (items,) = self._dynamo.run([self._dynamo.batch_get(self._table, keys)])
+        return {item["pk"]: _request(item) for item in map(from_item, items)}
+
     def progress(self, request_id: str) -> RequestStatus:
         """Read one request, with counts of the lanes that have a summary so far. Raises `NotFound`."""
         request, lanes = self._request_and_lanes(request_id)

@@ -32,7 +32,7 @@ _SURELY_INLINE = 128 * 2**10
 
 _MOST_FLAWS = 20  # of one operation's data
 
-_ENTITY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+ENTITY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _decoder = msgspec.json.Decoder(Operation, float_hook=exactjson.fraction)
 _field_decoders = {
@@ -141,7 +141,8 @@ class Validator:
         except msgspec.ValidationError as error:
             raise _type_error(error, _type_problems(given)) from error
         except (*exactjson.DecodeFailure, TypeError) as error:
-            raise FieldError("line", f"not a JSON object of an operation: {error}") from error
+            why = exactjson.explain(given, error, with_line=False) if isinstance(given, bytes | str) else error
+            raise FieldError("line", f"not a JSON object of an operation: {why}") from error
 
     def _check_size(self, size: int) -> None:
         if size > self._max_record_bytes:
@@ -217,7 +218,7 @@ def check_key(key: str) -> None:
 
 @lru_cache(maxsize=1_024)  # a request repeats a few entities many times
 def _entity_problems(entity: str) -> Sequence[FieldProblem]:
-    if _ENTITY.fullmatch(entity):
+    if ENTITY.fullmatch(entity):
         return ()
     return [("entity", f"must be 1-64 of A-Z a-z 0-9 _ . -, starting with a letter: {entity[:80]!r}")]
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from mdstore.queue.app import SqsApp
+from mdstore.queue.broker.canvas import signatures
+from mdstore.queue.broker.envelope import Malformed
 from mdstore.settings import Settings
 from mdstore.store import Store
-from mdstore.tasks.tasks import register
+from mdstore.tasks.follow_ups import by_reference, is_by_reference
+from mdstore.tasks.tasks import STORE_TASKS, register
 
 
 class StoreApp(SqsApp):
@@ -31,6 +34,22 @@ class StoreApp(SqsApp):
                 if store is None or store.aws is not aws:
                     store = self._store = Store(self.settings, aws=aws)
         return store
+
+    def admit(self, task: str, canvas: Any) -> None:
+        """Refuse Celery's built-in tasks, and follow-ups that would reach the store's tasks with more than a reference.
+
+        Anyone who may send to the queue may write such a message, and a worker would execute it with its own rights.
+        """
+        super().admit(task, canvas)
+        if task.startswith("celery."):
+            raise Malformed(f"Celery's built-in task {task!r} is off where the data store's tasks run")
+        for signature in signatures(canvas):
+            if signature["task"] in STORE_TASKS and not is_by_reference(signature):
+                raise Malformed(f"a follow-up to {signature['task']!r} must name an accepted request by its reference")
+
+    def prepared(self, canvas: Any) -> Any:
+        """Accept the requests in a canvas, and return it with references to them in place of their operations."""
+        return by_reference(canvas, self.tasks[STORE_TASKS[0]])
 
     def warm_up(self) -> None:
         """Build the clients and the store before the first message."""

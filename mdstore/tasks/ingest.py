@@ -14,7 +14,7 @@ from mdstore.errors import DeploymentBroken, InvalidRequest, Unavailable
 from mdstore.model import Reference
 from mdstore.queue.broker.publisher import Unsent
 from mdstore.store.ingestor import Accepted, OnInvalid
-from mdstore.tasks.result import KnownRequestResult
+from mdstore.tasks.result import KnownRequestResult, RequestResult
 from mdstore.tasks.task import StoreTask
 
 
@@ -41,9 +41,13 @@ class IngestTask(StoreTask):
         request_id = kwargs.pop("request_id", None) or task_id
         accepted = self.accept(*args, request_id=request_id, task_id=task_id, options=options, **kwargs)
         if not accepted.new and (task_id is None or accepted.published is None):
-            return KnownRequestResult(accepted.reference.request_id, ledger=self.store.ledger, app=self.app)
+            return KnownRequestResult(accepted.reference.request_id, app=self.app)
         result: AsyncResult = accepted.published
         return result
+
+    def AsyncResult(self, task_id: str, **options: Any) -> RequestResult:  # noqa: N802  Celery's name
+        """Return the result of a task of this name."""
+        return RequestResult(task_id, task_name=self.name, app=self.app, **options)
 
     def accept(
         self,

@@ -1,4 +1,4 @@
-"""The result of a request that was accepted before: its summary in the ledger."""
+"""The results of requests. The ledger knows more about a request than the result backend does, and nobody can forge it."""
 
 from __future__ import annotations
 
@@ -11,37 +11,42 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, assert_will_not_block
 
 from mdstore.errors import NotFound
-from mdstore.model import FINAL_STATES
-from mdstore.store.ledger import Ledger
+from mdstore.model import State
+from mdstore.store.ledger import RequestStatus
 
 
-class KnownRequestResult(AsyncResult):  # Celery has no types
-    """The result of a request that was accepted before this call.
+class RequestResult(AsyncResult):  # Celery has no types
+    """The result of a task `mdstore.ingest`.
 
-    The result backend may hold nothing under the request's id: the result has expired, or the request was sent under another
-    task's id. It may also hold the failure of an earlier run. So the ledger answers, as long as it knows the request.
+    If the task's id is that of its request, the ledger answers: the result is there when the request has ended, and a success
+    is the request's summary. A message that only names this id may have stored anything in the result backend.
     """
 
-    def __init__(self, request_id: str, *, ledger: Ledger, **options: Any) -> None:
-        super().__init__(request_id, **options)
-        self._ledger = ledger
+    #: Whether a failed request's summary is its result as long as the backend holds no failure.
+    _summarises_failures = False
 
     def _get_task_meta(self) -> Any:
         if self._cache:
             return self._cache
         try:
-            request = self._ledger.get(self.id)
-        except NotFound:  # the producer's record is late or lost, so the request's first run is not over
+            request = self.app.store.ledger.get(self.id)
+        except NotFound:  # the task has another id than its request, or waits for its turn in a chain
             return super()._get_task_meta()
-        is_final = request.state in FINAL_STATES
-        meta = {
+        return self._maybe_set_cache(self._meta_of(request))
+
+    def _meta_of(self, request: RequestStatus) -> dict[str, Any]:
+        if request.state is State.FAILED:
+            meta: dict[str, Any] = self.backend.get_task_meta(self.id, cache=False)
+            if meta["status"] == states.FAILURE:
+                return meta
+        is_final = request.state is State.COMPLETED or (request.state is State.FAILED and self._summarises_failures)
+        return {
             "task_id": self.id,
             "status": states.SUCCESS if is_final else states.STARTED if request.started_at else states.PENDING,
             "result": request.summary() if is_final else None,
             "traceback": None,
             "children": [],
         }
-        return self._maybe_set_cache(meta)
 
     def get(
         self,
@@ -56,7 +61,9 @@ class KnownRequestResult(AsyncResult):  # Celery has no types
         if disable_sync_subtasks:
             assert_will_not_block()
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self.ready():
+        while not self.ready() and not self.ignored:
+            if propagate and self.parent and options.get("follow_parents", True):
+                self._maybe_reraise_parent_error()
             if deadline is not None and time.monotonic() >= deadline:
                 raise CeleryTimeoutError("The operation timed out.")
             if on_interval:
@@ -65,3 +72,9 @@ class KnownRequestResult(AsyncResult):  # Celery has no types
         return super().get(propagate=propagate, disable_sync_subtasks=disable_sync_subtasks, **options)
 
     wait = get
+
+
+class KnownRequestResult(RequestResult):
+    """The result of a request that was accepted before this call. The backend's result of it may have expired."""
+
+    _summarises_failures = True

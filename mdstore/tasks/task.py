@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,15 +33,18 @@ _SHORTEST_POSTPONEMENT = 0.5  # seconds
 
 
 class StoreRequest(SqsRequest):
-    """A delivery of one of these tasks. It never expires. If it fails, SQS redelivers its message, up to the last delivery.
+    """A delivery of one of these tasks. If it fails, SQS redelivers its message, up to the last delivery.
 
-    Celery drops an expired message and then every other message with the same task id, so a forged message with an expiry would
-    cause the genuine message to be dropped.
+    An accepted request is neither expired nor revoked: Celery would delete its message.
     """
 
-    def maybe_expire(self) -> bool:
-        """Return False: accepted requests do not expire."""
+    def revoked(self) -> bool:
+        """Return False, whether the message has expired or its task's id is revoked."""
         return False
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:  # noqa: ARG002
+        """Let the task run. Celery would delete the message of a task that it terminates."""
+        logger.warning("task %s[%s] belongs to an accepted request, and is not terminated", self.name, self.id)
 
     def reject(self, requeue: bool = False) -> None:  # noqa: ARG002
         """Return the message to the queue, whatever the caller asks for; the last delivery is dead-lettered."""
@@ -66,6 +69,11 @@ class StoreTask(Task):
     Request: Any = StoreRequest
     #: Postponing does not count as an attempt. Retries that do count pass their own limit.
     max_retries = None
+
+    def owns_result(self, request: Any) -> bool:
+        """Return whether the result under the task's id is this task's alone: the id is that of the request it names."""
+        message = next(iter(request.args or ()), None)
+        return isinstance(message, Mapping) and message.get("request_id") == request.id
 
     @property
     def store(self) -> Store:

@@ -22,6 +22,8 @@ from mdstore.tasks.task import StoreTask, read_reference, start
 if TYPE_CHECKING:
     from mdstore.tasks.app import StoreApp
 
+#: The names of the tasks, `ingest` first.
+STORE_TASKS = ("mdstore.ingest", "mdstore.apply_lane", "mdstore.finish")
 #: Seconds between two checks of an unfinished request: at first, and at most.
 _FINISH_EVERY, _LONGEST_WAIT = 5, 60
 

@@ -85,6 +85,7 @@ def test_a_killed_embedded_aws_keeps_what_was_accepted(tmp_path: Path) -> None:
         until(lambda: '"erp"' in saved(data), what="the key in a snapshot")
         client.submit(operations(300, "new"), request_id="new").wait()
         assert client.submit(operations(10, "newest"), request_id="newest").new
+        client.store.ingestor.prepare(operations(1, "later"), request_id="later")  # a link, whose task has not ended
         kill_aws(process)
         assert f"embedded AWS (code -9; {data} has its state of a few seconds ago) exited unexpectedly" in error_of(
             process

@@ -276,14 +276,18 @@ def test_invalid_operations_are_named_and_nothing_is_stored(api: httpx.Client, a
     problem(api.get(f"/v1/records/item/{key}", headers=auth), 404)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"[]", b'{"operations":{}}', b'{"operations":[],"more":1}', b'{"operations":[1 2]}', b"[" * 100_000],
-)
-def test_a_malformed_body_is_refused(api: httpx.Client, auth: dict[str, str], body: bytes) -> None:
-    """A body that is not `{"operations": [...]}` is answered with 422."""
+@pytest.mark.parametrize("body", [b"[]", b'{"operations":{}}', b'{"operations":[],"more":1}', b"[" * 100_000])
+def test_a_body_of_another_shape_is_refused(api: httpx.Client, auth: dict[str, str], body: bytes) -> None:
+    """JSON that is not `{"operations": [...]}` is answered with 422."""
     answer = api.post("/v1/requests", content=body, headers={**auth, "Content-Type": "application/json"})
     assert [(error["index"], error["field"]) for error in problem(answer, 422)["errors"]] == [(None, "body")]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"operations":[1 2]}'])
+def test_a_malformed_body_is_refused(api: httpx.Client, auth: dict[str, str], body: bytes) -> None:
+    """A body that is not JSON is answered with 400."""
+    answer = api.post("/v1/requests", content=body, headers={**auth, "Content-Type": "application/json"})
+    assert "The body is not JSON" in problem(answer, 400)["detail"]
 
 
 def ndjson(api: httpx.Client, auth: Mapping[str, str], body: bytes, **parameters: Any) -> httpx.Response:
@@ -561,7 +565,7 @@ def test_the_openapi_document_is_complete(api: httpx.Client) -> None:
     assert {name.removeprefix("#/components/schemas/") for name in references(document)} <= names
     submit = document["paths"]["/v1/requests"]["post"]
     assert set(submit["requestBody"]["content"]) == {"application/json", "application/x-ndjson"}
-    assert set(submit["responses"]) == {"200", "202", "401", "403", "409", "413", "415", "422", "503"}
+    assert set(submit["responses"]) == {"200", "202", "400", "401", "403", "409", "413", "415", "422", "503"}
     assert set(submit["responses"]["422"]["content"]) == {PROBLEM}
     assert submit["security"] == [{"HTTPBearer": []}]
     assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"

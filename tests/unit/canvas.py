@@ -41,7 +41,7 @@ class Canvas:
         )
         aws = SimpleNamespace(dynamo=self.table, objects=self.objects, owner_pid=os.getpid())
         self.app._aws = aws  # type: ignore[assignment]
-        self.app.send_task = self._send
+        self.app.send_task = self._send  # type: ignore[method-assign]
         self.published: list[SimpleNamespace] = []
         self.sent: list[SimpleNamespace] = []
 

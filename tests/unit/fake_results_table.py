@@ -116,6 +116,9 @@ class ResultsTable(DynamoClient):
             "attribute_exists(id)": bool(item),
             "attribute_exists(#open) AND #look_at = :seen": "open" in item and item["look_at"] == values.get(":seen"),
             "attribute_not_exists(#state) OR #state <> :success": state != success,
+            "attribute_not_exists(#state) OR (#state <> :success AND #state <> :failure AND #state <> :revoked)": (
+                state not in (success, {"S": "FAILURE"}, {"S": "REVOKED"})
+            ),
             "attribute_exists(id) AND (attribute_not_exists(#size) OR #size = :size)": bool(item) and size in (-1, new),
             f"{undispatched} AND (attribute_not_exists(#claimed) OR #claimed = :claimed)": bool(item)
             and item.get("fired") != {"S": "success"}

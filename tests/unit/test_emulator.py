@@ -24,6 +24,6 @@ def test_a_server_can_listen_on_a_free_port() -> None:
     port = free_port()
     with socket.socket() as caller:
         assert caller.connect_ex(("127.0.0.1", port)) != 0
-    check_port(port, option="--port")
+    check_port(port, name="port")
     with socket.create_server(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)) as connection:
         assert connection.getpeername() == ("127.0.0.1", port)

@@ -220,7 +220,11 @@ def test_names_begin_with_the_namespace() -> None:
     )
 
 
-SECRET = {"AWS_SECRET_ACCESS_KEY": "hunter2", "AWS_SESSION_TOKEN": "hunter3"}
+SECRET = {
+    "AWS_SECRET_ACCESS_KEY": "hunter2",
+    "AWS_SESSION_TOKEN": "hunter3",
+    "MDSTORE_SIGNING_KEYS": "hunter4" * 5,
+}
 
 
 def test_secrets_are_masked() -> None:

@@ -29,6 +29,7 @@ from kombu.transport import SQS, virtual
 from mdstore.aws.sqs import Failed, Message, Sqs, is_fifo
 from mdstore.errors import DeploymentBroken, IntegrityError, InvalidRequest, Unavailable
 from mdstore.queue.broker.ascii_json import Decoder
+from mdstore.queue.broker.authentication import Authenticator, Unauthenticated, unsigned
 from mdstore.queue.broker.claim_check import is_claim, read_claim
 from mdstore.queue.broker.encoding import DELAYED, deduplication_id, due_beyond_sqs, entry_of, eta_of
 from mdstore.queue.broker.envelope import Malformed, check, task_of
@@ -62,9 +63,10 @@ class Channel(FanoutChannel):
     """Connects kombu to SQS. It reads these transport options besides those of kombu.
 
     `sqs`, `claim_checks` and `delayed_table` are functions that return the objects of the calling process. `publisher` is the
-    app's batch publisher. `dead_letter` stores a message that must not be executed, with its reason, and `fail_unexecuted`
-    fails its task. `max_receives` is the number of the last delivery. `ahead` is how many messages the worker may hold for each
-    one that it can work on at a time. `weights` are the queues' shares of a worker.
+    app's batch publisher. `admit` raises `Malformed` for a task or a canvas that no message may name. `dead_letter` stores a
+    message that must not be executed, with its reason, and `fail_unexecuted` fails its task. `max_receives` is the number of
+    the last delivery. `ahead` is how many messages the worker may hold for each one that it can work on at a time. `weights`
+    are the queues' shares of a worker.
     """
 
     QoS = QoS
@@ -118,7 +120,10 @@ class Channel(FanoutChannel):
         task_id = str((message.get("headers") or {}).get("id", dedup_id))
         try:
             url = self._new_queue(queue)
-            entry = entry_of(queue, message, store=partial(self.claim_checks.store, due=due), now=now)
+            store: Callable[[str], str] = partial(self.claim_checks.store, due=due)
+            if (authenticator := self.authenticator) is not None:
+                store = partial(_signed, authenticator, self.destination_of(queue), store)
+            entry = entry_of(queue, message, store=store, now=now)
             if due is not None:
                 table: DelayedTable = self.transport_options["delayed_table"]()
                 name = self.canonical_queue_name(queue)
@@ -275,11 +280,16 @@ class Channel(FanoutChannel):
             return self.open_broadcast(queue, message)
         text = message.body
         try:
-            text = self.text_of(message)
-            check(text, received=True)
+            text = self.authenticated(queue, message)
+            text = self.text_of(text)
+            canvas = check(text, received=True)
             payload: dict[str, Any] = _decode(text)
+            self.transport_options.get("admit", _admit_all)(payload["headers"]["task"], canvas)
             if self._put_back(queue, message, payload):
                 return None
+        except Unauthenticated as error:  # its task's result may be another's, so nothing is recorded
+            self._discard(message, error)
+            return None
         except (Malformed, IntegrityError, InvalidRequest) as error:
             self._refuse(message, text, error)
             return None
@@ -301,6 +311,10 @@ class Channel(FanoutChannel):
         fail = self.transport_options.get("fail_unexecuted", _report_to_nobody)
         if not self._report(message, partial(fail, text, error)):
             raise Unavailable("its failure could not be recorded", code="NotRecorded") from error
+        self._discard(message, error)
+
+    def _discard(self, message: Message, error: Exception) -> None:
+        """Dead-letter a message that must not be executed. Raises `Unavailable`."""
         if not self._store_dead_letter(message, str(error)):
             raise Unavailable("it could not be dead-lettered", code="DeadLetters") from error
 
@@ -417,12 +431,21 @@ class Channel(FanoutChannel):
         return True
 
 
+def _signed(authenticator: Authenticator, queue: str, store: Callable[[str], str], text: str) -> str:
+    return authenticator.sign(store(text), queue)
+
+
+def _admit_all(_task: str, _canvas: dict[str, Any]) -> None:
+    """Admit a message: without an app, no task is off."""
+
+
 def _report_to_nobody(_text: str, _error: Exception) -> None:
     """Do nothing: without an app, there is no result to record."""
 
 
 def _task_of(body: str) -> str:
     """Return the task that a message or its claim names, or an empty string if it cannot be read."""
+    body = unsigned(body)
     try:
         return read_claim(body).task if is_claim(body) else task_of(body)
     except IntegrityError:

@@ -17,8 +17,11 @@ import msgspec
 
 from mdstore.model import MAX_AGE
 from mdstore.queue.broker.ascii_json import Decoder, check_objects
+from mdstore.queue.broker.canvas import PARTS
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+#: Matches text in one line. A line break in a name would forge a line in the worker's log.
+_LINE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500, pattern=_LINE)]
 #: A time limit in seconds, at least 1: killing a process that is still reading its message can take down the whole pool.
 Limit = Annotated[float, msgspec.Meta(ge=1)]
 #: A group index. It is bounded, because the state of a chord has a shard for each 200 indexes.
@@ -93,8 +96,8 @@ _envelope = Decoder[Envelope](Envelope, strict=_StrictEnvelope)
 _body = Decoder[Any](tuple[list[Any], dict[str, Any], dict[str, Any] | None])
 
 
-def check(text: str, *, received: bool = False) -> None:
-    """Raise `Malformed`, naming what is wrong, unless `text` is a task's message and all of it is JSON.
+def check(text: str, *, received: bool = False) -> dict[str, Any]:
+    """Return the canvas of a task's message. Raise `Malformed`, naming what is wrong, if it is none or not all of it is JSON.
 
     A message that was `received` must not be due further ahead than SQS keeps messages, which is `MAX_AGE`.
     """
@@ -103,7 +106,7 @@ def check(text: str, *, received: bool = False) -> None:
     with _checking("body"):
         is_base64 = envelope.properties.body_encoding == "base64"
         body = base64.b64decode(envelope.body, validate=True).decode() if is_base64 else envelope.body
-        _body.decode(body)
+        *_, canvas = _body.decode(body)
         check_objects(body)
     with _checking("eta"):
         moment = _moment(envelope.headers.eta)
@@ -111,6 +114,7 @@ def check(text: str, *, received: bool = False) -> None:
             raise ValueError(f"{moment}: SQS does not keep a message for that long")
     with _checking("expires"):
         _moment(envelope.headers.expires)
+    return {part: canvas[part] for part in PARTS if canvas.get(part)} if canvas else {}
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from kombu.utils.json import dumps
 
 from mdstore.aws.sqs import Message
 from mdstore.errors import IntegrityError, MdstoreError
+from mdstore.queue.broker.authentication import Authenticator, unsigned
 from mdstore.queue.broker.claim_check import ClaimChecks, is_claim
 from mdstore.queue.broker.envelope import Malformed
 from mdstore.queue.control.broadcasts import unwrap
@@ -107,13 +108,38 @@ class FanoutChannel(SQS.Channel):
         claim_checks: ClaimChecks = self.transport_options["claim_checks"]()
         return claim_checks
 
-    def text_of(self, message: Message) -> str:
+    @property
+    def authenticator(self) -> Authenticator | None:
+        """Return what signs and verifies messages, or None if there is no key."""
+        found = self.transport_options.get("authenticator")
+        authenticator: Authenticator | None = found() if found else None
+        return authenticator
+
+    def authenticated(self, queue: str, message: Message) -> str:
+        """Return the body of a message of a queue, without its signature, which is verified if there is a key.
+
+        Raises `Unauthenticated`, `Unavailable` or `DeploymentBroken`.
+        """
+        authenticator = self.authenticator
+        if authenticator is None:
+            return unsigned(message.body)
+        return authenticator.verify(message.body, self.destination_of(queue))
+
+    def destination_of(self, queue: str) -> str:
+        """Return the name for which a queue's messages are signed: that of its topic if it has one, else its SQS name."""
+        topics = {Kind.CONTROL: self.topics.control, Kind.EVENTS: self.topics.events} if self.topics else {}
+        kind = self.kind_of(queue)
+        return topics[kind] if kind in topics else self.canonical_queue_name(queue)
+
+    def text_of(self, body: str) -> str:
         """Return a message's text, from S3 if its body is a pointer. Raises `IntegrityError` or `Unavailable`."""
-        return self.claim_checks.load(message.body) if is_claim(message.body) else message.body
+        return self.claim_checks.load(body) if is_claim(body) else body
 
     def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **_: Any) -> None:  # noqa: ARG002
         if self.topics:
-            self.topics.publish(exchange, dumps(message))
+            text, authenticator = dumps(message), self.authenticator
+            signed = authenticator.sign(text, str(self.topics.topic_of(exchange))) if authenticator else text
+            self.topics.publish(exchange, signed)
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # The client knows the binding of its reply queue; the worker, which runs this, does not.
@@ -128,8 +154,9 @@ class FanoutChannel(SQS.Channel):
         if not (topics and kind):
             return None
         try:
+            body = self.authenticated(queue, message)
             # Answers are sent like tasks, so large ones are in S3. Commands and events come over SNS, which takes 256 KiB.
-            text = self.text_of(message) if kind is Kind.REPLY else message.body
+            text = self.text_of(body) if kind is Kind.REPLY else body
             return unwrap(kind, text, tag=message.message_id, reply_exchange=topics.reply_exchange)
         except (Malformed, IntegrityError) as error:
             logger.warning("a message of queue %s was refused: %s", queue, error)

@@ -7,6 +7,7 @@ Nothing of Flower or Celery is patched. The transport knows the event exchange b
 from __future__ import annotations
 
 import ipaddress
+import sys
 from collections.abc import Sequence
 
 from mdstore.errors import ConfigurationError
@@ -50,7 +51,7 @@ def run(settings: Settings, arguments: Sequence[str], *, name: str = "flower", a
         )
     app = app or create_app(settings)
     app.listen_as(name)
-    app.start(["flower", *arguments])
+    sys.exit(app.start(["flower", *arguments]))
 
 
 def _is_loopback(address: str) -> bool:

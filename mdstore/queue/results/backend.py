@@ -110,6 +110,17 @@ class DynamoBackend(DynamoResults):
         with _recording_errors():
             super().mark_as_failure(task_id, exc, traceback, request, store_result or is_chord_part(request), **kwargs)
 
+    def mark_as_refused(self, task_id: Any, exc: Any, request: Any) -> bool:
+        """Store a provisional failure for a message that no worker can execute, and notify all that depends on its task.
+
+        Return False, and do nothing, if the task itself has ended. Raises `ResultNotRecorded`.
+        """
+        with _recording_errors(), self._storing_provisionally():
+            if self._has_ended(task_id):
+                return False
+            super().mark_as_failure(task_id, exc, request=request)
+        return True
+
     def _is_acknowledged_late(self, request: Any) -> bool:
         """Return whether a task's message still exists when the task has ended."""
         task = self.app.tasks.get(getattr(request, "task", None))

@@ -8,7 +8,8 @@ in either                         blob, instead of a large result: prefix, key, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from celery import states
@@ -36,6 +37,14 @@ _BATCH = 100
 _IN_FLIGHT = 8
 #: The most results that are decoded at once when a group is checked.
 _MAX_DECODED = 1_000
+#: An item's state if it holds a provisional failure: that of a message which nobody may have sent for the task.
+_PROVISIONAL = "PROVISIONAL"
+_ENDED = {":success": states.SUCCESS, ":failure": states.FAILURE, ":revoked": states.REVOKED}
+
+
+def _owns_nothing(_request: Any) -> bool:
+    """Return False: most tasks have no id by which a result could be known to be theirs."""
+    return False
 
 
 class BatchedGroupResult(GroupResult):
@@ -68,6 +77,7 @@ class DynamoResults(KeyValueStoreBackend):
 
     supports_autoexpire = True
     persistent = True
+    _is_provisional = False
 
     @property
     def _dynamo(self) -> DynamoClient:
@@ -146,24 +156,54 @@ class DynamoResults(KeyValueStoreBackend):
     def _store_result(
         self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
     ) -> Any:
-        """Store a task's state in one call; Celery makes two. A stored success stays, whatever the result of a duplicate."""
+        """Store a task's state in one call; Celery makes two. A stored success stays, whatever the result of a duplicate.
+
+        Only the success of the task that `owns_result` replaces it: the other was stored for a message with the same task id.
+        """
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = bytes_to_str(task_id)
         seconds = self._retention if getattr(request, "chord", None) else int(self.expires or DAY)
-        self._put(self.get_key_for_task(task_id), self.encode(meta), seconds=seconds, state=state)
+        if self._is_provisional:
+            state = _PROVISIONAL
+        key, replaces = self.get_key_for_task(task_id), state == states.SUCCESS and self._owns_result(request)
+        self._put(key, self.encode(meta), seconds=seconds, state=state, replaces=replaces)
         return result
 
-    def _put(self, key: Any, value: Any, *, seconds: int, state: str | None = None) -> None:
+    def _owns_result(self, request: Any) -> bool:
+        task = self.app.tasks.get(getattr(request, "task", None))
+        return task is not None and getattr(task, "owns_result", _owns_nothing)(request)
+
+    def _has_ended(self, task_id: Any) -> bool:
+        """Return whether a task's own end is stored."""
+        key = to_item({"id": bytes_to_str(self.get_key_for_task(task_id))})
+        found = self._dynamo.call("GetItem", {"TableName": self._table, "Key": key, "ConsistentRead": True})
+        return from_item(found.get("Item", {})).get("state") in _ENDED.values()
+
+    @contextmanager
+    def _storing_provisionally(self) -> Iterator[None]:
+        """Store failures inside the context as provisional ones. Each thread has a backend of its own."""
+        self._is_provisional = True
+        try:
+            yield
+        finally:
+            self._is_provisional = False
+
+    def _put(self, key: Any, value: Any, *, seconds: int, state: str | None = None, replaces: bool = False) -> None:
         text = self._store_text(bytes_to_str(value), "result", inline=_MAX_INLINE_RESULT)
         body: dict[str, Any] = {
             "TableName": self._table,
             "Item": to_item({"id": bytes_to_str(key), **text, "state": state, "ttl": int(time.time()) + seconds}),
         }
-        if state is not None:
+        if state in (_PROVISIONAL, states.REVOKED):
+            # Any message with the task's id may be refused or expire, so neither replaces an end of the task.
+            not_ended = " AND ".join(f"#state <> {value}" for value in _ENDED)
+            body |= expressions(condition=f"attribute_not_exists(#state) OR ({not_ended})")
+            body["ExpressionAttributeValues"] = to_item(_ENDED)
+        elif state is not None and not replaces:
             body |= expressions(condition="attribute_not_exists(#state) OR #state <> :success")
             body["ExpressionAttributeValues"] = to_item({":success": states.SUCCESS})
         if not self._dynamo.put_if(body):
-            logger.debug("%s has succeeded already: the state %s is not stored", key, state)
+            logger.debug("%s has ended already: the state %s is not stored", key, state)
 
     def _store_text(self, text: str, name: str, *, inline: int) -> dict[str, Any]:
         """Return the attributes that hold a text: the text itself up to `inline` bytes, and beyond that its location in S3.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -34,6 +35,13 @@ class SqsRequest(Request):
     def receives(self) -> int:
         """Return how often SQS has delivered the message, this time included."""
         return int(self.request_dict.get("receives") or 1)
+
+    def maybe_expire(self) -> bool:
+        """Return whether the task has expired.
+
+        Celery would also revoke the task's id, and so drop every later message with this id, whoever sent it.
+        """
+        return self.expires is not None and datetime.now(UTC if self.expires.tzinfo else None) > self.expires
 
     def begin(self, execute: Callable[[Request], Any]) -> Any:
         """Execute the task, or dead-letter its message if the allowed deliveries are used up.

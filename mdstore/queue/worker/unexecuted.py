@@ -1,7 +1,7 @@
 """Fail a task whose message no worker can execute, so that everyone who waits for its result, chain or chord is told.
 
-Anyone who may send to the queue may name any task id in such a message. So the failure is provisional: it never replaces a
-success, and the task's own end replaces it. If the task has succeeded, nothing is recorded, and no error callback is called.
+Anyone who may send to the queue may name any task id in such a message. So the failure is provisional: it never replaces the
+task's own end, which replaces it. If the task has ended, nothing is recorded, and no error callback is called.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-from celery import states
 from celery.app.task import Context
 from celery.utils.log import get_logger
 
 from mdstore.errors import DeploymentBroken, IntegrityError, ResultNotRecorded, Unavailable
 from mdstore.queue.broker.ascii_json import Decoder
+from mdstore.queue.broker.canvas import PARTS
 from mdstore.queue.broker.claim_check import is_claim, read_claim
-from mdstore.queue.broker.envelope import Index, Name, is_unicode
+from mdstore.queue.broker.envelope import Index, Malformed, Name, is_unicode
 
 logger = get_logger(__name__)
 
@@ -54,12 +54,12 @@ def fail_message(app: Any, headers: Any, body: Any, properties: Mapping[str, Any
     names = {name: _valid(headers, name, Name) for name in ("id", "task", "root_id", "parent_id", "group")}
     if not names["id"] or not names["task"]:
         return
-    backend = app.backend
-    if backend.get_state(names["id"]) == states.SUCCESS:
-        logger.warning("task %s has succeeded, and a message with its id is refused: %s", names["id"], error)
-        return
     index = _valid(headers, "group_index", Index)
     canvas = _canvas(body)
+    try:
+        app.admit(names["task"], canvas)
+    except Malformed:
+        canvas = dict.fromkeys(PARTS)
     if canvas["chord"] and (index is None or not names["group"]):
         canvas["chord"] = None
     request = Context(
@@ -70,8 +70,11 @@ def fail_message(app: Any, headers: Any, body: Any, properties: Mapping[str, Any
         delivery_info=properties.get("delivery_info") or {},
         **canvas,
     )
+    backend = app.backend  # only this project's knows provisional failures
+    record = getattr(backend, "mark_as_refused", backend.mark_as_failure)
     try:
-        backend.mark_as_failure(names["id"], error, request=request)
+        if record(names["id"], error, request=request) is False:
+            logger.warning("task %s has ended, and a message with its id is refused: %s", names["id"], error)
     except (ResultNotRecorded, Unavailable, DeploymentBroken):
         raise
     except Exception:  # the message's callbacks may be anything
@@ -93,7 +96,7 @@ def _canvas(body: Any) -> dict[str, Any]:
     """Return what runs after a task (callbacks, chain, chord), from its message's body."""
     try:
         canvas = json.loads(body)[2]  # not msgspec, which refuses NaN
-        known = {name: canvas.get(name) for name in ("chord", "chain", "callbacks", "errbacks")}
+        known = {name: canvas.get(name) for name in PARTS}
     except (*_FAILURES, AttributeError):
         known = {}
     kinds = {"chord": dict, "chain": list, "callbacks": list, "errbacks": list}

@@ -153,16 +153,23 @@ def _stacks() -> str:
 def _handler(watchdog: Watchdog) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.wfile.write(self._answer())
+
+        def do_HEAD(self) -> None:
+            self._answer()
+
+        def _answer(self) -> bytes:
+            """Send the status and the headers, and return the body."""
             if self.path != "/livez":
-                self.send_error(404)
-                return
+                self.send_error(404)  # sends its body itself, where there is one
+                return b""
             health = watchdog.health()
             body = json.dumps(health).encode()
             self.send_response(200 if health["ok"] else 503)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            return body
 
         def log_message(self, *_: Any) -> None:
             """Log nothing: a line for each check would be noise."""

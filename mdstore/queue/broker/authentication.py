@@ -1,0 +1,113 @@
+"""Signed messages: a worker that has a key executes only what was sent by a process that has the key.
+
+    {"body": ..., "headers": ..., "properties": ..., "mdstore-mac": "1:9f86d081..."}
+
+The text before the last field, with a closing brace, is the message as it would have been sent without a key: a task's
+message, a command, or a pointer to a message in S3, whose digest is so signed too. The MAC (HMAC-SHA256) covers this text, byte
+for byte, and the name of the queue or topic that it is for. So a signature serves no other message and no other queue.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from mdstore.errors import DeploymentBroken, Unavailable
+from mdstore.log import event
+from mdstore.queue.broker.envelope import Malformed
+
+_FIELD = ',"mdstore-mac":"1:'
+_SIGNATURE = re.compile(re.escape(_FIELD) + r'([0-9a-f]{64})"}')
+_LENGTH = len(_FIELD) + 64 + len('"}')
+#: Seconds for which keys from Secrets Manager are used without a look whether they have changed.
+_KEEP = 3_600.0
+#: Seconds between two such looks if messages have signatures by unknown keys, as forged ones do.
+_LOOK_AGAIN = 60.0
+
+
+class Unauthenticated(Malformed):
+    """The message does not prove that its sender has a key. Nothing that it says may be believed."""
+
+
+class Keys(Protocol):
+    """Provides the keys: the first one signs, and messages signed with any of them are accepted."""
+
+    def get(self, *, newest: bool = False) -> tuple[bytes, ...]:
+        """Return the keys, with `newest` those of now. Raises `Unavailable` or `DeploymentBroken`."""
+
+
+class FixedKeys:
+    """Provides the keys of the settings."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._keys = tuple(key.encode() for key in keys)
+
+    def get(self, *, newest: bool = False) -> tuple[bytes, ...]:  # noqa: ARG002
+        """Return the keys."""
+        return self._keys
+
+
+class SecretKeys:
+    """Provides the keys of a secret that may be rotated at any time. `fetch` returns its current key, and the previous one."""
+
+    def __init__(self, fetch: Callable[[], tuple[str, ...]], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._fetch = fetch
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._keys: tuple[bytes, ...] = ()
+        self._looked_at = 0.0
+
+    def get(self, *, newest: bool = False) -> tuple[bytes, ...]:
+        """Return the keys. If they cannot be fetched again, return those that were known."""
+        with self._lock:
+            now = self._clock()
+            if not self._keys or now - self._looked_at >= (_LOOK_AGAIN if newest else _KEEP):
+                try:
+                    self._keys = tuple(key.encode() for key in self._fetch())
+                except (Unavailable, DeploymentBroken) as error:
+                    if not self._keys:
+                        raise
+                    event("signing_keys.kept", error=str(error))
+                self._looked_at = now
+            return self._keys
+
+
+class Authenticator:
+    """Signs and verifies messages. Threads may share it. If signatures are not `required`, unsigned messages pass."""
+
+    def __init__(self, keys: Keys, *, required: bool) -> None:
+        self._keys = keys
+        self._required = required
+
+    def sign(self, text: str, destination: str) -> str:
+        """Return a message, which is a JSON object, with a signature. Raises `Unavailable` or `DeploymentBroken`."""
+        return f'{text[:-1]}{_FIELD}{_mac(self._keys.get()[0], text, destination)}"}}'
+
+    def verify(self, text: str, destination: str) -> str:
+        """Return a message without its signature. Raises `Unauthenticated`, `Unavailable` or `DeploymentBroken`."""
+        found = _SIGNATURE.fullmatch(text, max(0, len(text) - _LENGTH))
+        if found is None:
+            if self._required:
+                raise Unauthenticated("the message is not signed")
+            return text
+        plain = text[: found.start()] + "}"
+        for newest in (False, True):
+            for key in self._keys.get(newest=newest):
+                if hmac.compare_digest(_mac(key, plain, destination), found[1]):
+                    return plain
+        raise Unauthenticated(f"the message is not signed with a key of this app for {destination!r}")
+
+
+def unsigned(text: str) -> str:
+    """Return a message without its signature, which is not verified."""
+    found = _SIGNATURE.fullmatch(text, max(0, len(text) - _LENGTH))
+    return text if found is None else text[: found.start()] + "}"
+
+
+def _mac(key: bytes, text: str, destination: str) -> str:
+    # Text from another sender may hold anything; what this package signs is ASCII.
+    return hmac.digest(key, f"{destination}\n{text}".encode(errors="surrogatepass"), "sha256").hex()

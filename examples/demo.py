@@ -77,6 +77,7 @@ def main() -> int:
                 mdstore("get", "airport", "EDDB")
                 mdstore("export", "--entity", "airport", "--out", os.fspath(export))
                 loaded, changed = (applied(stack, request) for request in (LOAD, CHANGE))
+                memory = stack.aws.memory()
             except subprocess.CalledProcessError as error:
                 print(f"{error}\n{(work / 'worker.log').read_text(errors='replace')[-5000:]}", file=sys.stderr)
                 return 1
@@ -85,6 +86,10 @@ def main() -> int:
         print(f"changed    {changed['insert']} inserted / {changed['update']} updated / {changed['delete']} deleted")
         print(f"found      {records:,} records, SHA-256 {found}")
         print(f"expected   28,298 records, SHA-256 {EXPECTED}: {'equal' if found == EXPECTED else 'DIFFERENT'}")
+        print(
+            f"memory     the embedded AWS held it in {memory / 2**20:.0f} MB, {memory / records / 1000:.0f} KB a record"
+        )
+        print("           it is for trying out: see docs/embedded-aws.md for what it keeps, and what to use for more")
         print(f"{time.monotonic() - began:.0f} s in total; the stack is stopped")
         return 0 if found == EXPECTED else 1
 

@@ -14,7 +14,8 @@ import msgspec
 
 from mdstore.errors import InvalidRequest
 
-#: Version 2 folds operations (`store.folding`), so its lanes have other transactions than those of version 1.
+#: Version 2 folds operations (`store.folding`), so its lanes have other transactions than those of version 1, and its payloads
+#: say which models they were checked against.
 SCHEMA_VERSION = 2
 #: The version before this one is accepted too, so that producers and workers can be upgraded separately.
 ACCEPTED_VERSIONS = frozenset({SCHEMA_VERSION - 1, SCHEMA_VERSION}) - {0}

@@ -28,7 +28,7 @@ _PORT = click.IntRange(1, 65_535)
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory for the embedded AWS's state, which is saved on a clean stop.",
+    help="Directory for the embedded AWS's state, saved every few seconds. Without it, the state ends with the process.",
 )
 @json_option
 def up(port: int, api_port: int | None, data_dir: Path | None, as_json: bool) -> None:

@@ -96,7 +96,8 @@ def verify(request_id: str, as_json: bool) -> None:
     if as_json:
         emit({
             "request_id": found.request_id, "ok": found.ok, "operations": found.operations, "applied": found.applied,
-            "refused": found.refused, "superseded": found.superseded, "fault_count": found.fault_count, "faults": found.faults,
+            "refused": found.refused, "superseded": found.superseded, "same_models": found.same_models,
+            "fault_count": found.fault_count, "faults": found.faults,
         })  # fmt: skip
     else:
         finding = "verified" if found.ok else f"verification found {found.fault_count:,} faults"
@@ -104,6 +105,11 @@ def verify(request_id: str, as_json: bool) -> None:
             f"request {request_id}: {finding}: {found.operations:,} outcomes, {found.applied:,} applied,"
             f" {found.refused:,} refused, {found.superseded:,} since replaced by later requests"
         )
+        if not found.same_models:
+            results.print(
+                "note: the request was checked against other models than those of this command's settings (`entities`);"
+                " what a patch makes of a record may differ"
+            )
         for fault in found.faults:
             results.print(escaped(f"  {fault}"))
     sys.exit(0 if found.ok else UNVERIFIED)

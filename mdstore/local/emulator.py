@@ -1,7 +1,7 @@
 """The embedded AWS: runs the emulator ministack as a child process.
 
 The emulator listens only on the loopback address. It keeps its state in memory. If it has a data directory, it saves the state
-there, but only on a clean stop, so local data is not durable.
+there every few seconds and on a clean stop (`local.snapshots`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import Self
 
 from mdstore.errors import ConfigurationError, MdstoreError
 
-_START_TIMEOUT = 30.0  # seconds
-_STOP_TIMEOUT = 10.0  # seconds
+#: Seconds for a start and a stop, without and with a data directory: a large state takes time to read and write.
+_START_TIMEOUT = (30.0, 300.0)
+_STOP_TIMEOUT = (10.0, 120.0)
 
 
 class EmbeddedAws:
@@ -61,7 +62,7 @@ class EmbeddedAws:
         """Start the emulator, and return when it is healthy.
 
         Raises `ConfigurationError` if ministack is not installed or the port is taken, and `MdstoreError` if the emulator exits
-        or does not become healthy within 30 seconds.
+        or does not become healthy in time.
         """
         if importlib.util.find_spec("ministack") is None:
             raise ConfigurationError(
@@ -77,25 +78,32 @@ class EmbeddedAws:
             "SFTP_ENABLED": "0",
             "LOG_LEVEL": "WARNING",
         }
+        command = [sys.executable, "-m", self._module]
         if self._data_dir is not None:
-            self._data_dir.mkdir(parents=True, exist_ok=True)
-            environ |= {
-                "PERSIST_STATE": "1",
-                "STATE_DIR": str(self._data_dir / "state"),
-                "S3_PERSIST": "1",
-                "S3_DATA_DIR": str(self._data_dir / "s3"),
-            }
+            environ |= {"S3_PERSIST": "1", "S3_DATA_DIR": str(self._data_dir / "s3")}
+            command = [sys.executable, "-m", "mdstore.local.snapshots", str(self._data_dir / "snapshots")]
         output = self._log.open("ab") if self._log else subprocess.DEVNULL
         try:
             # In a session of its own, the emulator gets no Ctrl-C. The parent gets it, and stops its children in order.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module], env=environ, stdout=output, stderr=output, start_new_session=True
-            )
+            self._process = subprocess.Popen(command, env=environ, stdout=output, stderr=output, start_new_session=True)
         finally:
             if not isinstance(output, int):
                 output.close()
         self._wait_until_healthy(self._process)
         return self
+
+    def memory(self) -> int:
+        """Return the bytes of memory that the emulator takes now. Raises `MdstoreError` if it is not running."""
+        statm = Path(f"/proc/{self.pid}/statm")
+        if statm.exists():
+            return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        command = ["/bin/ps", "-o", "rss=", "-p", str(self.pid)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(found.stdout) * 1024
+
+    def poll(self) -> int | None:
+        """Return the emulator's exit code if it was started and has exited by itself."""
+        return self._process.poll() if self._process else None
 
     def stop(self) -> None:
         """Stop the emulator. If it has a data directory, it saves its state now."""
@@ -103,7 +111,7 @@ class EmbeddedAws:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(_STOP_TIMEOUT)
+            self._process.wait(_STOP_TIMEOUT[self._data_dir is not None])
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -118,7 +126,8 @@ class EmbeddedAws:
         self.stop()
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT
+        timeout = _START_TIMEOUT[self._data_dir is not None]
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise MdstoreError(
@@ -130,9 +139,7 @@ class EmbeddedAws:
             except (urllib.error.URLError, OSError):
                 self._sleep(0.05)
         self.stop()
-        raise MdstoreError(
-            f"the embedded AWS did not become healthy within {_START_TIMEOUT:.0f} s; its log: {self._log}"
-        )
+        raise MdstoreError(f"the embedded AWS did not become healthy within {timeout:.0f} s; its log: {self._log}")
 
 
 def check_port(port: int, *, name: str) -> None:

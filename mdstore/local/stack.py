@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mdstore.client import Client
 from mdstore.errors import MdstoreError
 from mdstore.local.emulator import EmbeddedAws, check_port, free_port
+from mdstore.local.resend import resend_lost_requests
 from mdstore.provision import provision
 from mdstore.settings import Settings, load_settings
 from mdstore.store import Store
@@ -44,6 +46,7 @@ class Stack:
         with_worker: bool = True,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._data_dir = data_dir
         self._log_dir = log_dir
         self._report = report
         self._with_api, self._with_worker = with_api, with_worker
@@ -73,6 +76,10 @@ class Stack:
             self._report(f"embedded AWS   {self.aws.url}")
             for _ in provision(self.settings):
                 pass
+            if self._data_dir and (lost := resend_lost_requests(Client(self.settings))):
+                self._report(
+                    f"requests       {lost} sent again, because the embedded AWS had lost them when it was killed"
+                )
             if self._with_worker:
                 self.start_worker()
             if self._with_api:
@@ -101,8 +108,11 @@ class Stack:
         self._report(f"API key        {self.api_key}")
 
     def wait(self) -> str:
-        """Wait until a child process exits, and return its name."""
+        """Wait until a child process exits, and return its name and what that means."""
         while True:
+            if (code := self.aws.poll()) is not None:
+                kept = f"{self._data_dir} has its state of a few seconds ago" if self._data_dir else "its data is lost"
+                return f"embedded AWS (code {code}; {kept})"
             for name, process in self.processes.items():
                 if process.poll() is not None:
                     return name

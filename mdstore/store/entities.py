@@ -6,16 +6,22 @@ holds what the model makes of the data given, as `json_form` describes.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
+import logging
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from mdstore.errors import ConfigurationError
+from mdstore.log import event
 from mdstore.store.json_form import json_form
 
 Model = type[BaseModel]
@@ -29,6 +35,34 @@ class Entities:
     def __init__(self, models: Mapping[str, Model] = MappingProxyType({}), *, strict: bool = False) -> None:
         self._models = dict(models)
         self._strict = strict
+        self._reported: set[tuple[str, str]] = set()
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of all models, or "none". Models that differ only in the code of a validator have the same digest."""
+        if not self._models:
+            return "none"
+        text = json.dumps({name: _description(model) for name, model in self._models.items()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def are(self, digest: str) -> bool:
+        """Return whether a request with this digest was checked against these models. Release 0.1.0 wrote none: ""."""
+        return digest in ("", self.digest)
+
+    def report_others(self, digest: str, *, request_id: str, source: str) -> None:
+        """Log a warning if a request was checked against other models than these, once for each digest of a source."""
+        if self.are(digest) or (digest, source) in self._reported:
+            return
+        self._reported.add((digest, source))
+        event(
+            "request.other_models",
+            level=logging.WARNING,
+            request_id=request_id,
+            source=source,
+            models=digest,
+            own=self.digest,
+            entities=",".join(self.bound),
+        )
 
     @property
     def bound(self) -> list[str]:
@@ -57,6 +91,20 @@ class Entities:
         if not isinstance(form, dict):
             return data, [("data", f"the model of {entity!r} makes {type(form).__name__} of it, not a JSON object")]
         return form, []
+
+
+def _description(model: Model) -> dict[str, Any]:
+    """Return what decides which data a model accepts, as far as it is not the code of a validator."""
+    try:
+        fields: Any = model.model_json_schema()
+    except PydanticInvalidForJsonSchema:  # it has a field of a type that JSON Schema cannot express
+        fields = {name: str(field.annotation) for name, field in model.model_fields.items()}
+    decorators = model.__pydantic_decorators__
+    return {
+        "fields": fields,
+        "config": {name: value for name, value in model.model_config.items() if isinstance(value, bool | int | str)},
+        "validators": sorted({*decorators.field_validators, *decorators.model_validators, *decorators.validators}),
+    }
 
 
 def load_entities(modules: Iterable[str], *, strict: bool) -> Entities:

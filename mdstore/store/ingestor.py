@@ -116,7 +116,7 @@ class Ingestor:
         newest_wins: bool = False,
     ) -> Reference:
         """Store `operations` as `accept` does, and return the reference that whoever publishes the request later must send."""
-        reference, _, _ = self._store(operations, request_id, source, on_invalid, newest_wins)
+        reference, _, _ = self._store(operations, request_id, source, on_invalid, newest_wins, is_follow_up=True)
         return reference
 
     def status(self, request_id: str) -> RequestStatus:
@@ -161,20 +161,28 @@ class Ingestor:
         source: str,
         on_invalid: OnInvalid,
         newest_wins: bool,
+        *,
+        is_follow_up: bool = False,
     ) -> tuple[Reference, Header, bool]:
         """Store a request's payload. Return its reference, its header, and whether it was stored now."""
         given_id = request_id
         request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
         check_source(source)
         builder = PayloadBuilder(
-            validator=self._validator, settings=self._settings, newest_wins=newest_wins, clock=self._clock
+            validator=self._validator,
+            settings=self._settings,
+            newest_wins=newest_wins,
+            is_follow_up=is_follow_up,
+            clock=self._clock,
         )
         with closing(builder):
             problems = _Problems(lambda: self._accepted_before(given_id))
             invalid = _add(builder, operations, on_invalid, problems)
             if invalid and given_id is None:
                 raise invalid
-            return self._stored(request_id, source, builder, invalid)
+            reference, header, new = self._stored(request_id, source, builder, invalid)
+        self._validator.entities.report_others(header.models, request_id=request_id, source=source)
+        return reference, header, new
 
     def _stored(
         self, request_id: str, source: str, builder: PayloadBuilder, invalid: InvalidRequest | None

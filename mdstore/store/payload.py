@@ -49,10 +49,12 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     digest: str
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The table of contents of a payload. `created_at` is in Unix seconds.
 
-    `content` is the digest of the operations as they were given (see `store.content`).
+    `content` is the digest of the operations as they were given (see `store.content`). `models` is the digest of the models
+    that they were checked against (see `store.entities`); version 1 has none. `is_follow_up` means that the request was not
+    published when its payload was stored: the message of another task publishes it, if that task succeeds.
     """
 
     v: int
@@ -65,6 +67,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lanes: tuple[Section, ...]
     refused: Section
     refused_counts: dict[str, int]
+    models: str = ""
+    is_follow_up: bool = False
 
 
 _header_decoder = msgspec.json.Decoder(Header)

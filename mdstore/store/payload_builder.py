@@ -90,10 +90,12 @@ class PayloadBuilder:
         validator: Validator,
         settings: Settings,
         newest_wins: bool = False,
+        is_follow_up: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self._newest_wins = newest_wins
+        self._is_follow_up = is_follow_up
         self._validator = validator
         self._settings = settings
         self._lines = SpillBuffer(_SPILL_BEYOND)
@@ -168,6 +170,8 @@ class PayloadBuilder:
             lanes=tuple(lanes),
             refused=self._refused.write_to(body),
             refused_counts=dict(sorted(self._refused_counts.items())),
+            models=self._validator.entities.digest,
+            is_follow_up=self._is_follow_up,
         )
         return _assembled(header, body)
 

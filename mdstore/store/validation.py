@@ -85,7 +85,7 @@ class Validator:
     def __init__(
         self, *, entities: Entities, max_record_bytes: int, max_record_values: int = MAX_RECORD_VALUES
     ) -> None:
-        self._entities = entities
+        self.entities = entities
         self._max_record_bytes = max_record_bytes
         self._max_record_values = max_record_values
 
@@ -114,7 +114,7 @@ class Validator:
 
         `size` is the length of the operation's JSON in bytes; if it is 0, it is measured.
         """
-        problems = _field_problems(operation) + self._entities.problems(operation.entity)
+        problems = _field_problems(operation) + self.entities.problems(operation.entity)
         if operation.data is None:
             _raise_any(problems)
             return operation, b""
@@ -123,7 +123,7 @@ class Validator:
             self._check_size(size)
         data = operation.data
         if not OPERATIONS[operation.op].merges:  # the worker checks what a patch makes of the record
-            data, found = self._entities.validated(operation.entity, data)
+            data, found = self.entities.validated(operation.entity, data)
             problems += found
         if problems:
             has_data_problem = any(field.startswith("data") for field, _ in problems)
@@ -141,8 +141,8 @@ class Validator:
         Raises `FieldError`.
         """
         self._check_size(len(exactjson.dumps(data)))
-        data, problems = self._entities.validated(entity, data)
-        _raise_any(self._entities.problems(entity) + problems)
+        data, problems = self.entities.validated(entity, data)
+        _raise_any(self.entities.problems(entity) + problems)
         size = len(exactjson.dumps(data))
         self._check_size(size)
         return data, inline(data, json_size=size)

@@ -21,13 +21,18 @@ from mdstore.store.records import Record, Records
 
 @dataclass(kw_only=True)
 class Verification:
-    """The result of a verification. `superseded` counts effects that a later request replaced; `faults` describes errors."""
+    """The result of a verification. `superseded` counts effects that a later request replaced; `faults` describes errors.
+
+    `same_models` is False if the request was checked against other models than those of this process. They decide what a patch
+    makes of a record, so faults may come from the difference.
+    """
 
     request_id: str
     operations: int = 0
     applied: int = 0
     refused: int = 0
     superseded: int = 0
+    same_models: bool = True
     faults: list[str] = field(default_factory=list)
     fault_count: int = 0
 
@@ -62,6 +67,7 @@ class Verifier:
             return found
         seen = bytearray(request.operations)  # 1 at the index of each operation that has an outcome
         try:
+            found.same_models = self._entities.are(self._payloads.header(request.reference).models)
             for part in range(request.lanes + 1):
                 outcomes = self._outcomes.part(request, part)
                 self._count(found, outcomes, seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,9 +44,10 @@ def outcomes() -> FakeOutcomes:
 
 @pytest.fixture
 def verifier(outcomes: FakeOutcomes, monkeypatch: pytest.MonkeyPatch) -> Verifier:
-    """A verifier of outcomes only, without payloads and records."""
+    """A verifier of outcomes only, without lanes and records."""
     nothing: Any = None
-    made = Verifier(payloads=nothing, ledger=nothing, records=nothing, entities=Entities())
+    payloads: Any = SimpleNamespace(header=lambda _: SimpleNamespace(models="none"))
+    made = Verifier(payloads=payloads, ledger=nothing, records=nothing, entities=Entities())
     monkeypatch.setattr(made, "_outcomes", outcomes)
     monkeypatch.setattr(made, "_verify_effects", lambda *_: None)
     return made

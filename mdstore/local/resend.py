@@ -25,7 +25,7 @@ def resend_lost_requests(client: Client) -> int:
     prefix = store.settings.payload_prefix
     pages = store.aws.s3.get_paginator("list_objects_v2").paginate(Bucket=store.settings.bucket, Prefix=prefix)
     ids = [found["Key"].removeprefix(prefix) for page in pages for found in page.get("Contents", [])]
-    recorded = store.ledger.recorded(ids)
+    recorded = store.ledger.get_many(ids)
     lost = []
     for request_id in ids:
         if request_id not in recorded:

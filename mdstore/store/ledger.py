@@ -247,13 +247,6 @@ class Ledger:
         if changed:
             _log_final_state(changed)
 
-    def recorded(self, request_ids: Sequence[str]) -> set[str]:
-        """Return those of the requests that have an item."""
-        keys = [to_item({"pk": request_id, "sk": "request"}) for request_id in request_ids]
-        batches = (keys[start : start + 100] for start in range(0, len(keys), 100))
-        found = self._dynamo.run(self._dynamo.batch_get(self._table, batch) for batch in batches)
-        return {item["pk"]["S"] for items in found for item in items}
-
     def get(self, request_id: str) -> RequestStatus:
         """Read one request, strongly consistent. Raises `NotFound`."""
         item = self._get(request_id, "request")

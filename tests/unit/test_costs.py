@@ -69,7 +69,7 @@ def test_a_thousand_digits_are_few_enough() -> None:
 
 def test_the_limit_of_values_is_a_setting() -> None:
     """A record of one value too many is refused, whichever way its line takes."""
-    validator = Validator(entities=Bench().validator._entities, max_record_bytes=2**20, max_record_values=5_000)
+    validator = Validator(entities=Bench().validator.entities, max_record_bytes=2**20, max_record_values=5_000)
     line = json.dumps({"op": "insert", "entity": "e", "key": "k", "data": {"a": [0] * 5_000, **PADDING}})
     for given_line in (line, line.encode()):
         with pytest.raises(FieldError, match="operation: more than 5000 values"):

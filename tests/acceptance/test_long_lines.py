@@ -15,7 +15,7 @@ import pytest
 
 from mdstore.client import Client
 from mdstore.local.stack import Stack
-from tests.acceptance.test_memory import peak
+from tests.processes import peak_memory
 
 LONG = 200_000_000  # bytes
 LIMIT = 300 * 2**20  # bytes of memory
@@ -39,7 +39,7 @@ def load(stack: Stack, directory: Path, *arguments: str, stdin: IO[bytes] | None
         started = subprocess.Popen(command, env=stack.environ, stdin=stdin, stdout=out_file, stderr=err_file)
         most = 0
         while started.poll() is None:
-            most = max(most, peak(started.pid))
+            most = max(most, peak_memory(started.pid))
             time.sleep(0.02)
     return Loaded(code=started.returncode, out=out.read_text(), err=err.read_text(), peak=most)
 

@@ -12,19 +12,10 @@ import psutil
 import pytest
 
 from mdstore.local.stack import Stack
+from tests.processes import peak_memory
 
 OPERATIONS = 100_000
 LIMIT = 300 * 2**20  # bytes
-
-
-def peak(pid: int) -> int:
-    """Return the peak resident memory of a process so far (VmHWM), in bytes; 0 if the process has ended."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    line = next((line for line in text.splitlines() if line.startswith("VmHWM")), "VmHWM: 0 kB")
-    return int(line.split()[1]) * 1024
 
 
 @pytest.mark.timeout(600)
@@ -49,9 +40,9 @@ def test_a_hundred_thousand_operations_stay_under_300_mb(tmp_path: Path) -> None
             )
         loader_peak = 0
         while loader.poll() is None:
-            loader_peak = max(loader_peak, peak(loader.pid))
+            loader_peak = max(loader_peak, peak_memory(loader.pid))
             time.sleep(0.05)
-        worker_peaks = {process.pid: peak(process.pid) for process in [worker, *worker.children(recursive=True)]}
+        worker_peaks = {process.pid: peak_memory(process.pid) for process in [worker, *worker.children(recursive=True)]}
 
     summary = json.loads((tmp_path / "load.json").read_text())
     print(f"loader {loader_peak / 2**20:.0f} MB, workers {[round(p / 2**20) for p in worker_peaks.values()]} MB")

@@ -19,6 +19,8 @@ from mdstore.local.stack import kill_group
 from mdstore.model import Reference
 from mdstore.provision import provision
 from mdstore.settings import load_settings
+from tests.dead_letters import receive_dead_letters
+from tests.processes import peak_memory
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -57,17 +59,9 @@ class Target:
     def wait_for_letters(self, count: int) -> list[Letter]:
         """Wait for `count` dead letters; returns the body and attributes of each."""
         sqs = self.client.store.aws.sqs
-        url = self._url(self.client.settings.dead_letter_queue)
 
         def received() -> bool:
-            answer = sqs.receive_message(
-                QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=1, MessageAttributeNames=["All"],
-                VisibilityTimeout=300,
-            )  # fmt: skip
-            for message in answer.get("Messages", []):
-                attributes = message.get("MessageAttributes", {})
-                named = {name: value["StringValue"] for name, value in attributes.items()}
-                self.letters.append({"body": message["Body"], **named})
+            self.letters += receive_dead_letters(sqs, self.client.settings.dead_letter_queue)
             return len(self.letters) >= count
 
         until(received, within=120, what=f"{count} dead letters")
@@ -90,7 +84,7 @@ class Target:
         self.client.submit(upserts(3, "good"), request_id=f"after/{uuid4()}").wait(timeout=60)
         assert [record.key for record in self.client.export(EVIL)] == [], "something evil was executed"
         assert self.processes() == processes, "a process has ended"
-        peaks = [peak(process.pid) for process in processes]
+        peaks = [peak_memory(process.pid) for process in processes]
         print(f"peaks {[round(bytes_ / 2**20) for bytes_ in peaks]} MB")
         assert all(0 < bytes_ < LIMIT for bytes_ in peaks), peaks
 
@@ -100,13 +94,6 @@ class Target:
 
     def _url(self, queue: str) -> str:
         return self.client.store.aws.sqs.get_queue_url(QueueName=queue)["QueueUrl"]
-
-
-def peak(pid: int) -> int:
-    """Return the peak resident memory of a process so far, in bytes."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Runs `mdstore api` as a process of its own, and measures it."""
+"""Runs the HTTP API as a process of its own, and measures it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from mdstore.client import Client
 from mdstore.local.emulator import free_port
 from mdstore.provision import provision
 from mdstore.settings import load_settings
+from tests.processes import peak_memory
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +31,14 @@ class ApiProcess:
     """A running HTTP API, and a client of it that has the key of the source `erp`."""
 
     pid: int
-    port: int
     http: httpx.Client
     client: Client
     log: Path
+
+    @property
+    def port(self) -> int:
+        """The port on 127.0.0.1."""
+        return int(self.http.base_url.port or 0)
 
     def key(self, *scopes: str, source: str) -> dict[str, str]:
         """Return the header of a new key."""
@@ -41,8 +46,7 @@ class ApiProcess:
 
     def peak(self) -> int:
         """Return the most bytes of memory that the process has had so far."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1_024
+        return peak_memory(self.pid)
 
     def processor_seconds(self) -> float:
         """Return the processor time that the process has used so far."""
@@ -51,27 +55,10 @@ class ApiProcess:
 
 
 @contextmanager
-def api_process(
-    endpoint: str, log: Path, *, files: int | None = None, with_uvicorn: bool = False, **settings: object
-) -> Iterator[ApiProcess]:
-    """Provision a namespace, and serve the HTTP API on it, with `mdstore api` or with uvicorn's command.
-
-    `files` is the most descriptors that the process may have.
-    """
-    port = free_port()
-    command = ["mdstore", "api"]
-    if with_uvicorn:
-        command = ["uvicorn", "--factory", "mdstore.api:create_api", "--port", str(port), "--http", LIMITED]
-    environ = {
-        **os.environ,
-        "MDSTORE_PROFILE": "local",
-        "MDSTORE_NAMESPACE": f"api-{uuid4().hex[:12]}",
-        "AWS_ENDPOINT_URL": endpoint,
-        "MDSTORE_API_PORT": str(port),
-        **{f"MDSTORE_{name.upper()}": str(value) for name, value in settings.items()},
-    }
-    client = Client(load_settings(environ).settings)
-    list(provision(client.settings))
+def process(
+    *command: str, environ: Mapping[str, str], log: Path, files: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a module with arguments, and stop it at the end. `files` is the most descriptors that the process may have."""
 
     def limit_files() -> None:
         if files is not None:
@@ -81,25 +68,13 @@ def api_process(
         running = subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=ROOT,
-            env=environ,
+            env=dict(environ),
             stdout=output,
             stderr=output,
             preexec_fn=limit_files,  # noqa: PLW1509  this process has no other thread that could hold a lock
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as http:
-
-            def serves() -> bool:
-                assert running.poll() is None, log.read_text()
-                try:
-                    return http.get("/livez").status_code == 200
-                except httpx.TransportError:
-                    return False
-
-            until(serves)
-            found = ApiProcess(pid=running.pid, port=port, http=http, client=client, log=log)
-            http.headers.update(found.key("write", "read", source="erp"))
-            yield found
+        yield running
     finally:
         running.terminate()
         try:
@@ -107,3 +82,48 @@ def api_process(
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
+
+
+@contextmanager
+def served(
+    environ: Mapping[str, str], log: Path, *, files: int | None = None, with_uvicorn: bool = False
+) -> Iterator[tuple[int, httpx.Client]]:
+    """Serve the HTTP API with `mdstore api` or uvicorn's command; yields its process id and a client without a key."""
+    port = free_port()
+    command = ["mdstore", "api", "--port", str(port)]
+    if with_uvicorn:
+        command = ["uvicorn", "--factory", "mdstore.api:create_api", "--port", str(port), "--http", LIMITED]
+    with (
+        process(*command, environ=environ, log=log, files=files) as running,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as http,
+    ):
+
+        def serves() -> bool:
+            assert running.poll() is None, log.read_text()
+            try:
+                return http.get("/livez").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        until(serves)
+        yield running.pid, http
+
+
+@contextmanager
+def api_process(
+    endpoint: str, log: Path, *, files: int | None = None, with_uvicorn: bool = False, **settings: object
+) -> Iterator[ApiProcess]:
+    """Provision a namespace, and serve the HTTP API on it."""
+    environ = {
+        **os.environ,
+        "MDSTORE_PROFILE": "local",
+        "MDSTORE_NAMESPACE": f"api-{uuid4().hex[:12]}",
+        "AWS_ENDPOINT_URL": endpoint,
+        **{f"MDSTORE_{name.upper()}": str(value) for name, value in settings.items()},
+    }
+    client = Client(load_settings(environ).settings)
+    list(provision(client.settings))
+    with served(environ, log, files=files, with_uvicorn=with_uvicorn) as (pid, http):
+        found = ApiProcess(pid=pid, http=http, client=client, log=log)
+        http.headers.update(found.key("write", "read", source="erp"))
+        yield found

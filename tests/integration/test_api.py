@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +22,9 @@ from mdstore.client import Client
 from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.provision import provision
 from mdstore.settings import Settings, load_settings
+from tests.integration import api_process
 from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
 MAX_BODY = 2**20
 PROBLEM = "application/problem+json"
 UNKNOWN_KEY = "mds_" + "A" * 43
@@ -58,40 +56,9 @@ def deployment_at(endpoint: str) -> Deployment:
 
 
 @contextmanager
-def process(*command: str, environ: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        running = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, env=dict(environ), stdout=output, stderr=output
-        )
-    try:
-        yield running
-    finally:
-        running.terminate()
-        try:
-            running.wait(15)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
-
-
-@contextmanager
 def served(deployment: Deployment, log: Path) -> Iterator[httpx.Client]:
     """Run the HTTP API; yields a client without a key once it serves."""
-    port = free_port()
-    command = ("mdstore", "api", "--port", str(port))
-    with (
-        process(*command, environ=deployment.environ, log=log) as running,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as http,
-    ):
-
-        def serves() -> bool:
-            assert running.poll() is None, log.read_text()
-            try:
-                return http.get("/livez").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        until(serves)
+    with api_process.served(deployment.environ, log) as (_, http):
         yield http
 
 
@@ -111,7 +78,7 @@ def deployment(aws: EmbeddedAws, tmp_path_factory: pytest.TempPathFactory) -> It
     made = deployment_at(aws.url)
     list(provision(made.settings))
     command = ("celery", "-A", "workers.celery_app", "worker", "-l", "WARNING", "-c", "1")
-    with process(*command, environ=made.environ, log=tmp_path_factory.mktemp("worker") / "log"):
+    with api_process.process(*command, environ=made.environ, log=tmp_path_factory.mktemp("worker") / "log"):
         yield made
 
 

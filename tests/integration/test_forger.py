@@ -19,6 +19,7 @@ from mdstore.client import Client
 from mdstore.local.emulator import EmbeddedAws
 from mdstore.model import State
 from mdstore.settings import load_settings
+from tests.dead_letters import receive_dead_letters
 from tests.integration.test_queue import aws, namespace, worker
 from tests.waiting import until
 
@@ -31,8 +32,8 @@ Json = dict[str, Any]
 
 
 @dataclass
-class Site:
-    """A store with one worker, and what a forger may do: send texts to the queue."""
+class Target:
+    """A store with one worker, and what a forger may do to it: send texts to the queue."""
 
     client: Client
     log: Path
@@ -45,37 +46,28 @@ class Site:
 
     def send_text(self, text: str) -> None:
         """Send a text as it is."""
-        self.client.store.aws.sqs.send_message(QueueUrl=self._url(self.client.settings.queue), MessageBody=text)
+        sqs = self.client.store.aws.sqs
+        url = sqs.get_queue_url(QueueName=self.client.settings.queue)["QueueUrl"]
+        sqs.send_message(QueueUrl=url, MessageBody=text)
 
     def reason_for(self, mark: str) -> str:
         """Wait for the dead letter whose body has a text, and return its reason."""
 
         def found() -> list[Json]:
-            self._receive_letters()
+            sqs, settings = self.client.store.aws.sqs, self.client.settings
+            self.letters += receive_dead_letters(sqs, settings.dead_letter_queue)
             return [letter for letter in self.letters if mark in letter["body"]]
 
         return str(until(found, within=40, what=f"a dead letter with {mark}")[0]["reason"])
 
-    def _receive_letters(self) -> None:
-        answer = self.client.store.aws.sqs.receive_message(
-            QueueUrl=self._url(self.client.settings.dead_letter_queue), MaxNumberOfMessages=10, WaitTimeSeconds=1,
-            MessageAttributeNames=["All"], VisibilityTimeout=600,
-        )  # fmt: skip
-        for message in answer.get("Messages", []):
-            attributes = {name: value["StringValue"] for name, value in message.get("MessageAttributes", {}).items()}
-            self.letters.append({"body": message["Body"], **attributes})
-
-    def _url(self, queue: str) -> str:
-        return self.client.store.aws.sqs.get_queue_url(QueueName=queue)["QueueUrl"]
-
 
 @pytest.fixture(scope="module")
-def site(aws: EmbeddedAws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def target(aws: EmbeddedAws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """Yield a store whose worker runs."""
     environ = namespace(aws, with_store=True)
     log = tmp_path_factory.mktemp("forger") / "worker.log"
     with worker(environ, log):
-        yield Site(Client(load_settings(environ).settings), log)
+        yield Target(Client(load_settings(environ).settings), log)
 
 
 def message(task: str, *args: Any, kwargs: Json | None = None, canvas: Json | None = None, **headers: Any) -> Json:
@@ -98,11 +90,11 @@ def follow_up(task: str = "mdstore.ingest", *args: Any, **fields: Any) -> Json:
     return {**json.loads(json.dumps(found)), **fields}
 
 
-def nothing_happened(site: Site) -> None:
+def nothing_happened(target: Target) -> None:
     """Assert that the worker still works, and that no operation of the forger was stored."""
-    after = site.client.submit([{**OPERATION, "entity": "good", "key": str(uuid4())}])
+    after = target.client.submit([{**OPERATION, "entity": "good", "key": str(uuid4())}])
     assert after.wait(timeout=60).status().counts.applied == {"upsert": 1}
-    assert [record.key for record in site.client.export(EVIL)] == []
+    assert [record.key for record in target.client.export(EVIL)] == []
 
 
 WAYS: dict[str, Callable[[], Json]] = {
@@ -115,7 +107,6 @@ WAYS: dict[str, Callable[[], Json]] = {
     "a part's chord": lambda: message(
         "celery.accumulate", 1, canvas={"chord": follow_up()}, group=str(uuid4()), group_index=0
     ),
-    # More of the same kind.
     "errbacks of a message that is refused": lambda: message(
         "mdstore.ingest", {}, canvas={"errbacks": [follow_up()]}, retries="x"
     ),
@@ -163,26 +154,26 @@ def mark_of(sent: Json) -> str:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_forged_message_is_dead_lettered_and_has_no_effect(site: Site, way: str) -> None:
+def test_a_forged_message_is_dead_lettered_and_has_no_effect(target: Target, way: str) -> None:
     sent = WAYS[way]()
     if way == "operations as arguments":
         sent["headers"]["retries"] = 0
-        site.send(sent)
-        assert "not a message of this schema" in site.reason_for('"the forger"}}]}')
+        target.send(sent)
+        assert "not a message of this schema" in target.reason_for('"the forger"}}]}')
     else:
-        site.send(sent)
-        assert site.reason_for(mark_of(sent)) not in ("", "unknown")
-    nothing_happened(site)
+        target.send(sent)
+        assert target.reason_for(mark_of(sent)) not in ("", "unknown")
+    nothing_happened(target)
 
 
-def test_follow_ups_of_a_genuine_message_reach_the_store_only_by_reference(site: Site) -> None:
+def test_follow_ups_of_a_genuine_message_reach_the_store_only_by_reference(target: Target) -> None:
     """A forger who has seen a reference, too, cannot add operations to its message."""
-    accepted = site.client.submit([{**OPERATION, "entity": "good"}], request_id=str(uuid4())).wait(timeout=60)
-    reference = json.loads(json.dumps(site.client.store.payloads.find(accepted.request_id), default=_builtins))
+    accepted = target.client.submit([{**OPERATION, "entity": "good"}], request_id=str(uuid4())).wait(timeout=60)
+    reference = json.loads(json.dumps(target.client.store.payloads.find(accepted.request_id), default=_builtins))
     sent = message("mdstore.ingest", reference, canvas={"callbacks": [follow_up()]})
-    site.send(sent)
-    assert "mdstore.ingest" in site.reason_for(mark_of({**sent, "body": "[]"}))
-    nothing_happened(site)
+    target.send(sent)
+    assert "mdstore.ingest" in target.reason_for(mark_of({**sent, "body": "[]"}))
+    nothing_happened(target)
 
 
 def _builtins(value: Any) -> Any:
@@ -207,29 +198,29 @@ def _builtins(value: Any) -> Any:
 )  # fmt: skip
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 def test_a_forged_message_with_a_request_s_id_changes_nothing_about_the_request(
-    site: Site, forged: Callable[[str], Json], late: bool
+    target: Target, forged: Callable[[str], Json], late: bool
 ) -> None:
     """Whether it comes before or after the request: the request is applied, and its own result is the result."""
     request_id = f"guessed-{uuid4()}"
     sent = forged(request_id)
     if not late:
-        site.send(sent)
-        assert site.reason_for(mark_of({**sent, "body": "[]"}))
-    result = site.client.ingest.delay([{**OPERATION, "entity": "good", "key": request_id}], request_id=request_id)
+        target.send(sent)
+        assert target.reason_for(mark_of({**sent, "body": "[]"}))
+    result = target.client.ingest.delay([{**OPERATION, "entity": "good", "key": request_id}], request_id=request_id)
     assert result.get(timeout=60)["applied"] == 1
     if late:
-        site.send(sent)
-        assert site.reason_for(mark_of({**sent, "body": "[]"}))
-    assert site.client.status(request_id).state is State.COMPLETED
-    assert site.client.app.AsyncResult(request_id).get(timeout=60)["applied"] == 1
-    again = site.client.ingest.delay([{**OPERATION, "entity": "good", "key": request_id}], request_id=request_id)
+        target.send(sent)
+        assert target.reason_for(mark_of({**sent, "body": "[]"}))
+    assert target.client.status(request_id).state is State.COMPLETED
+    assert target.client.app.AsyncResult(request_id).get(timeout=60)["applied"] == 1
+    again = target.client.ingest.delay([{**OPERATION, "entity": "good", "key": request_id}], request_id=request_id)
     assert again.get(timeout=60)["applied"] == 1
 
 
-def test_no_forged_line_is_in_the_log(site: Site) -> None:
+def test_no_forged_line_is_in_the_log(target: Target) -> None:
     for way in ("a line break in an id", "a line break in a name"):
         sent = WAYS[way]()
-        site.send(sent)
-        site.reason_for(mark_of({**sent, "body": "[]"}))
-    lines = site.log.read_text().splitlines()
+        target.send(sent)
+        target.reason_for(mark_of({**sent, "body": "[]"}))
+    lines = target.log.read_text().splitlines()
     assert [line for line in lines if line.startswith("[INFO] forged")] == []

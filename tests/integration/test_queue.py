@@ -27,6 +27,7 @@ from mdstore.provision import provision
 from mdstore.queue.app import SqsApp
 from mdstore.settings import Settings, load_settings
 from mdstore.tasks import create_store_app
+from tests.dead_letters import receive_dead_letters
 from tests.integration.transport_app import journaling_app
 from tests.waiting import until
 
@@ -97,21 +98,10 @@ def operations(count: int, entity: str = "thing") -> list[dict[str, Any]]:
 
 def dead_letters(app: SqsApp, *, count: int) -> list[dict[str, Any]]:
     """Wait for `count` dead letters; returns body and attributes of each."""
-    sqs = app.aws.sqs
-    url = sqs.get_queue_url(QueueName=app.settings.dead_letter_queue)["QueueUrl"]
     found: list[dict[str, Any]] = []
 
     def received() -> bool:
-        answer = sqs.receive_message(
-            QueueUrl=url,
-            MaxNumberOfMessages=10,
-            WaitTimeSeconds=1,
-            MessageAttributeNames=["All"],
-            VisibilityTimeout=300,
-        )
-        for message in answer.get("Messages", []):
-            attributes = {name: value["StringValue"] for name, value in message.get("MessageAttributes", {}).items()}
-            found.append({"body": message["Body"], **attributes})
+        found.extend(receive_dead_letters(app.aws.sqs, app.settings.dead_letter_queue))
         return len(found) >= count
 
     until(received)

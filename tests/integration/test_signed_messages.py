@@ -18,7 +18,7 @@ from mdstore.provision import provision
 from mdstore.queue.broker.authentication import Authenticator, FixedKeys
 from mdstore.settings import load_settings
 from mdstore.tasks import create_store_app
-from tests.integration.test_forger import OPERATION, WAYS, Site, mark_of, message, nothing_happened
+from tests.integration.test_forger import OPERATION, WAYS, Target, mark_of, message, nothing_happened
 from tests.integration.test_queue import Environ, aws, namespace, operations, worker
 from tests.integration.transport_app import journaling_app
 from tests.waiting import until
@@ -35,11 +35,11 @@ def environ(aws: EmbeddedAws, tmp_path_factory: pytest.TempPathFactory) -> Envir
 
 
 @pytest.fixture(scope="module")
-def site(environ: Environ) -> Iterator[Site]:
+def target(environ: Environ) -> Iterator[Target]:
     """Yield a store whose worker requires signatures."""
     log = Path(environ["JOURNAL"]).with_name("worker.log")
     with worker(environ, log, "tests.integration.store_app"):
-        yield Site(client_of(environ), log)
+        yield Target(client_of(environ), log)
 
 
 def client_of(environ: Environ, **changes: str) -> Client:
@@ -55,37 +55,39 @@ def bodies_in(client: Client, queue: str) -> list[str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_unsigned_message_is_dead_lettered_for_that(site: Site, way: str) -> None:
+def test_an_unsigned_message_is_dead_lettered_for_that(target: Target, way: str) -> None:
     """In all ways of a forger; nobody is told anything about the task that it names."""
     sent = WAYS[way]()
-    site.send(sent)
+    target.send(sent)
     mark = mark_of(sent) if way != "operations as arguments" else sent["headers"]["id"]
-    assert site.reason_for(mark) == "the message is not signed"
+    assert target.reason_for(mark) == "the message is not signed"
     if "headers" in sent and sent["headers"]["id"].isprintable():
-        assert site.client.app.AsyncResult(sent["headers"]["id"]).state == "PENDING"
-    nothing_happened(site)
+        assert target.client.app.AsyncResult(sent["headers"]["id"]).state == "PENDING"
+    nothing_happened(target)
 
 
-def test_a_message_that_another_key_signed_or_that_was_changed_is_dead_lettered(site: Site, environ: Environ) -> None:
+def test_a_message_that_another_key_signed_or_that_was_changed_is_dead_lettered(
+    target: Target, environ: Environ
+) -> None:
     """Also a signed message for another queue."""
     genuine = json.dumps(message("echo", 1))
     authenticator = Authenticator(FixedKeys((KEY,)), required=True)
-    signed = authenticator.sign(genuine, site.client.settings.queue)
+    signed = authenticator.sign(genuine, target.client.settings.queue)
     elsewhere = authenticator.sign(genuine, "another-queue")
     for text in (signed.replace("[1]", "[2]"), elsewhere):
-        site.send_text(text)
-        assert "is not signed with a key of this app" in site.reason_for(json.loads(text)["mdstore-mac"])
-        site.letters.clear()
+        target.send_text(text)
+        assert "is not signed with a key of this app" in target.reason_for(json.loads(text)["mdstore-mac"])
+        target.letters.clear()
     forger = client_of(environ, MDSTORE_SIGNING_KEYS=OTHER)
     sent = forger.app.tasks["echo"].delay("forged")
-    assert "is not signed with a key of this app" in site.reason_for(sent.id)
-    assert site.client.app.AsyncResult(sent.id).state == "PENDING"
+    assert "is not signed with a key of this app" in target.reason_for(sent.id)
+    assert target.client.app.AsyncResult(sent.id).state == "PENDING"
 
 
-def test_what_the_app_sends_is_signed_on_all_its_ways(site: Site) -> None:
+def test_what_the_app_sends_is_signed_on_all_its_ways(target: Target) -> None:
     """Requests of several lanes, chains, chords, retries, delayed and large messages, and commands with large answers."""
-    app = site.client.app
-    assert site.client.ingest.delay(operations(250)).get(timeout=60)["applied"] == 250
+    app = target.client.app
+    assert target.client.ingest.delay(operations(250)).get(timeout=60)["applied"] == 250
     assert chain(app.tasks["echo"].s(1), app.tasks["echo"].s()).apply_async().get(timeout=60) == 1
     assert chord([app.tasks["echo"].s(n) for n in range(3)], app.tasks["echo"].s()).apply_async().get(timeout=60) == [
         0,
@@ -98,17 +100,17 @@ def test_what_the_app_sends_is_signed_on_all_its_ways(site: Site) -> None:
     assert app.control.inspect(timeout=10).ping()
 
 
-def test_commands_that_nobody_signed_are_refused(site: Site, environ: Environ) -> None:
+def test_commands_that_nobody_signed_are_refused(target: Target, environ: Environ) -> None:
     forger = client_of(environ, MDSTORE_SIGNING_KEYS="")
     assert forger.app.control.inspect(timeout=3).ping() is None
     forger.app.control.shutdown()
-    nothing_happened(site)
-    until(lambda: "the message is not signed" in site.log.read_text())
+    nothing_happened(target)
+    until(lambda: "the message is not signed" in target.log.read_text())
 
 
-def test_a_replay_of_a_request_has_no_effect(site: Site, environ: Environ) -> None:
+def test_a_replay_of_a_request_has_no_effect(target: Target, environ: Environ) -> None:
     """Whoever may also receive messages has seen a signed one, and sends it again: before, while and after it is applied."""
-    other = environ | {"MDSTORE_QUEUE": f"{site.client.settings.queue}-held"}
+    other = environ | {"MDSTORE_QUEUE": f"{target.client.settings.queue}-held"}
     for _ in provision(load_settings(other).settings):
         pass
     held = client_of(other)
@@ -118,7 +120,7 @@ def test_a_replay_of_a_request_has_no_effect(site: Site, environ: Environ) -> No
         held.store.aws.sqs.send_message(
             QueueUrl=held.store.aws.sqs.get_queue_url(QueueName=held.settings.queue)["QueueUrl"], MessageBody=body
         )
-    with worker(other, site.log, "tests.integration.store_app"):
+    with worker(other, target.log, "tests.integration.store_app"):
         until(lambda: held.status("replayed").state is State.COMPLETED)
         held.store.aws.sqs.send_message(
             QueueUrl=held.store.aws.sqs.get_queue_url(QueueName=held.settings.queue)["QueueUrl"], MessageBody=body

@@ -8,7 +8,7 @@
     ├── RequestConflict        the request id already belongs to other content, or to a request too old to send again
     ├── NotFound               there is no such request, record, object or API key
     ├── IntegrityError         a message or payload fails its checks: dead-letter it, never execute it
-    ├── LaneUnfinished         a lane has had its turn: send what is left as a message of its own
+    ├── LaneUnfinished         a lane's turn is over: send its message again, for the other waves
     ├── Unavailable            AWS throttled the call, reported a conflict or did not answer: try again later
     ├── DeploymentBroken       access is denied, or a table is missing: fail loudly and leave the message in the queue
     ├── RequestRejected        DynamoDB rejected a call as malformed
@@ -75,11 +75,11 @@ class Problem:
 class InvalidOperations(InvalidRequest):
     """Some operations of a request are invalid. Its fields are `problems` (the first 100) and `count`.
 
-    `count` is the number of invalid operations, or that of those found before the others were not looked at any more.
+    `count` is the number of invalid operations that were found. From `ENOUGH` on, there may be more that were not read.
     """
 
     SHOWN = 100
-    ENOUGH = 1_000  # invalid operations, after which the others are not looked at
+    ENOUGH = 1_000  # invalid operations, after which the rest of the request is not read
 
     def __init__(self, problems: Sequence[Problem], *, count: int) -> None:
         MdstoreError.__init__(
@@ -119,7 +119,7 @@ class IntegrityError(MdstoreError):
 
 
 class LaneUnfinished(MdstoreError):
-    """A lane has had its turn, and some of its waves are left. They are for a message of their own, behind others."""
+    """A lane's turn is over before all of its waves are applied. Its message is sent again, behind others."""
 
 
 class Unavailable(MdstoreError):

@@ -63,7 +63,7 @@ def _excess(pieces: Iterable[bytes], most_values: int) -> str:
 
 
 def _outside_strings(text: bytes) -> Iterator[bytes]:
-    """Yield what is not part of a string, piece by piece: splitting all at once would take many times the text's memory."""
+    """Yield the text outside of strings, piece by piece: splitting all at once would take many times the text's memory."""
     text = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # now each quote begins or ends a string
     is_inside = False
     for start in range(0, len(text), _PIECE):
@@ -90,10 +90,10 @@ def canonical(value: Any) -> bytes:
 def explain(text: bytes | str, error: Exception, *, with_line: bool = True) -> str:
     """Return in plain words why `text` could not be decoded, after the line and the column, which are counted from 1.
 
-    A text that is itself a line is explained without a line. The column counts characters.
+    The column counts characters. If the text is itself a line, leave the line out (`with_line=False`).
     """
     given = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-    position, why = _flaw(given, error)
+    position, why = _locate(given, error)
     if position is None:
         return why
     before = given[:position].decode(errors="replace")
@@ -101,7 +101,7 @@ def explain(text: bytes | str, error: Exception, *, with_line: bool = True) -> s
     return f"line {before.count(chr(10)) + 1}, {column}" if with_line else column
 
 
-def _flaw(text: bytes, error: Exception) -> tuple[int | None, str]:
+def _locate(text: bytes, error: Exception) -> tuple[int | None, str]:
     """Return the position of the byte at which decoding failed, if it is known, and why it failed."""
     if isinstance(error, UnicodeDecodeError):
         try:
@@ -116,7 +116,7 @@ def _flaw(text: bytes, error: Exception) -> tuple[int | None, str]:
     found = _MALFORMED.fullmatch(why)
     if found is None:
         return None, why
-    # After a value that is complete, the decoder counts the character that it has read.
+    # After a complete value, the decoder's position is behind the character that it refuses.
     is_after = found["why"] == "trailing characters"
     return int(found["byte"]) - is_after, found["why"]
 

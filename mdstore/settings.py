@@ -134,11 +134,11 @@ class Settings(BaseModel):
         default=64 * 2**20, ge=2**20
     )  # the limit for one lane's JSON: a worker decodes it whole
     max_record_bytes: int = Field(default=16 * 2**20, ge=1_024)  # the limit for one operation's JSON
-    max_record_values: int = Field(default=MAX_RECORD_VALUES, ge=1_000)  # and for the values that it may hold
+    max_record_values: int = Field(default=MAX_RECORD_VALUES, ge=1_000)  # the limit for one operation's values
     max_request_operations: int = Field(default=10_000_000, ge=1)
     transactions_in_flight: int = Field(default=24, ge=1, le=256)  # per lane: a lane of 2,000 operations has 21
     lane_budget: int = Field(default=90, ge=1)  # after this, the lane goes back to the queue; its receipts stay
-    # A lane's turn: after so many seconds or waves, its other waves go back to the queue, behind other messages.
+    # A lane's turn: after this many seconds or waves, its other waves go back to the queue, behind other messages.
     # Most lanes have one wave.
     lane_turn: float = Field(default=0.5, gt=0)
     lane_turn_waves: int = Field(default=100, ge=1)
@@ -155,10 +155,10 @@ class Settings(BaseModel):
     wait_time: int = Field(default=10, ge=1, le=20)  # the duration of one long poll
     # A queue's share of a worker's room while several of its queues have a backlog. Queues that are not named have weight 1.
     queue_weights: Weights = {}
-    # Messages are signed with the first key, and accepted with either; or with the key in a secret of Secrets Manager.
+    # The keys of signed messages: the first one signs, and both are accepted. Or the key is in a secret of Secrets Manager.
     signing_keys: Keys = Field(default=(), max_length=2, repr=False)
     signing_secret: str | None = None  # its name or ARN
-    require_signatures: bool = True  # where there is a key: unsigned messages are not executed
+    require_signatures: bool = True  # if there is a key, unsigned messages are not executed
     remote_control: bool = True  # workers take commands (celery inspect, celery control, Flower)
     events: bool = True  # workers report their tasks (celery events, Flower)
 

@@ -32,7 +32,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Aws:
-    """All services, and what was called how often."""
+    """All services, and how often each operation was called."""
 
     def __init__(self, port: int, latency: float) -> None:
         self.latency = latency

@@ -1,4 +1,4 @@
-"""The HTTP API as an ASGI application. `mdstore api` serves it, with limits of connections (see `connections`)."""
+"""The HTTP API as an ASGI application. `mdstore api` serves it, with limits on connections (see `connections`)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
     for part in (requests, records, health):
         api.include_router(part.router)
     problems.install(api)
-    api.openapi = _completed(api.openapi, client.settings)  # type: ignore[method-assign]  # how FastAPI documents extending the schema
+    api.openapi = _extended(api.openapi, client.settings)  # type: ignore[method-assign]  # how FastAPI documents extending the schema
     return api
 
 
@@ -75,7 +75,7 @@ async def _root(request: Request) -> RedirectResponse:
     return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
 
-def _completed(original: Callable[[], dict[str, Any]], settings: Settings) -> Callable[[], dict[str, Any]]:
+def _extended(original: Callable[[], dict[str, Any]], settings: Settings) -> Callable[[], dict[str, Any]]:
     """Add to the OpenAPI document what FastAPI does not know: the body's schemas and the settings' limits."""
 
     def openapi() -> dict[str, Any]:

@@ -23,12 +23,12 @@ from mdstore.store.lines import read_lines
 from mdstore.store.payload_builder import OperationInput
 
 _IN_MEMORY = 2**18  # bytes
-_SLOWEST = 10 * 2**10  # bytes a second
+_SLOWEST = 10 * 2**10  # bytes a second: a body that comes more slowly is refused
 LARGE = 2**18  # bytes of a body, or of one of its lines
-_large = threading.Lock()
+_large = threading.Lock()  # held while a large line or JSON body is decoded
 #: The most bytes of a JSON body. Decoding it as a whole takes up to 40 times its size in memory. NDJSON is decoded by line.
 JSON_LIMIT = 8 * 2**20
-#: The most values in a JSON body: each may turn out to be an operation, and those are listed before they are decoded.
+#: The most values in a JSON body: each may be an operation, and all operations are listed before the first is decoded.
 _JSON_VALUES = 1_000_000
 
 

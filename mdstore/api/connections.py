@@ -1,4 +1,4 @@
-"""Limits of connections, so that callers without a key cannot take the whole service.
+"""Limits on connections, so that callers without a key cannot deny the service to all others.
 
 uvicorn closes neither a connection that sends nothing, nor one whose caller does not read the answer. `LimitedConnection` does.
 `mdstore api` uses it; so does `uvicorn --factory mdstore.api:create_api --http mdstore.api.connections:LimitedConnection`.
@@ -25,10 +25,10 @@ from mdstore.errors import ConfigurationError
 from mdstore.settings import Settings
 
 logger = logging.getLogger(__name__)
-#: Connections that the kernel holds until they are accepted; so many are accepted before the first of them can be refused.
+#: The backlog of asyncio's server, which accepts up to this many connections in one go before the first can be refused.
 BACKLOG = 128
 _MOST, _FEWEST = 2_000, 32  # connections, if the setting says nothing
-_OTHER_FILES = 256  # connections of up to 60 threads to AWS, payloads that are built, logs
+_OTHER_FILES = 256  # open files besides: connections of up to 60 threads to AWS, payloads that are built, logs
 _MINUTE = 60.0
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
@@ -131,7 +131,7 @@ class LimitedConnection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # Between two requests uvicorn's keep-alive time counts, unless the caller still sends the body that nobody reads.
+        # Between two requests uvicorn's keep-alive timeout applies, unless the caller still sends a body that nobody reads.
         if self.conn.their_state is h11.SEND_BODY or self.transport.is_closing() or self._has_request():
             self._limit_reading()
         else:
@@ -188,7 +188,7 @@ class LimitedLog:
             self._next = now + _MINUTE
 
 
-class SeldomFilter(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """Lets each message through once a minute, because callers without a key can cause as many as they like."""
 
     def __init__(self) -> None:
@@ -209,10 +209,10 @@ class SeldomFilter(logging.Filter):
         return True
 
 
-_seldom = SeldomFilter()
+_rate_limit = RateLimitFilter()
 
 
 def limit_logs() -> None:
     """Limit what the server logs about single connections."""
     for name in ("uvicorn.error", "asyncio"):
-        logging.getLogger(name).addFilter(_seldom)
+        logging.getLogger(name).addFilter(_rate_limit)

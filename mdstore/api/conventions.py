@@ -1,4 +1,4 @@
-"""HTTP's conventions that hold for every call, whatever its route."""
+"""HTTP conventions that apply to every call, whatever its route."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mdstore.api import problems
 from mdstore.errors import InvalidRequest
 
-#: Headers that have one value. Servers that take the first of two, or the last, disagree on what the caller meant.
+#: Headers that take one value. If one comes twice, some servers use the first value and others the last.
 _SINGLE_HEADERS = ("Authorization", "Content-Encoding", "Content-Type", "Idempotency-Key")
 
 
@@ -40,7 +40,7 @@ class Conventions:
 
 
 async def check_repetitions(request: Request) -> None:
-    """Raise `InvalidRequest` if a header or a query parameter that has one value is given with different values."""
+    """Raise `InvalidRequest` if a header or a query parameter that takes one value is given with different values."""
     for name in _SINGLE_HEADERS:
         _check_single(name, request.headers.getlist(name))
     for name in request.query_params:

@@ -21,7 +21,7 @@ router = APIRouter(tags=["health"])
 PATIENCE = 3.0
 #: Health checks have threads of their own: hanging checks must not take threads from other calls, nor pile up without limit.
 THREADS = 4 * 3
-FRESH = 1.0  # seconds for which an answer counts
+FRESH = 1.0  # seconds for which an answer is reused
 # No request can have this id, so reading it only tells whether the table responds.
 _UNUSED_REQUEST_ID = "-"
 
@@ -50,7 +50,7 @@ async def readyz(request: Request, client: TheClient) -> Response:
 
 
 class Readiness:
-    """Checks the parts at most once a second, however many callers ask; the others get the same answer."""
+    """Checks the parts at most once a second. All callers of that second get the same answer."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -11,7 +11,7 @@ from fastapi import HTTPException
 from mdstore.settings import Settings
 
 _PATIENCE = 10.0  # seconds to wait until another body is done
-_LARGEST_BODIES = 8  # the bytes of all bodies are those of so many bodies of the largest size
+_LARGEST_BODIES = 8  # all bodies together may have the bytes of this many bodies of the largest size
 
 
 class _Share:
@@ -49,7 +49,7 @@ class Place:
         self.size = 0
 
     def hold(self, size: int) -> None:
-        """Make sure that the body may have `size` bytes. Raises an `HTTPException` with status 429 or 503."""
+        """Reserve room for `size` bytes of the body in total. Raises an `HTTPException` with status 429 or 503."""
         more = size - self.size
         if more > 0:
             for share in self._shares:
@@ -77,7 +77,10 @@ class Intake:
 
     @asynccontextmanager
     async def place(self, source: str) -> AsyncIterator[Place]:
-        """Wait for a place for a body of `source`. Raises an `HTTPException` with status 429 or 503 after ten seconds."""
+        """Wait for a place for a body of `source`: up to ten seconds among its own bodies, and as long among those of all.
+
+        Raises an `HTTPException` with status 429 or 503.
+        """
         own = self._sources.get(source)
         if own is None:
             half = (self._bodies + 1) // 2

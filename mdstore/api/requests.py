@@ -21,13 +21,13 @@ from mdstore.api.auth import Reader, TheClient, Writer
 from mdstore.api.waiting import Waiting
 from mdstore.client import Client
 from mdstore.errors import InvalidRequest, NotFound
-from mdstore.model import check_request_id
+from mdstore.model import MAX_REQUEST_ID, check_request_id
 from mdstore.store import ledger
 from mdstore.store.api_keys import ApiKey, Scope
 from mdstore.store.outcomes import Only
 
 router = APIRouter(tags=["requests"])
-#: The most requests with small bodies that are encoded at once, and the most with large ones: small ones do not wait for those.
+#: The most small requests that are encoded at once, and likewise the most large ones. Small ones do not wait for large ones.
 SUBMIT_THREADS = 8
 
 _EXAMPLE = {"op": "upsert", "entity": "airport", "key": "KJFK", "data": {"name": "John F. Kennedy"}}
@@ -170,7 +170,7 @@ def _request_id(source: str, idempotency_key: str | None) -> str:
             return check_request_id(f"{source}:{key}")
     except InvalidRequest:
         pass
-    longest = 199 - len(source)
+    longest = MAX_REQUEST_ID - len(f"{source}:")
     expected = f"1-{longest} of A-Z a-z 0-9 . _ : / @ + = -, without empty or dotted parts"
     raise InvalidRequest(field="Idempotency-Key", value=idempotency_key, expected=expected)
 
@@ -181,7 +181,7 @@ def _unquoted(key: str) -> str:
 
 
 def _submit(client: Client, file: IO[bytes], form: body.Form, **options: Any) -> None:
-    # Closing the generator ends its turn, however `accept` ends.
+    # Closing the generator releases its lock on large bodies, however `accept` ends.
     with closing(body.operations(file, form, max_record_bytes=client.settings.max_record_bytes)) as operations:
         client.ingest.accept(operations, **options)
 

@@ -1,4 +1,4 @@
-"""Serves the HTTP API with uvicorn, with limits of connections."""
+"""Serves the HTTP API with uvicorn, with limits on connections."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _WAITING = 2_048  # connections that may wait in the kernel while the event loop
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # asyncio accepts as many connections in one go as its backlog. Only the kernel's own may be longer.
+        # asyncio accepts as many connections in one go as its backlog has, so that one is short. The kernel's may be longer.
         for listening in sockets or ():
             listening.listen(_WAITING)
 
 
 def serve(settings: Settings, *, host: str, port: int) -> None:
     """Serve until a signal stops it. Raises `ConfigurationError` if the process may open too few files."""
-    allowed_connections(settings)  # the lifespan asks again, but there an error would be a traceback
+    allowed_connections(settings)  # the lifespan checks again, but an error there would print a traceback
     config = uvicorn.Config(
         create_api(settings),
         host=host,

@@ -1,4 +1,4 @@
-"""Wait for requests to end. One reader serves all calls that wait, so that they take no threads from the other calls."""
+"""Waits for requests to end. One reader polls for all waiting calls, so that they take no threads from other calls."""
 
 from __future__ import annotations
 

@@ -12,8 +12,7 @@ from mdstore.cli import deployment, load, processes, records, requests
 
 _EXIT_CODES = (
     "Exit codes: 0 success; 1 an error, or an operation failed; 2 wrong usage; 3 some operations were refused;"
-    " 4 no such record or request; 5 verification found a fault; 6 `load` did not see the end of the request, which"
-    " continues;"
+    " 4 no such record or request; 5 verification found a fault; 6 `load` stopped waiting for a request, which continues;"
     " 130 interrupted."
 )
 

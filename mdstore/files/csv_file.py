@@ -15,7 +15,7 @@ _PIECE = 2**16  # bytes
 
 
 class _Lines:
-    """The lines of a text, up to `limit` characters of each row. The user sets `taken` to 0 after each row."""
+    """The lines of a text stream. Raises `csv.Error` if a row has more than `limit` characters: set `taken` to 0 after each."""
 
     def __init__(self, stream: TextIO, limit: int) -> None:
         self._stream = stream

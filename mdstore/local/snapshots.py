@@ -26,9 +26,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two snapshots, at least. A large state is written less often: for a third of the time at most.
+#: The shortest pause between two snapshots, in seconds, and in units of the last one's duration: at most a third is writing.
 _PAUSE, _PAUSE_FACTOR = 2.0, 2
-#: Beginnings of actions that change nothing that must survive. A message that is received only becomes visible again sooner.
+#: Prefixes of actions that change nothing that must survive. If a receive is lost, its message is only visible again sooner.
 _READS = ("Get", "BatchGet", "TransactGet", "Query", "Scan", "Describe", "List", "ReceiveMessage", "ChangeMessage")
 _UNFINISHED = ".new"
 
@@ -151,7 +151,7 @@ def main(directory: Path) -> None:
     # Python warns of a fork in a process with threads. The child only reads objects, writes files, and ends.
     warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
     directory.mkdir(parents=True, exist_ok=True)
-    # Earlier releases kept a state beside the directory of snapshots.
+    # Earlier releases kept their state in a directory `state` beside the snapshots.
     os.environ |= {"PERSIST_STATE": "1", "STATE_DIR": str(newest(directory) or directory.with_name("state"))}
     from ministack import app as server  # noqa: PLC0415  its settings are read when it is imported
 

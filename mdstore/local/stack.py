@@ -108,7 +108,7 @@ class Stack:
         self._report(f"API key        {self.api_key}")
 
     def wait(self) -> str:
-        """Wait until a child process exits, and return its name and what that means."""
+        """Wait until a child process exits, and return its name; for the embedded AWS, also say what data is left."""
         while True:
             if (code := self.aws.poll()) is not None:
                 kept = f"{self._data_dir} has its state of a few seconds ago" if self._data_dir else "its data is lost"

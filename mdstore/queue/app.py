@@ -263,17 +263,17 @@ class SqsApp(Celery):
         `celery.chord_unlock` polls a chord for as long as its message asks. No result backend of these apps uses it.
         """
         if task == "celery.chord_unlock":
-            raise Malformed(f"the task {task!r} is off: the result backend completes chords itself")
+            raise Malformed(f"the task {task!r} is disabled: the result backend completes chords itself")
 
-    def prepared(self, canvas: Any) -> Any:
+    def prepare_canvas(self, canvas: Any) -> Any:
         """Return what to send in place of a canvas (signatures, in lists or alone) that is about to be sent or stored."""
         return canvas
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, *others: Any, **options: Any) -> Any:
-        """Send a task. What follows it is prepared first."""
+        """Send a task, after preparing the canvas of what follows it."""
         for part in ("link", "link_error", "chain", "chord"):
             if options.get(part):
-                options[part] = self.prepared(options[part])
+                options[part] = self.prepare_canvas(options[part])
         return super().send_task(name, args, kwargs, *others, **options)
 
     def fail_unexecuted(self, text: str, error: Exception) -> None:
@@ -292,7 +292,7 @@ class SqsApp(Celery):
         return code if isinstance(code, int) else 0
 
     def worker_main(self, argv: Sequence[str] | None = None) -> None:
-        """Run a worker. Exits with its exit code if the worker failed."""
+        """Run a worker. If it fails, exit with its exit code."""
         if code := self.start(sys.argv if argv is None else argv):
             sys.exit(code)
 

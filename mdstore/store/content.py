@@ -53,7 +53,7 @@ class ContentDigest:
         self._add_line(text)
 
     def add_refused(self, given: Given, *, max_bytes: int, max_values: int) -> None:
-        """Add an operation that was refused. Of one that exceeds a limit, and so is not decoded, the bytes count."""
+        """Add an operation that was refused. One that exceeds a limit is not decoded, so its bytes are digested instead."""
         self._add_line(_canonical(given, max_bytes, max_values))
 
     def _add_line(self, text: bytes) -> None:

@@ -45,13 +45,13 @@ class Entities:
         text = json.dumps({name: _description(model) for name, model in self._models.items()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def are(self, digest: str) -> bool:
-        """Return whether a request with this digest was checked against these models. Release 0.1.0 wrote none: ""."""
+    def matches(self, digest: str) -> bool:
+        """Return whether a request with this digest was checked against these models. "" (release 0.1.0) counts as a match."""
         return digest in ("", self.digest)
 
-    def report_others(self, digest: str, *, request_id: str, source: str) -> None:
+    def report_other_models(self, digest: str, *, request_id: str, source: str) -> None:
         """Log a warning if a request was checked against other models than these, once for each digest of a source."""
-        if self.are(digest) or (digest, source) in self._reported:
+        if self.matches(digest) or (digest, source) in self._reported:
             return
         self._reported.add((digest, source))
         event(
@@ -82,7 +82,7 @@ class Entities:
         try:
             form = json_form(model.model_validate(data), data)
         except ValidationError as error:
-            if error.error_count() > _MOST_PROBLEMS:  # listing them all would take many times the data's memory
+            if error.error_count() > _MOST_PROBLEMS:  # listing them all would take many times the memory of the data
                 return data, [("data", f"the model of {entity!r} refuses {error.error_count()} of its values")]
             found = error.errors(include_url=False, include_context=False, include_input=False)
             return data, [(".".join(["data", *map(str, one["loc"])]), one["msg"]) for one in found]

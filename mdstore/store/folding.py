@@ -39,10 +39,10 @@ def joins(item: Indexed, last: Indexed) -> bool:
 
 
 def refusal_bytes(item: Indexed) -> int:
-    """Return the bytes that a refusal of an operation takes in a receipt, about."""
+    """Return about how many bytes a refusal of an operation takes in a receipt."""
     return _REFUSAL_BYTES + len(f"{item.entity}{item.key}".encode())
 
 
 def folds_of(operations: Iterable[Indexed]) -> list[Fold]:
-    """Divide operations of one transaction into folds again. In a transaction, the operations on a key are one fold."""
+    """Divide the operations of a transaction into its folds: those on the same key are one fold."""
     return [list(fold) for _, fold in groupby(operations, key=lambda item: (item.entity, item.key))]

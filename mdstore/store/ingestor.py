@@ -84,11 +84,10 @@ class Ingestor:
     ) -> Accepted:
         """Make `operations` a durable request; return once its payload is in S3 and its message is in SQS.
 
-        A request without operations raises `InvalidRequest`.
-        An invalid operation raises `InvalidOperations` before anything is stored, unless the same request was accepted before.
-        With `on_invalid="refuse"` it gets the outcome `refused` instead, and the other operations are accepted. With
-        `newest_wins`, each key ends in the state of its operation with the highest sequence, in whatever order requests are
-        applied: see `store.newest_wins`.
+        A request without operations raises `InvalidRequest`. An invalid operation raises `InvalidOperations` before anything is
+        stored, unless the same request was accepted before. With `on_invalid="refuse"` it gets the outcome `refused` instead,
+        and the other operations are accepted. With `newest_wins`, each key ends in the state of its operation with the highest
+        sequence, in whatever order requests are applied: see `store.newest_wins`.
 
         Raises `RequestConflict` if `request_id` already has other content. A known request is published again only if it failed
         or its lease is over, or with `republish`; publishing again is harmless for 14 days. An older request is never published
@@ -181,7 +180,7 @@ class Ingestor:
             if invalid and given_id is None:
                 raise invalid
             reference, header, new = self._stored(request_id, source, builder, invalid)
-        self._validator.entities.report_others(header.models, request_id=request_id, source=source)
+        self._validator.entities.report_other_models(header.models, request_id=request_id, source=source)
         return reference, header, new
 
     def _stored(
@@ -259,8 +258,8 @@ def _add(
 class _Problems:
     """Collects refusals: the first 100, and their count.
 
-    With a thousand of them it raises `InvalidOperations` and so spares the rest of the request, unless that may still be a
-    request that was accepted before. `accepted_before` returns how many operations that one has.
+    After a thousand of them it raises `InvalidOperations`, so that the rest of the request is not read. But a repeat of an
+    accepted request is read to its end: `accepted_before` returns how many operations that request has.
     """
 
     def __init__(self, accepted_before: Callable[[], int]) -> None:

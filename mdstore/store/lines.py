@@ -26,7 +26,7 @@ def read_lines(stream: IO[bytes], *, max_record_bytes: int) -> Iterator[tuple[in
         if lines:
             lines[0] = b"".join([*held, lines[0]])
             held, size = [], 0
-        for number, line in enumerate(lines, number + 1):  # noqa: B020  go on counting
+        for number, line in enumerate(lines, number + 1):  # noqa: B020  continues the count
             if stripped := line.strip():
                 yield number, stripped
         held.append(rest)

@@ -219,7 +219,7 @@ def _postorder(start: int, edges: list[set[int]], within: set[int], seen: set[in
 def _split(wave: list[Unit]) -> Iterator[tuple[tuple[Indexed, ...], bool]]:
     """Split a wave into the operations of its transactions, within the limits and without dividing a unit.
 
-    Also say whether one of them is part of a fold.
+    With each, say whether some of its operations are a fold.
     """
     if len(wave) == 1:  # a long lane has thousands of these
         yield tuple(wave[0]), len(wave[0]) > 1 and wave[0][0].group is None
@@ -228,23 +228,23 @@ def _split(wave: list[Unit]) -> Iterator[tuple[tuple[Indexed, ...], bool]]:
     actions = size = refusals = 0
     for unit in wave:
         first = unit[0]
-        count, more, most = 1, first.size, 0
+        unit_actions, unit_size, unit_refusals = 1, first.size, 0
         if len(unit) > 1:
             if first.group is None:
-                more, most = unit[-1].size, len(unit) * folding.refusal_bytes(first)
+                unit_size, unit_refusals = unit[-1].size, len(unit) * folding.refusal_bytes(first)
             else:
-                count, more = len(unit), sum(item.size for item in unit)
+                unit_actions, unit_size = len(unit), sum(item.size for item in unit)
         if chosen and (
-            actions + count > MAX_ACTIONS
-            or size + more > MAX_TRANSACTION_BYTES
-            or (most and refusals + most > folding.MAX_REFUSAL_BYTES)
+            actions + unit_actions > MAX_ACTIONS
+            or size + unit_size > MAX_TRANSACTION_BYTES
+            or (unit_refusals and refusals + unit_refusals > folding.MAX_REFUSAL_BYTES)
         ):
             yield tuple(chosen), refusals > 0
             chosen, actions, size, refusals = [], 0, 0, 0
         chosen += unit
-        actions += count
-        size += more
-        refusals += most
+        actions += unit_actions
+        size += unit_size
+        refusals += unit_refusals
     yield tuple(chosen), refusals > 0
 
 

@@ -339,7 +339,7 @@ class _ReadableFields:
     is_group_known: bool = True
 
 
-_GROUP = re.compile(rb'"group"\s*+:\s*+("(?:[^"\\]++|\\.)*+")')  # it never goes back, so it takes linear time
+_GROUP = re.compile(rb'"group"\s*+:\s*+("(?:[^"\\]++|\\.)*+")')  # without backtracking, so it takes linear time
 _MOST_GROUPS = 1_000  # that one line may name
 
 

@@ -22,7 +22,7 @@ from mdstore.errors import NotFound
 Key = tuple[str, str]  # entity, key
 _PAGE = 1_000  # items that one Scan call of a listing reads
 _PAGES = 4  # the most Scan calls, of up to 1 MB each, per page of a listing, even if they find few items of the entity
-_PAGE_DATA = 16 * 2**20  # bytes of data in S3 that a page reads before it ends; one record may have as many
+_PAGE_DATA = 16 * 2**20  # bytes of data in S3 after which a page ends; a single record may have this many
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

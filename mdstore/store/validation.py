@@ -206,7 +206,7 @@ def _type_error(error: msgspec.ValidationError, problems: Sequence[FieldProblem]
 def _type_problems(given: bytes | str | Mapping[str, Any] | Operation) -> list[FieldProblem]:
     """Return the problems of each field by itself: its type, whether it is missing, and whether it is known.
 
-    A long line can have very many of them, and of its problems only the first is reported.
+    A long line can have very many, so nothing is returned for it, and only its first problem is reported.
     """
     fields: Any = given
     if isinstance(given, bytes | str) and len(given) > _LONG_LINE:

@@ -67,7 +67,7 @@ class Verifier:
             return found
         seen = bytearray(request.operations)  # 1 at the index of each operation that has an outcome
         try:
-            found.same_models = self._entities.are(self._payloads.header(request.reference).models)
+            found.same_models = self._entities.matches(self._payloads.header(request.reference).models)
             for part in range(request.lanes + 1):
                 outcomes = self._outcomes.part(request, part)
                 self._count(found, outcomes, seen)

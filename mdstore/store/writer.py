@@ -137,7 +137,7 @@ class Writer:
     def apply_lane(self, reference: Reference, lane: int, *, had_turns: bool = False) -> LaneSummary:
         """Apply a lane, or what an earlier delivery left of it, and write its summary.
 
-        `had_turns` says that waves of the lane may be applied already: then it begins with the first that may not be.
+        `had_turns` means that waves of the lane may be applied already: then the first incomplete one is looked up.
 
         Raises `LaneUnfinished` (its turn is over: send the message again, for the other waves), `IntegrityError` (dead-letter
         the message), `Unavailable` (return the message to the queue: transactions with a receipt are not applied again) or

@@ -63,16 +63,8 @@ def build_write(
         has_sequence=operation.sequence is not None,
         is_blob=isinstance(data, Blob),
     )
-    body: dict[str, Any] = {
-        "TableName": metadata.table,
-        "Key": {"pk": {"S": primary_key(operation.entity, operation.key)}},
-        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
-        **shape,
-    }
     values = _values(operation, data, metadata, expected)
-    if values:
-        body["ExpressionAttributeValues"] = values
-    return {"Update" if spec.writes else "ConditionCheck": body}
+    return {"Update" if spec.writes else "ConditionCheck": _body(operation, metadata, shape, values)}
 
 
 def build_folded_write(fold: Sequence[Indexed], data: Data, metadata: WriteMetadata) -> dict[str, Any]:
@@ -92,15 +84,19 @@ def build_folded_write(fold: Sequence[Indexed], data: Data, metadata: WriteMetad
     values |= {":count": {"N": str(len(fold))}, ":entity": {"S": last.entity}, ":key": {"S": last.key}}
     if last.sequence is not None:
         values |= {":sequence": {"N": str(first.sequence)}, ":last_sequence": {"N": str(last.sequence)}}
-    return {
-        "Update": {
-            "TableName": metadata.table,
-            "Key": {"pk": {"S": primary_key(last.entity, last.key)}},
-            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
-            **shape,
-            "ExpressionAttributeValues": values,
-        }
+    return {"Update": _body(last, metadata, shape, values)}
+
+
+def _body(operation: Indexed, metadata: WriteMetadata, shape: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "TableName": metadata.table,
+        "Key": {"pk": {"S": primary_key(operation.entity, operation.key)}},
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        **shape,
     }
+    if values:
+        body["ExpressionAttributeValues"] = values
+    return body
 
 
 def explain_rejection(operation: Indexed, old: Item | None) -> tuple[Reason, str] | None:

@@ -42,12 +42,12 @@ class StoreApp(SqsApp):
         """
         super().admit(task, canvas)
         if task.startswith("celery."):
-            raise Malformed(f"Celery's built-in task {task!r} is off where the data store's tasks run")
+            raise Malformed(f"Celery's built-in task {task!r} is disabled where the data store's tasks run")
         for signature in signatures(canvas):
             if signature["task"] in STORE_TASKS and not is_by_reference(signature):
                 raise Malformed(f"a follow-up to {signature['task']!r} must name an accepted request by its reference")
 
-    def prepared(self, canvas: Any) -> Any:
+    def prepare_canvas(self, canvas: Any) -> Any:
         """Accept the requests in a canvas, and return it with references to them in place of their operations."""
         return by_reference(canvas, self.tasks[STORE_TASKS[0]])
 

@@ -30,7 +30,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Continue:
-    """Send the message again at once, behind others: there is more to do. This does not count as a delivery."""
+    """Send the message again at once, behind others, for the rest of its work. This does not count as a delivery."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The results of requests. The ledger knows more about a request than the result backend does, and nobody can forge it."""
+"""The results of requests, from the ledger: it knows more than the result backend does, and messages cannot forge it."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class StoreRequest(SqsRequest):
     """
 
     def revoked(self) -> bool:
-        """Return False, whether the message has expired or its task's id is revoked."""
+        """Return False, even if the message has expired or its task's id is revoked."""
         return False
 
     def terminate(self, pool: Any, signal: Any = None) -> None:  # noqa: ARG002

@@ -48,7 +48,7 @@ def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
 
     def apply_or_start(reference: Reference) -> tuple[RequestStatus, list[int]]:
         models = self.store.payloads.header(reference).models
-        self.store.entities.report_others(models, request_id=reference.request_id, source=reference.source)
+        self.store.entities.report_other_models(models, request_id=reference.request_id, source=reference.source)
         if reference.lanes <= 1:
             return self.store.writer.apply_request(reference, had_turns=self.is_sent_again), []
         status, missing = start(self.store, reference, by=self.request.id)

@@ -127,7 +127,7 @@ def create_table(dynamo: Any, name: str) -> None:
 
 @pytest.mark.parametrize("layout", ["snapshots", "state"])
 def test_a_clean_stop_saves_everything(tmp_path: Path, layout: str) -> None:
-    """Also what changed a moment ago. A directory as earlier releases wrote it is read too."""
+    """A clean stop saves even what changed a moment ago. A directory that an earlier release wrote is read too."""
     with aws_with_table(tmp_path, tmp_path / "log") as (aws, dynamo):
         create_table(dynamo, "first")
         assert 2**24 < aws.memory() < 2**28
@@ -166,7 +166,7 @@ def test_an_idle_emulator_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
-    """A full or read-only disk: the log says it, and the emulator goes on."""
+    """If the disk is full or read-only, the log says so, and the emulator goes on."""
     log = tmp_path / "log"
     with aws_with_table(tmp_path, log) as (aws, dynamo):
         create_table(dynamo, "first")

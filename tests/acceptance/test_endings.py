@@ -1,4 +1,4 @@
-"""How commands end, and what they say then: exit codes, messages and masked secrets."""
+"""Commands end with the right exit code and message, and mask secrets."""
 
 from __future__ import annotations
 
@@ -111,8 +111,10 @@ def test_a_repeated_load_does_not_say_accepted_first(cli: Cli, operations_file: 
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_an_outage_after_acceptance(operations_file: File, tmp_path: Path, as_json: bool) -> None:
-    """The message says that the request continues, with its id, and the exit code is that of a request not seen to end."""
+def test_load_says_after_an_outage_that_the_request_continues(
+    operations_file: File, tmp_path: Path, as_json: bool
+) -> None:
+    """The message has the request's id, and the exit code is 6, as after a timeout."""
     other = tmp_path / "other.jsonl"
     other.write_text('{"op":"delete","entity":"ending","key":"k"}\n')
     with Stack(log_dir=tmp_path, with_worker=False, with_api=False) as stack:

@@ -1,4 +1,4 @@
-"""How the HTTP API takes calls: methods, headers and bodies."""
+"""The HTTP API follows HTTP's rules for methods, headers and bodies."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_head_is_answered_like_get(http: httpx.Client, path: str) -> None:
         assert head.headers.get(name) == get.headers.get(name)
 
 
-def test_head_and_if_none_match(http: httpx.Client) -> None:
-    """HEAD knows a record that has not changed, and the connection stays usable."""
+def test_head_honours_if_none_match(http: httpx.Client) -> None:
+    """HEAD answers 304 for a record that has not changed, and the connection stays usable."""
     post(http, body_of({**OPERATION, "key": "head-tag"}), wait=30)
     path = "/v1/records/door/head-tag"
     tag = http.head(path).headers["etag"]
@@ -104,7 +104,7 @@ def test_allowed_methods_include_head(http: httpx.Client) -> None:
         ("Authorization", ("Bearer x", "Bearer y")),
     ],
 )
-def test_a_header_that_may_come_once(http: httpx.Client, name: str, values: tuple[str, str]) -> None:
+def test_a_header_with_two_values_is_refused(http: httpx.Client, name: str, values: tuple[str, str]) -> None:
     """Two different values are 422, and the header is named; its values, which may be secret, are not repeated."""
     headers = [(name, value) for value in values]
     if name != "Content-Type":
@@ -114,7 +114,7 @@ def test_a_header_that_may_come_once(http: httpx.Client, name: str, values: tupl
     assert "Bearer" not in answer.text
 
 
-def test_a_header_with_the_same_value_twice(http: httpx.Client) -> None:
+def test_a_header_with_the_same_value_twice_is_accepted(http: httpx.Client) -> None:
     """Some proxies repeat a header; the same value twice is one value."""
     key = uuid4().hex
     answer = post(http, body_of(OPERATION), ("Idempotency-Key", key), ("Idempotency-Key", key))
@@ -122,7 +122,7 @@ def test_a_header_with_the_same_value_twice(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("query", ["wait=0&wait=1", "newest_wins=true&newest_wins=false"])
-def test_a_parameter_that_may_come_once(http: httpx.Client, query: str) -> None:
+def test_a_parameter_with_two_values_is_refused(http: httpx.Client, query: str) -> None:
     """Two different values of a query parameter are 422, and the parameter is named."""
     answer = http.post(f"/v1/requests?{query}", content=body_of(OPERATION), headers={"Content-Type": JSON})
     assert error_fields(answer) == [query.partition("=")[0]]
@@ -139,7 +139,7 @@ def test_several_if_none_match_lines_are_one_list(http: httpx.Client) -> None:
     assert http.get(path, headers=[("If-None-Match", '"7"'), ("If-None-Match", '"8"')]).status_code == 200
 
 
-def test_a_quoted_idempotency_key(http: httpx.Client) -> None:
+def test_a_quoted_idempotency_key_is_the_text_inside(http: httpx.Client) -> None:
     """The form of the IETF's draft, a string in quotes, is the key inside of the quotes."""
     key = uuid4().hex
     quoted = post(http, body_of(OPERATION), ("Idempotency-Key", f'"{key}"'))
@@ -148,7 +148,7 @@ def test_a_quoted_idempotency_key(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("key", ['"', '""', '"a', 'a"', '"a"b"', '"a";x=1', "a, a"])
-def test_a_badly_quoted_idempotency_key(http: httpx.Client, key: str) -> None:
+def test_a_badly_quoted_idempotency_key_is_refused(http: httpx.Client, key: str) -> None:
     """What is not one quoted key is 422."""
     assert error_fields(post(http, body_of(OPERATION), ("Idempotency-Key", key))) == ["Idempotency-Key"]
 

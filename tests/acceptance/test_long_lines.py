@@ -83,7 +83,7 @@ def test_a_long_line_is_refused_and_the_others_apply(stack: Stack, client: Clien
 
 
 def test_a_long_json_record_is_refused(stack: Stack, client: Client, tmp_path: Path) -> None:
-    """So it is in a file of plain records."""
+    """A long line of a file of plain records is refused too."""
     path = written(tmp_path / "records.jsonl", b'{"id":"1"}\n{"id":"', b'"}\n{"id":"2"}')
     loaded = load(stack, tmp_path, str(path), *RECORD, "--request-id", "long/records")
     check_refused(client, loaded, "long/records", LONG + 9)
@@ -106,7 +106,7 @@ def test_a_record_of_too_many_values_is_refused(stack: Stack, client: Client, tm
     ("start", "end"),
     [(b"id,name\n1,", b"\n2,b\n"), (b'id,name\n1,"', b'"\n2,b\n'), (b"id,", b"\n1,b\n"), (b'id,name\n1,"', b"")],
 )
-def test_a_long_row_of_csv_is_no_csv(stack: Stack, tmp_path: Path, start: bytes, end: bytes) -> None:
+def test_a_long_row_of_csv_is_an_error(stack: Stack, tmp_path: Path, start: bytes, end: bytes) -> None:
     """A row of 200 MB, in the header or below, is an error with file and line, and nothing is sent."""
     path = written(tmp_path / "long.csv", start, end)
     loaded = load(stack, tmp_path, str(path), *RECORD)
@@ -117,7 +117,7 @@ def test_a_long_row_of_csv_is_no_csv(stack: Stack, tmp_path: Path, start: bytes,
     assert loaded.peak < LIMIT, f"{loaded.peak >> 20} MiB"
 
 
-def test_a_row_of_many_long_lines_is_no_csv(stack: Stack, tmp_path: Path) -> None:
+def test_a_row_of_very_many_lines_is_an_error(stack: Stack, tmp_path: Path) -> None:
     """A quoted value of many lines counts as a whole."""
     path = tmp_path / "lines.csv"
     path.write_bytes(b'id,name\n1,"' + b"a,\n" * 40_000_000 + b'"\n')

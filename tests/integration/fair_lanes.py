@@ -1,4 +1,6 @@
-"""How long a request of one operation waits behind another source's long lanes: `python -m tests.integration.fair_lanes`.
+"""Measures how long a request of one operation waits behind another source's long lanes.
+
+Run `python -m tests.integration.fair_lanes`.
 
 Source `busy` sends six requests of 60,000 operations on one key, and then source `small` sends one operation.
 """
@@ -76,8 +78,8 @@ def main() -> None:
                     f"{REQUESTS} requests of {OPERATIONS} {op}s on one key; one operation took {seconds:.1f} s",
                     flush=True,
                 )
-                started = time.monotonic()
                 if op == "upsert":
+                    started = time.monotonic()
                     for number in range(REQUESTS):
                         client.wait(f"busy{number}", timeout=600)
                     version = client.get("thing", "hot").version

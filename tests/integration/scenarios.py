@@ -1,4 +1,4 @@
-"""Fixtures of the tests that cover the scenarios of Celery's own integration tests: two workers, with two processes each."""
+"""Fixtures for the scenarios of Celery's own integration tests: two workers with two processes each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Canvas: a choice of the cases of Celery's own tests. docs/celery-canvas.md says how all of them end."""
+"""A selection of the cases of Celery's own canvas tests. docs/celery-canvas.md says how all of them end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def s(app: SqsApp, name: str, *args: Any, immutable: bool = False, **kwargs: Any
 
 
 def test_nested_canvases(app: SqsApp) -> None:
-    """Chains of groups, groups of chains, a group that a chord follows, and empty members."""
+    """Chains of groups, groups of chains, groups before chords, and empty members give the results that Celery's tests expect."""
 
     def add(*numbers: int) -> Signature:
         return s(app, "add", *numbers)
@@ -57,7 +57,7 @@ def test_nested_canvases(app: SqsApp) -> None:
 
 
 def test_implicit_chords_run_each_step_once(app: SqsApp, tmp_path: Path) -> None:
-    """Five groups in a chain, each upgraded to a chord."""
+    """Celery upgrades each of the five groups of the chain to a chord."""
     path = str(tmp_path / "notes")
     steps: list[Signature] = [s(app, "add", 1, 1)]
     for number in range(5):
@@ -86,7 +86,7 @@ def test_a_failed_header_fails_every_kind_of_body(app: SqsApp, body: str, tmp_pa
 
 
 def test_a_failed_step_fails_the_rest_of_its_chain(app: SqsApp) -> None:
-    """Also if the rest is a group or a chord: whoever waits for the end gets the first error."""
+    """Whoever waits for the end gets the first error, even if the rest of the chain is a group or a chord."""
     ends = [s(app, "add", 1), group(s(app, "add", 1), s(app, "add", 2)), chord([s(app, "add", 1)], s(app, "total"))]
     for result in [chain(s(app, "add", 1, 1), s(app, "fail"), end).apply_async() for end in ends]:
         with pytest.raises(ValueError, match="on purpose"):
@@ -94,7 +94,7 @@ def test_a_failed_step_fails_the_rest_of_its_chain(app: SqsApp) -> None:
 
 
 def test_links_run_after_success_and_error_links_after_failure(app: SqsApp, tmp_path: Path) -> None:
-    """Once each, for a task and for a whole chain."""
+    """Each callback runs once, for a task and for a whole chain."""
     paths = {name: tmp_path / name for name in ("good", "bad", "chain")}
     notes = {name: s(app, "note", name, path=str(path), immutable=True) for name, path in paths.items()}
     s(app, "add", 1, 1).apply_async(link=notes["good"], link_error=notes["bad"])
@@ -117,7 +117,7 @@ def test_ids_of_parents_and_roots(app: SqsApp) -> None:
 
 
 def test_a_countdown_delays_the_whole_header(app: SqsApp) -> None:
-    """`apply_async(countdown=...)` of a group with a body."""
+    """With `apply_async(countdown=...)` of a group and its body, no part of the group runs early."""
     result = (group(s(app, "add", 1, 1), s(app, "add", 2, 2)) | s(app, "total")).apply_async(countdown=2)
     assert [part.state for part in result.parent.results] == [states.PENDING] * 2
     assert result.get(timeout=WAIT) == 6

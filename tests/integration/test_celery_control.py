@@ -40,7 +40,7 @@ def inspect(app: SqsApp) -> Inspect:
 
 
 def test_both_workers_describe_themselves(inspect: Inspect, app: SqsApp, workers: Workers) -> None:
-    """Clock, tasks, queues, statistics, configuration and report."""
+    """Both answer with clock, tasks, queues, statistics, configuration and report."""
     assert inspect.ping() == {node: {"ok": "pong"} for node in NODES}
     assert all(answer["clock"] > 0 for answer in inspect.clock().values())
     stats, registered, conf = inspect.stats(), inspect.registered(), inspect.conf()
@@ -54,7 +54,7 @@ def test_both_workers_describe_themselves(inspect: Inspect, app: SqsApp, workers
 
 
 def test_what_runs_and_what_waits_is_shown(inspect: Inspect, app: SqsApp) -> None:
-    """A running task with its arguments and process, found by its id too. What is due later waits in SQS, not in a worker."""
+    """A running task is shown with its arguments and process, and found by its id. A task due later waits in SQS, not in a worker."""
     running = app.send_task("nap", (4,))
     later = app.send_task("nap", (0,), countdown=5)
     until(lambda: running.status == states.STARTED)
@@ -77,7 +77,7 @@ def test_a_command_that_fails_is_answered_again_and_again(inspect: Inspect, app:
 
 
 def test_consumers_are_cancelled_and_added(inspect: Inspect, app: SqsApp) -> None:
-    """What is sent meanwhile waits."""
+    """A task that is sent while nobody consumes the queue waits."""
     queue = app.settings.queue
 
     def consumed() -> list[int]:
@@ -103,7 +103,7 @@ def test_a_running_task_that_is_revoked_goes_on(app: SqsApp) -> None:
 
 
 def test_a_running_task_that_is_terminated_is_revoked(app: SqsApp) -> None:
-    """Its process is replaced."""
+    """The pool replaces its process."""
     result = app.send_task("nap", (60,))
     until(lambda: result.status == states.STARTED)
     result.revoke(terminate=True)
@@ -132,7 +132,7 @@ def _visible_or_delayed(app: SqsApp) -> int:
 
 @pytest.mark.parametrize("matches", [True, False])
 def test_tasks_are_revoked_by_a_stamp(app: SqsApp, matches: bool) -> None:
-    """Only the tasks that have it, and tasks that are sent later too."""
+    """Only tasks with the stamp are revoked, including those that are sent later."""
     tenant = uuid4().hex
     answers = app.control.revoke_by_stamped_headers({"tenant": [tenant]}, reply=True, timeout=10, limit=2)
     assert len(answers) == 2

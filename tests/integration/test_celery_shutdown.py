@@ -1,4 +1,4 @@
-"""Stopping: warm, cold, hard, by command and by two signals at once, as Celery's own tests have it. Nothing is lost."""
+"""A worker that is stopped warm, cold, hard, by command or by repeated signals loses nothing, as in Celery's own tests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ __all__ = ["app", "environ"]  # fixtures
 
 WAIT = 30
 TERM, QUIT = signal.SIGTERM, signal.SIGQUIT
-
-
 NODE = "stopping@here"
 
 
@@ -29,7 +27,7 @@ def patient(environ: Environ) -> Environ:
 
 
 def test_a_warm_shutdown_waits_for_running_tasks(app: SqsApp, patient: Environ, tmp_path: Path) -> None:
-    """However often it is asked for; the exit code is 0."""
+    """The exit code is 0, however often the worker is asked to stop."""
     log = tmp_path / "worker.log"
     with worker(patient, log, APP, "-c", "2", "-n", NODE) as process:
         results = [app.send_task("nap", (2,)) for _ in range(2)]
@@ -59,7 +57,7 @@ def test_a_cold_or_hard_shutdown_gives_its_tasks_back(
 
 
 def test_sigterm_may_mean_a_cold_shutdown(app: SqsApp, patient: Environ, tmp_path: Path) -> None:
-    """With Celery's variable `REMAP_SIGTERM`, for platforms that only send SIGTERM."""
+    """Celery's variable `REMAP_SIGTERM` is for platforms that send only SIGTERM."""
     log = tmp_path / "worker.log"
     with worker({**patient, "REMAP_SIGTERM": "SIGQUIT"}, log, APP, "-n", NODE) as process:
         result = app.send_task("linger")
@@ -73,7 +71,7 @@ def test_sigterm_may_mean_a_cold_shutdown(app: SqsApp, patient: Environ, tmp_pat
 
 
 def test_a_worker_is_shut_down_by_command(app: SqsApp, patient: Environ, tmp_path: Path) -> None:
-    """Its exit code is 0, its running task ends, and it is not there any more."""
+    """Its running task ends, its exit code is 0, and it answers no ping any more."""
     with worker(patient, tmp_path / "worker.log", APP, "-c", "2", "-n", NODE) as process:
         result = app.send_task("nap", (2,))
         until(lambda: result.status == states.STARTED)

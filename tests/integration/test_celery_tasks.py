@@ -1,4 +1,4 @@
-"""Tasks: what Celery's own integration tests expect of calls, results, retries, limits and processes holds over SQS."""
+"""Calls, results, retries, limits and processes do over SQS what Celery's own integration tests expect of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WAIT = 30
 
 
 def test_calls_with_all_kinds_of_arguments(app: SqsApp) -> None:
-    """Positions, keywords, and both; each result is ready and successful once."""
+    """Arguments may be positional, keywords or both. Each result is ready and successful."""
     calls: list[tuple[tuple[int, ...], dict[str, int], int]] = [((n, n), {}, 2 * n) for n in range(8)]
     calls += [((n,), {"y": n, "z": n}, 3 * n) for n in range(8)]
     results = [(app.send_task("add", args, kwargs), value) for args, kwargs, value in calls]
@@ -43,7 +43,7 @@ def test_threads_send_at_the_same_time(app: SqsApp) -> None:
 
 
 def test_an_ignored_result_is_not_stored(app: SqsApp, tmp_path: Path) -> None:
-    """The task says so, or the call; a task that is called by name follows the task."""
+    """Either the task or the call says so. A task that is called by name follows its own setting."""
     done = tmp_path / "done"
     by_task = app.send_task("quiet", (str(done),))
     by_call = app.send_task("add", (1, 2), ignore_result=True)

@@ -1,4 +1,4 @@
-"""A source with long lanes does not hold up another one, with a real worker."""
+"""With a real worker, a source with long lanes does not hold up another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A forger who may only send messages to the store's queue: nothing is written, dropped or executed.
+"""A forger who may only send messages to the store's queue cannot have anything written, dropped or executed.
 
 A real worker receives each forged message between genuine requests. It dead-letters the message with a reason.
 """

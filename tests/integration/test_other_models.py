@@ -1,4 +1,4 @@
-"""A process that meets a request which was checked against other models than its own says so."""
+"""A process reports a request that was checked against other models than its own."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_worker_with_the_same_models_says_nothing(environ: Environ, tmp_path: 
 
 
 def test_a_worker_warns_of_a_request_of_several_lanes(environ: Environ, bare: Environ, tmp_path: Path) -> None:
-    """As for one lane: once."""
+    """It warns once, as for a request of one lane."""
     log = tmp_path / "worker.log"
     operations = [{**OPERATION, "key": str(number)} for number in range(250)]
     with worker(environ, log):

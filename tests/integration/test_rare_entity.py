@@ -1,4 +1,4 @@
-"""A listing reads a bounded part of the table for one page, and says when it did."""
+"""A page of a listing reads a bounded part of the table, and says when it ended early for that reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An app with a key: a real worker executes what processes with a key sent, and dead-letters everything else."""
+"""In an app with a key, a real worker executes what processes with the key sent, and dead-letters everything else."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def bodies_in(client: Client, queue: str) -> list[str]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_unsigned_message_is_dead_lettered_for_that(target: Target, way: str) -> None:
-    """In all ways of a forger; nobody is told anything about the task that it names."""
+    """The worker records nothing about the task that the message names."""
     sent = WAYS[way]()
     target.send(sent)
     mark = mark_of(sent) if way != "operations as arguments" else sent["headers"]["id"]
@@ -69,7 +69,7 @@ def test_an_unsigned_message_is_dead_lettered_for_that(target: Target, way: str)
 def test_a_message_that_another_key_signed_or_that_was_changed_is_dead_lettered(
     target: Target, environ: Environ
 ) -> None:
-    """Also a signed message for another queue."""
+    """A message that was signed for another queue is dead-lettered too."""
     genuine = json.dumps(message("echo", 1))
     authenticator = Authenticator(FixedKeys((KEY,)), required=True)
     signed = authenticator.sign(genuine, target.client.settings.queue)
@@ -85,7 +85,7 @@ def test_a_message_that_another_key_signed_or_that_was_changed_is_dead_lettered(
 
 
 def test_what_the_app_sends_is_signed_on_all_its_ways(target: Target) -> None:
-    """Requests of several lanes, chains, chords, retries, delayed and large messages, and commands with large answers."""
+    """The worker executes requests of several lanes, chains, chords, retries, delayed and large messages, and commands."""
     app = target.client.app
     assert target.client.ingest.delay(operations(250)).get(timeout=60)["applied"] == 250
     assert chain(app.tasks["echo"].s(1), app.tasks["echo"].s()).apply_async().get(timeout=60) == 1
@@ -109,7 +109,7 @@ def test_commands_that_nobody_signed_are_refused(target: Target, environ: Enviro
 
 
 def test_a_replay_of_a_request_has_no_effect(target: Target, environ: Environ) -> None:
-    """Whoever may also receive messages has seen a signed one, and sends it again: before, while and after it is applied."""
+    """A forger who may also receive messages sends a signed one again before, while and after its request is applied."""
     other = environ | {"MDSTORE_QUEUE": f"{target.client.settings.queue}-held"}
     for _ in provision(load_settings(other).settings):
         pass
@@ -165,7 +165,7 @@ def test_a_secret_of_secrets_manager_is_the_key_and_may_be_rotated(aws: Embedded
 
 
 def test_a_worker_without_a_key_takes_signed_messages(aws: EmbeddedAws, tmp_path: Path) -> None:
-    """So producers can be given the key before workers are; large messages, too."""
+    """So producers can be given the key before workers are. Large messages arrive too."""
     environ = namespace(aws, with_store=True) | {"JOURNAL": str(tmp_path / "journal")}
     signing = client_of(environ, MDSTORE_SIGNING_KEYS=KEY)
     with worker(environ, tmp_path / "worker.log", "tests.integration.store_app"):

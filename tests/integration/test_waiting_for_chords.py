@@ -1,4 +1,4 @@
-"""What it costs to wait for a chord, with real workers: the chord's state is looked at, and not its parts."""
+"""With real workers, a caller that waits for a chord reads the chord's state, and not its parts."""
 
 from __future__ import annotations
 

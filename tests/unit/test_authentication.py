@@ -51,15 +51,13 @@ def test_unsigned_messages_pass_while_signatures_are_not_required() -> None:
         made(NEW, required=False).verify(made(OLD).sign(TEXT, "q"), "q")
 
 
-COMPARE = hmac.compare_digest
-
-
 def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = hmac.compare_digest
     compared: list[Any] = []
 
     def compare(one: str, other: str) -> bool:
         compared.append((one, other))
-        return COMPARE(one, other)
+        return original(one, other)
 
     monkeypatch.setattr("mdstore.queue.broker.authentication.hmac.compare_digest", compare)
     made(NEW).verify(made(NEW).sign(TEXT, "q"), "q")
@@ -84,7 +82,7 @@ class Secret:
 
 
 def test_a_rotated_secret_is_fetched_when_a_message_needs_it() -> None:
-    """A worker that still knows the old key only; forged messages make it look once a minute at most."""
+    """A worker that knows only the old key fetches the new one. Forged messages make it fetch once a minute at most."""
     secret = Secret()
     authenticator = Authenticator(secret.keys, required=True)
     old = authenticator.sign(TEXT, "q")

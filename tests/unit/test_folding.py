@@ -140,7 +140,7 @@ def test_folded_operations_leave_what_single_ones_do(
 def test_turns_change_nothing(
     operations: list[Operation], start: tuple[str, ...], cuts: list[int], late: bool, turn_waves: int
 ) -> None:
-    """A lane of many waves that goes back to the queue again and again ends as one that is applied at once."""
+    """A lane that goes back to the queue after each turn ends like one that is applied at once."""
     expected = left_by(operations, start, folds=False)
     assert left_by(operations, start, folds=False, cuts=cuts, late=late, turn_waves=turn_waves) == expected
 

@@ -95,7 +95,7 @@ def test_other_models_are_reported_once_a_source(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING, "mdstore.events"):
         for source in ("erp", "crm", "erp"):
             for models in ("", entities.digest, "none"):
-                entities.report_others(models, request_id="r", source=source)
+                entities.report_other_models(models, request_id="r", source=source)
     events = [record.mdstore for record in caplog.records if hasattr(record, "mdstore")]
     assert [(one["source"], one["models"], one["own"], one["entities"]) for one in events] == [
         (source, "none", entities.digest, "thing") for source in ("erp", "crm")

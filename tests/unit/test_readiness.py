@@ -1,4 +1,4 @@
-"""Whether the API is ready is found out once for all who ask at the same time."""
+"""Readiness is checked once for all callers who ask at the same time."""
 
 from __future__ import annotations
 

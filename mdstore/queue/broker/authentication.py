@@ -3,8 +3,8 @@
     {"body": ..., "headers": ..., "properties": ..., "mdstore-mac": "1:9f86d081..."}
 
 The text before the last field, with a closing brace, is the message as it would have been sent without a key: a task's
-message, a command, or a pointer to a message in S3, whose digest is so signed too. The MAC (HMAC-SHA256) covers this text, byte
-for byte, and the name of the queue or topic that it is for. So a signature serves no other message and no other queue.
+message, a command, or a pointer to a message in S3, whose digest is thereby signed too. The MAC (HMAC-SHA256) covers this text,
+byte for byte, and the name of its queue or topic. So a signature is valid for no other message and no other queue.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from mdstore.queue.broker.envelope import Malformed
 _FIELD = ',"mdstore-mac":"1:'
 _SIGNATURE = re.compile(re.escape(_FIELD) + r'([0-9a-f]{64})"}')
 _LENGTH = len(_FIELD) + 64 + len('"}')
-#: Seconds for which keys from Secrets Manager are used without a look whether they have changed.
-_KEEP = 3_600.0
-#: Seconds between two such looks if messages have signatures by unknown keys, as forged ones do.
-_LOOK_AGAIN = 60.0
+#: Seconds after which keys are fetched from Secrets Manager again.
+_REFRESH = 3_600.0
+#: The least seconds between two fetches because of unknown signatures, which forged messages have too.
+_FORCED_REFRESH = 60.0
 
 
 class Unauthenticated(Malformed):
-    """The message does not prove that its sender has a key. Nothing that it says may be believed."""
+    """The message does not prove that its sender has a key. Nothing in it may be trusted."""
 
 
 class Keys(Protocol):
     """Provides the keys: the first one signs, and messages signed with any of them are accepted."""
 
     def get(self, *, newest: bool = False) -> tuple[bytes, ...]:
-        """Return the keys, with `newest` those of now. Raises `Unavailable` or `DeploymentBroken`."""
+        """Return the keys; with `newest`, look for new ones first. Raises `Unavailable` or `DeploymentBroken`."""
 
 
 class FixedKeys:
@@ -59,20 +59,20 @@ class SecretKeys:
         self._clock = clock
         self._lock = threading.Lock()
         self._keys: tuple[bytes, ...] = ()
-        self._looked_at = 0.0
+        self._fetched_at = 0.0
 
     def get(self, *, newest: bool = False) -> tuple[bytes, ...]:
         """Return the keys. If they cannot be fetched again, return those that were known."""
         with self._lock:
             now = self._clock()
-            if not self._keys or now - self._looked_at >= (_LOOK_AGAIN if newest else _KEEP):
+            if not self._keys or now - self._fetched_at >= (_FORCED_REFRESH if newest else _REFRESH):
                 try:
                     self._keys = tuple(key.encode() for key in self._fetch())
                 except (Unavailable, DeploymentBroken) as error:
                     if not self._keys:
                         raise
                     event("signing_keys.kept", error=str(error))
-                self._looked_at = now
+                self._fetched_at = now
             return self._keys
 
 

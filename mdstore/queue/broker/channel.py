@@ -287,7 +287,7 @@ class Channel(FanoutChannel):
             self.transport_options.get("admit", _admit_all)(payload["headers"]["task"], canvas)
             if self._put_back(queue, message, payload):
                 return None
-        except Unauthenticated as error:  # its task's result may be another's, so nothing is recorded
+        except Unauthenticated as error:  # it may name another sender's task, so no failure is recorded
             self._discard(message, error)
             return None
         except (Malformed, IntegrityError, InvalidRequest) as error:
@@ -436,7 +436,7 @@ def _signed(authenticator: Authenticator, queue: str, store: Callable[[str], str
 
 
 def _admit_all(_task: str, _canvas: dict[str, Any]) -> None:
-    """Admit a message: without an app, no task is off."""
+    """Admit every message: without an app, no task is disabled."""
 
 
 def _report_to_nobody(_text: str, _error: Exception) -> None:

@@ -223,7 +223,7 @@ class ChordStates:
     def failed(self, chord_id: str) -> list[Part] | None:
         """Return the parts that have failed so far, in the order of their indexes, or None if there is no such chord.
 
-        Do not read the shards that the root lists as clean: all of their parts have returned, and succeeded.
+        Shards that the root lists as clean are not read: all of their parts have succeeded.
         """
         (root,) = self._get([_root_key(chord_id)])
         if not root:

@@ -37,13 +37,13 @@ _BATCH = 100
 _IN_FLIGHT = 8
 #: The most results that are decoded at once when a group is checked.
 _MAX_DECODED = 1_000
-#: An item's state if it holds a provisional failure: that of a message which nobody may have sent for the task.
+#: The state of an item that holds a provisional failure, recorded for a message that may be forged.
 _PROVISIONAL = "PROVISIONAL"
 _ENDED = {":success": states.SUCCESS, ":failure": states.FAILURE, ":revoked": states.REVOKED}
 
 
 def _owns_nothing(_request: Any) -> bool:
-    """Return False: most tasks have no id by which a result could be known to be theirs."""
+    """Return False: for most tasks, nothing proves that a stored result is their own."""
     return False
 
 
@@ -171,7 +171,7 @@ class DynamoResults(KeyValueStoreBackend):
     ) -> Any:
         """Store a task's state in one call; Celery makes two. A stored success stays, whatever the result of a duplicate.
 
-        Only the success of the task that `owns_result` replaces it: the other was stored for a message with the same task id.
+        Only the success of a task whose `owns_result` is true replaces it: another message with its id stored the first one.
         """
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = bytes_to_str(task_id)

@@ -70,7 +70,7 @@ def fail_message(app: Any, headers: Any, body: Any, properties: Mapping[str, Any
         delivery_info=properties.get("delivery_info") or {},
         **canvas,
     )
-    backend = app.backend  # only this project's knows provisional failures
+    backend = app.backend  # only this project's backend stores provisional failures
     record = getattr(backend, "mark_as_refused", backend.mark_as_failure)
     try:
         if record(names["id"], error, request=request) is False:

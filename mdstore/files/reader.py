@@ -41,7 +41,7 @@ def read_operations(
     operation `op` on `entity`. Its column `key` holds the key, the columns in `fields` hold other fields of the operation,
     and all others are the data. Without them, a JSON Lines file holds operations, or records as `mdstore export` writes them.
 
-    `settings` limit the bytes and the values of a line or row. One that exceeds them is never held in memory.
+    `settings` limit the bytes and the values of a line or row. A line that is much too long is never held in memory.
 
     Raises `InvalidRequest` if the file is missing or its format unknown, or if the options do not fit the file.
     """
@@ -125,7 +125,7 @@ class OperationFile:
 
     def _operations(self) -> Iterator[tuple[int, OperationInput]]:
         if self.rows is None:
-            return ((number, jsonl.operation(line, self._op)) for number, line in self._lines_read())
+            return ((number, jsonl.operation(line, self._op)) for number, line in self._json_lines())
         return (
             (number, row if isinstance(row, FieldError) else self.rows.operation(row))
             for number, row in self._records()
@@ -138,9 +138,9 @@ class OperationFile:
         if name.endswith(".csv"):
             return self._csv_records()
         limit = self._settings.max_record_values
-        return ((number, jsonl.record(line, max_values=limit)) for number, line in self._lines_read())
+        return ((number, jsonl.record(line, max_values=limit)) for number, line in self._json_lines())
 
-    def _lines_read(self) -> Iterator[tuple[int, bytes | LineTooLong]]:
+    def _json_lines(self) -> Iterator[tuple[int, bytes | LineTooLong]]:
         return jsonl.lines(self.path, self._rewound(), max_record_bytes=self._settings.max_record_bytes)
 
     def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:

@@ -32,7 +32,7 @@ def s(app: SqsApp, name: str, *args: Any, immutable: bool = False, **kwargs: Any
 
 
 def test_nested_canvases(app: SqsApp) -> None:
-    """Chains of groups, groups of chains, groups before chords, and empty members give what Celery's tests expect."""
+    """Chains of groups, groups of chains, groups before chords and empty members give the right results."""
 
     def add(*numbers: int) -> Signature:
         return s(app, "add", *numbers)

@@ -54,7 +54,7 @@ def test_both_workers_describe_themselves(inspect: Inspect, app: SqsApp, workers
 
 
 def test_what_runs_and_what_waits_is_shown(inspect: Inspect, app: SqsApp) -> None:
-    """A running task is shown with arguments and process, and found by its id. A task due later waits in SQS, not in a worker."""
+    """A running task is shown with its arguments and process, and found by its id. A later task waits in SQS."""
     running = app.send_task("nap", (4,))
     later = app.send_task("nap", (0,), countdown=5)
     until(lambda: running.status == states.STARTED)

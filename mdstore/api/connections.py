@@ -50,9 +50,10 @@ def allowed_connections(settings: Settings) -> int:
         files = wanted + others if hard == resource.RLIM_INFINITY else min(hard, wanted + others)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     most = wanted if files == resource.RLIM_INFINITY else min(wanted, files - others)
-    if most < (settings.api_max_connections or _FEWEST):
-        expected = f"at most {most}, because this process may open only {files} files (ulimit -n)"
-        raise ConfigurationError(key="api_max_connections", value=settings.api_max_connections, expected=expected)
+    fewest = settings.api_max_connections or _FEWEST
+    if most < fewest:
+        expected = f"this process may open {fewest + others} files or more, not only {files} (ulimit -n)"
+        raise ConfigurationError(key="api_max_connections", value=fewest, expected=expected)
     return most
 
 

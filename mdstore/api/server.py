@@ -11,7 +11,7 @@ from mdstore.api.app import create_api
 from mdstore.api.connections import BACKLOG, LimitedConnection, allowed_connections
 from mdstore.settings import Settings
 
-_FAILED = 3  # exit code, as uvicorn's own
+_FAILED = 1  # exit code
 _WAITING = 2_048  # connections that may wait in the kernel while the event loop is busy
 
 

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 #: Reads the statuses of some requests at once, by request id. Unknown requests are left out.
 ReadStatuses = Callable[[Sequence[str]], Mapping[str, RequestStatus]]
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds between two reads of a request's state
+_AFTER_FAILURE = 5.0  # seconds until states that could not be read are read again
 _DISCONNECT_CHECK = 1.0  # seconds between two checks whether a client is still there
 
 
@@ -65,10 +66,13 @@ class Waiting:
             if due:
                 ids = list({call.request_id for call in due})
                 found = await anyio.to_thread.run_sync(partial(self._statuses, ids), limiter=thread)
-                _update(due, found)
+                if found is None:
+                    await anyio.sleep(_AFTER_FAILURE)
+                else:
+                    _update(due, found)
             await anyio.sleep(_FIRST_PAUSE)
 
-    def _statuses(self, request_ids: Sequence[str]) -> Mapping[str, RequestStatus]:
+    def _statuses(self, request_ids: Sequence[str]) -> Mapping[str, RequestStatus] | None:
         # The requests are durable. Failing to read their states must not turn the responses into errors.
         try:
             return self._read(request_ids)
@@ -76,7 +80,7 @@ class Waiting:
             logger.warning("the states of requests that calls wait for cannot be read: %s", error)
         except Exception:
             logger.exception("the states of requests that calls wait for cannot be read")
-        return {}
+        return None
 
 
 def _update(calls: Sequence[_Call], found: Mapping[str, RequestStatus]) -> None:

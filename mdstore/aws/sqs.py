@@ -83,6 +83,11 @@ class Message(msgspec.Struct, kw_only=True, rename="pascal"):
         """The number of times that SQS has delivered it, including this time."""
         return int(self.attributes.get("ApproximateReceiveCount", 1))
 
+    @property
+    def sent_at(self) -> float:
+        """The time at which SQS got it, in Unix seconds by SQS's clock."""
+        return int(self.attributes["SentTimestamp"]) / 1000
+
 
 class Sqs:
     """Calls to SQS. Threads may share it; forked processes may not."""
@@ -124,7 +129,7 @@ class Sqs:
             "MaxNumberOfMessages": count,
             "WaitTimeSeconds": wait,
             "VisibilityTimeout": visibility,
-            "AttributeNames": ["ApproximateReceiveCount"],
+            "AttributeNames": ["ApproximateReceiveCount", "SentTimestamp"],
         }
         return msgspec.convert(self._attempt("ReceiveMessage", encode(body)).get("Messages") or [], list[Message])
 

@@ -76,7 +76,12 @@ class Snapshots:
                 continue
             self._has_changed = False
             began = time.monotonic()
-            child = self._fork_writer()
+            try:
+                child = self._fork_writer()
+            except OSError:  # no memory, or too many processes
+                logger.exception("no snapshot could be begun in %s; the one before stays", self._directory)
+                self._has_changed = True
+                continue
             _, status = await asyncio.get_running_loop().run_in_executor(None, os.waitpid, child, 0)
             self._has_changed = self._has_changed or status != 0
             pause = max(_PAUSE, _PAUSE_FACTOR * (time.monotonic() - began))

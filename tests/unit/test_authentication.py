@@ -23,7 +23,7 @@ def made(*keys: str, required: bool = True) -> Authenticator:
 def test_a_signed_message_is_json_and_verifies_to_what_was_signed() -> None:
     signed = made(NEW).sign(TEXT, "q")
     assert json.loads(signed) == {**json.loads(TEXT), "mdstore-mac": signed[-68:-2]}
-    assert made(NEW).verify(signed, "q") == unsigned(signed) == TEXT
+    assert made(NEW).verify(signed, "q", sent_at=0) == unsigned(signed) == TEXT
 
 
 def test_any_change_is_refused() -> None:
@@ -32,23 +32,23 @@ def test_any_change_is_refused() -> None:
     for place in range(len(signed)):
         other = "0" if signed[place] != "0" else "1"
         with pytest.raises(Unauthenticated):
-            made(NEW).verify(f"{signed[:place]}{other}{signed[place + 1 :]}", "q")
+            made(NEW).verify(f"{signed[:place]}{other}{signed[place + 1 :]}", "q", sent_at=0)
     for text, queue, key in ((signed, "p", NEW), (signed, "q", OLD), (signed + " ", "q", NEW), (TEXT, "q", NEW)):
         with pytest.raises(Unauthenticated):
-            made(key).verify(text, queue)
+            made(key).verify(text, queue, sent_at=0)
 
 
 def test_a_rotation_has_two_keys() -> None:
     """The first one signs; both are accepted."""
     assert made(NEW, OLD).sign(TEXT, "q") == made(NEW).sign(TEXT, "q")
     for key in (NEW, OLD):
-        assert made(NEW, OLD).verify(made(key).sign(TEXT, "q"), "q") == TEXT
+        assert made(NEW, OLD).verify(made(key).sign(TEXT, "q"), "q", sent_at=0) == TEXT
 
 
 def test_unsigned_messages_pass_while_signatures_are_not_required() -> None:
-    assert made(NEW, required=False).verify(TEXT, "q") == TEXT
+    assert made(NEW, required=False).verify(TEXT, "q", sent_at=0) == TEXT
     with pytest.raises(Unauthenticated, match="not signed with a key of this app"):
-        made(NEW, required=False).verify(made(OLD).sign(TEXT, "q"), "q")
+        made(NEW, required=False).verify(made(OLD).sign(TEXT, "q"), "q", sent_at=0)
 
 
 def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatc
         return original(one, other)
 
     monkeypatch.setattr("mdstore.queue.broker.authentication.hmac.compare_digest", compare)
-    made(NEW).verify(made(NEW).sign(TEXT, "q"), "q")
+    made(NEW).verify(made(NEW).sign(TEXT, "q"), "q", sent_at=0)
     assert len(compared) == 1
 
 
@@ -82,21 +82,46 @@ class Secret:
 
 
 def test_a_rotated_secret_is_fetched_when_a_message_needs_it() -> None:
-    """A worker that knows only the old key fetches the new one. Forged messages make it fetch once a minute at most."""
+    """A worker that knows only the old key fetches the new one. Until it may, the message waits: it is not refused."""
     secret = Secret()
     authenticator = Authenticator(secret.keys, required=True)
     old = authenticator.sign(TEXT, "q")
     secret.versions = (NEW, OLD)
-    with pytest.raises(Unauthenticated):
-        authenticator.verify(made(NEW).sign(TEXT, "q"), "q")
+    new = made(NEW).sign(TEXT, "q")
+    with pytest.raises(Unavailable, match="newer"):
+        authenticator.verify(new, "q", sent_at=secret.now)
     assert secret.fetched == 1
     secret.now += 60
-    assert authenticator.verify(made(NEW).sign(TEXT, "q"), "q") == TEXT
-    assert authenticator.verify(old, "q") == TEXT
+    assert authenticator.verify(new, "q", sent_at=secret.now - 60) == TEXT
+    assert authenticator.verify(old, "q", sent_at=secret.now - 60) == TEXT
+    assert secret.fetched == 2
+
+
+def test_forged_messages_make_a_worker_fetch_the_secret_once_a_minute() -> None:
+    """Each is refused once the keys were fetched after it was sent, and waits until then."""
+    secret = Secret()
+    authenticator = Authenticator(secret.keys, required=True)
+    forged, sent_at = made("forged" * 6).sign(TEXT, "q"), secret.now
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            authenticator.verify(forged, "q", sent_at=sent_at)
+    assert secret.fetched == 1
+    secret.now += 300
     for _ in range(3):
         with pytest.raises(Unauthenticated):
-            authenticator.verify(made("forged" * 6).sign(TEXT, "q"), "q")
+            authenticator.verify(forged, "q", sent_at=sent_at)
     assert secret.fetched == 2
+
+
+def test_no_message_is_refused_while_the_secret_cannot_be_fetched() -> None:
+    secret = Secret()
+    authenticator = Authenticator(secret.keys, required=True)
+    old = authenticator.sign(TEXT, "q")
+    secret.is_reachable = False
+    secret.now += 100
+    with pytest.raises(Unavailable):
+        authenticator.verify(made(NEW).sign(TEXT, "q"), "q", sent_at=secret.now)
+    assert authenticator.verify(old, "q", sent_at=secret.now) == TEXT
 
 
 def test_a_sender_looks_for_a_new_key_once_an_hour_and_outlives_an_outage() -> None:

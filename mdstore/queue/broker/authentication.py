@@ -27,6 +27,8 @@ _LENGTH = len(_FIELD) + 64 + len('"}')
 _REFRESH = 3_600.0
 #: The least seconds between two fetches because of unknown signatures, which forged messages have too.
 _FORCED_REFRESH = 60.0
+#: Seconds by which the clocks of SQS and of this machine may differ.
+_CLOCK_TOLERANCE = 60.0
 
 
 class Unauthenticated(Malformed):
@@ -36,8 +38,11 @@ class Unauthenticated(Malformed):
 class Keys(Protocol):
     """Provides the keys: the first one signs, and messages signed with any of them are accepted."""
 
-    def get(self, *, newest: bool = False) -> tuple[bytes, ...]:
-        """Return the keys; with `newest`, look for new ones first. Raises `Unavailable` or `DeploymentBroken`."""
+    def get(self, *, as_of: float | None = None) -> tuple[bytes, ...]:
+        """Return the keys; with `as_of`, in Unix seconds, all that existed at that time.
+
+        Raises `Unavailable` or `DeploymentBroken`.
+        """
 
 
 class FixedKeys:
@@ -46,7 +51,7 @@ class FixedKeys:
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._keys = tuple(key.encode() for key in keys)
 
-    def get(self, *, newest: bool = False) -> tuple[bytes, ...]:  # noqa: ARG002
+    def get(self, *, as_of: float | None = None) -> tuple[bytes, ...]:  # noqa: ARG002
         """Return the keys."""
         return self._keys
 
@@ -54,25 +59,32 @@ class FixedKeys:
 class SecretKeys:
     """Provides the keys of a secret that may be rotated at any time. `fetch` returns its current key, and the previous one."""
 
-    def __init__(self, fetch: Callable[[], tuple[str, ...]], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, fetch: Callable[[], tuple[str, ...]], *, clock: Callable[[], float] = time.time) -> None:
         self._fetch = fetch
         self._clock = clock
         self._lock = threading.Lock()
         self._keys: tuple[bytes, ...] = ()
-        self._fetched_at = 0.0
+        self._tried_at = self._fetched_at = 0.0
 
-    def get(self, *, newest: bool = False) -> tuple[bytes, ...]:
-        """Return the keys. If they cannot be fetched again, return those that were known."""
+    def get(self, *, as_of: float | None = None) -> tuple[bytes, ...]:
+        """Return the keys. Without `as_of`, if they cannot be fetched again, return those that were known."""
         with self._lock:
             now = self._clock()
-            if not self._keys or now - self._fetched_at >= (_FORCED_REFRESH if newest else _REFRESH):
+            if not self._keys or now - self._tried_at >= (_REFRESH if as_of is None else _FORCED_REFRESH):
+                self._tried_at = now
                 try:
                     self._keys = tuple(key.encode() for key in self._fetch())
                 except (Unavailable, DeploymentBroken) as error:
                     if not self._keys:
                         raise
                     event("signing_keys.kept", error=str(error))
-                self._fetched_at = now
+                else:
+                    self._fetched_at = now
+                    return self._keys
+            if as_of is not None and self._fetched_at < as_of + _CLOCK_TOLERANCE:
+                raise Unavailable(
+                    "the message may be signed with a key that is newer than those known here", code="OldKeys"
+                )
             return self._keys
 
 
@@ -87,16 +99,19 @@ class Authenticator:
         """Return a message, which is a JSON object, with a signature. Raises `Unavailable` or `DeploymentBroken`."""
         return f'{text[:-1]}{_FIELD}{_mac(self._keys.get()[0], text, destination)}"}}'
 
-    def verify(self, text: str, destination: str) -> str:
-        """Return a message without its signature. Raises `Unauthenticated`, `Unavailable` or `DeploymentBroken`."""
+    def verify(self, text: str, destination: str, *, sent_at: float) -> str:
+        """Return a message without its signature; `sent_at` is when SQS got it, in Unix seconds.
+
+        Raises `Unauthenticated`, `DeploymentBroken`, or `Unavailable` if a key that is not known here yet may have signed it.
+        """
         found = _SIGNATURE.fullmatch(text, max(0, len(text) - _LENGTH))
         if found is None:
             if self._required:
                 raise Unauthenticated("the message is not signed")
             return text
         plain = text[: found.start()] + "}"
-        for newest in (False, True):
-            for key in self._keys.get(newest=newest):
+        for as_of in (None, sent_at):
+            for key in self._keys.get(as_of=as_of):
                 if hmac.compare_digest(_mac(key, plain, destination), found[1]):
                     return plain
         raise Unauthenticated(f"the message is not signed with a key of this app for {destination!r}")

@@ -123,7 +123,7 @@ class FanoutChannel(SQS.Channel):
         authenticator = self.authenticator
         if authenticator is None:
             return unsigned(message.body)
-        return authenticator.verify(message.body, self.destination_of(queue))
+        return authenticator.verify(message.body, self.destination_of(queue), sent_at=message.sent_at)
 
     def destination_of(self, queue: str) -> str:
         """Return the name for which a queue's messages are signed: that of its topic if it has one, else its SQS name."""

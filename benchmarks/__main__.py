@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import broker, growth, latency, pipeline, pools, soak, write_path
+from benchmarks import broker, growth, latency, pipeline, pools, small, soak, write_path
 from benchmarks.plots import draw
 from benchmarks.results import Result, load
 
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[..., Result]] = {
     "growth": growth.run,
     "pools": pools.run,
     "broker": broker.run,
+    "small": small.run,
     "soak": soak.run,
 }
 RESULTS = Path("benchmarks/results")

@@ -77,7 +77,7 @@ def _measure(name: str, count: int) -> float:
         _provision_peers()
         with CONTENDERS[name](settings) as prepare:
             for size in (_WARM_UP, count):
-                work = prepare(_listed(size))
+                work = prepare(listed(size))
                 began = time.perf_counter()
                 applied = work()
                 wall = time.perf_counter() - began
@@ -86,7 +86,7 @@ def _measure(name: str, count: int) -> float:
     return count / wall
 
 
-def _listed(count: int) -> Operations:
+def listed(count: int) -> Operations:
     """Return operations as a JSON decoder returns them, with floats."""
     listed = list(operations(count, str(uuid.uuid4())))
     data = {name: float(value) if name in ("lat", "lon") else value for name, value in listed[0]["data"].items()}

@@ -197,6 +197,20 @@ def _soak(result: Result) -> Figure:
     return figure
 
 
+def _small(result: Result) -> Figure:
+    figure = Figure(figsize=(8.4, 1.9), layout="constrained")
+    names = [row["contender"] for row in result.rows]
+    shown: list[tuple[str, str, Callable[[float], str]]] = [
+        ("accepted_per_s", "Requests accepted per second", lambda value: f"{value:,.0f}"),
+        ("applied_per_s", "Requests applied per second", lambda value: f"{value:,.0f}"),
+        ("dollars_per_million", "Price of a million requests", lambda value: f"${value:.2f}"),
+    ]
+    for axes, (column, title, text) in zip(figure.subplots(1, 3), shown, strict=True):
+        _bars(axes, names, [row[column] for row in result.rows], text)
+        axes.set_title(title, loc="left", fontsize=9)
+    return figure
+
+
 _DRAWN: dict[str, Callable[[Result], Figure]] = {
     "write_path": _write_path,
     "pipeline": _pipeline,
@@ -204,5 +218,6 @@ _DRAWN: dict[str, Callable[[Result], Figure]] = {
     "growth": _growth,
     "pools": _pools,
     "broker": _broker,
+    "small": _small,
     "soak": _soak,
 }

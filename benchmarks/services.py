@@ -29,6 +29,16 @@ def proxy(upstream: int, latency_ms: float) -> Iterator[int]:
 
 
 @contextmanager
+def memory_aws(latency_ms: float) -> Iterator[Settings]:
+    """Run a provisioned stand-in for AWS that answers after `latency_ms`; yields settings with its endpoint."""
+    with _service("benchmarks.memory_aws", str(latency_ms)) as port:
+        settings = load_settings({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}).settings
+        for _ in provision(settings):
+            pass
+        yield settings
+
+
+@contextmanager
 def _service(module: str, *arguments: str) -> Iterator[int]:
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", module, str(port), *arguments])  # noqa: S603  our own modules

@@ -93,7 +93,9 @@ class Connection(asyncio.Protocol):
                 self._answer_json(200, aws.dynamodb.call(operation, _decode(body)))
             return
         method, path = heading.split(b" ", 2)[:2]
-        if path == b"/_calls":
+        if path == b"/_items":
+            self._answer(200, json.dumps(aws.dynamodb.counts()).encode(), delay=False)
+        elif path == b"/_calls":
             self._answer(200, json.dumps({**aws.calls, "write units": aws.dynamodb.write_units}).encode(), delay=False)
         elif method == b"POST" and path == b"/":
             fields = dict(parse_qsl(body.decode(), keep_blank_values=True))

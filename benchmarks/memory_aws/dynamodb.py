@@ -87,6 +87,10 @@ class DynamoDb:
         answer: dict[str, Any] = found(body)
         return answer
 
+    def counts(self) -> dict[str, int]:
+        """Return the number of items of each table."""
+        return {name: sum(map(len, table.items.values())) for name, table in self._tables.items()}
+
     # -- items
 
     def _getitem(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_real_airports_end_in_the_published_state(cli: Cli, tmp_path: Path) -> N
     assert cli("verify", "main/load").code == 0
     assert cli("verify", "main/changes", "--json").json == {
         "request_id": "main/changes", "ok": True, "operations": 722, "applied": 722, "refused": 0,
-        "superseded": 0, "fault_count": 0, "faults": [],
+        "superseded": 0, "fault_count": 0, "faults": [], "same_models": True,
     }  # fmt: skip
 
     again = cli("load", file, "--request-id", "main/load")

@@ -22,7 +22,7 @@ import zstandard
 
 from mdstore import exactjson
 from mdstore.local.emulator import EmbeddedAws, free_port
-from mdstore.model import Reference, State
+from mdstore.model import SCHEMA_VERSION, Reference, State
 from mdstore.store.partitioning import MAX_LANE_OPERATIONS
 from mdstore.store.payload import MAGIC, Header, Section
 from tests.chaos.target import EVIL, Target, attacked, upserts
@@ -95,7 +95,10 @@ def test_a_message_with_a_false_reference_is_dead_lettered(target: Target) -> No
 def test_a_message_of_another_schema_is_dead_lettered(target: Target) -> None:
     """A wrong schema version, missing or unknown fields, fields of other types, and values that are no message are refused."""
     evil: Message = msgspec.to_builtins(target.store("evil", EVIL, 3))
-    cases: list[tuple[str, Any]] = [(f"schema version {v}", evil | {"v": v}) for v in (2, 99, 0, -1, 2**62)]
+    cases: list[tuple[str, Any]] = [
+        (f"schema version {v}", evil | {"v": v}) for v in (SCHEMA_VERSION + 1, 99, 0, -1, 2**62)
+    ]
+    cases += [(f"not {SCHEMA_VERSION - 1}", evil | {"v": SCHEMA_VERSION - 1})]
     cases += [("Expected `int`", evil | {"v": v}) for v in ("1", 1.5, None, [1])]
     cases += [(f"missing required field `{name}`", {n: v for n, v in evil.items() if n != name}) for name in evil]
     cases += [(f"unknown field `{name}`", evil | {name: "os.system"}) for name in ("x", "__class__")]

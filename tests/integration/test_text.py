@@ -20,6 +20,7 @@ from mdstore.errors import InvalidRequest
 from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.local.stack import stop_process
 from mdstore.queue.app import SqsApp
+from mdstore.queue.broker.envelope import in_one_line
 from mdstore.settings import load_settings
 from tests.integration.test_queue import ROOT, Environ, dead_letters, namespace
 from tests.integration.text_app import ODD_NAMES, text_app
@@ -99,10 +100,13 @@ def test_every_text_goes_through_chains_links_and_chords(app: SqsApp, text: str)
 @pytest.mark.usefixtures("working")
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
 def test_every_text_is_a_header(app: SqsApp, text: str) -> None:
-    """As another name, a stamp, and a header of the caller's own; also while the message waits in the table."""
+    """As another name, a stamp, and a header of the caller's own; also while the message waits in the table.
+
+    A name is one line, so its control characters are escaped.
+    """
     options = {"shadow": text, "headers": {"own": text}, "stamped_headers": ["stamp"], "stamp": text}
     found = app.tasks["headers"].apply_async(**options).get(timeout=60)
-    assert found == [text, {"stamp": text}, text]
+    assert found == [in_one_line(text), {"stamp": text}, text]
     later = datetime.now(UTC) + timedelta(hours=1)
     app.tasks["headers"].apply_async(eta=later, **options)
 

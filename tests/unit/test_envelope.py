@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.model import MAX_AGE
-from mdstore.queue.broker.envelope import Headers, Malformed, check, task_of
+from mdstore.queue.broker.envelope import Headers, Malformed, check, in_one_line, task_of
 
 Message = dict[str, Any]
 DAY = timedelta(days=1)
@@ -152,6 +152,12 @@ def test_each_part_of_the_envelope_is_checked(field: str, value: Any) -> None:
 def test_only_json_is_accepted(field: str, value: str) -> None:
     """Other content types and encodings could carry code."""
     assert f"`$.{field}`" in reason_of({**message(), field: value})
+
+
+def test_a_name_is_made_one_line() -> None:
+    """A caller's name for a task may hold anything; the log shows it in one line."""
+    assert in_one_line("a\r\nb\x1b\x85\u2028\u20ac\uffff") == "a\\r\\nb\\x1b\\x85\\u2028\u20ac\uffff"
+    assert len(in_one_line("\n" * 400)) == 500
 
 
 LONG = "x" * 501

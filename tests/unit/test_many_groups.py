@@ -32,7 +32,7 @@ def seconds_to_encode(*, groups: int) -> float:
 def test_the_time_to_encode_does_not_depend_on_the_number_of_groups() -> None:
     """With 4,000 lanes and 40,000 groups, asking each group in each lane would take 160 million steps."""
     few = seconds_to_encode(groups=OPERATIONS // 10)
-    assert seconds_to_encode(groups=OPERATIONS) < 5 * few + 0.5
+    assert seconds_to_encode(groups=OPERATIONS) < 5 * few + 3
 
 
 def test_a_group_of_one_takes_little_memory() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from mdstore.aws.sqs import MAX_DELAY, Entry, is_fifo
 from mdstore.errors import InvalidRequest
 from mdstore.queue.broker.ascii_json import dumps
-from mdstore.queue.broker.envelope import Malformed, check
+from mdstore.queue.broker.envelope import Malformed, check, in_one_line
 
 #: Marks, as a property, a message that is not delivered before its `eta`, because SQS or the table delays it.
 DELAYED = "delayed"
@@ -37,6 +37,8 @@ def entry_of(
     attributes = _checked_attributes(properties.pop("message_attributes", None))
     if headers.get("eta"):
         properties[DELAYED] = True
+    if isinstance(shadow := headers.get("shadow"), str):
+        headers["shadow"] = in_one_line(shadow)
     text = dumps(message)
     if "task" in headers:
         _check(text, headers["task"])

@@ -19,9 +19,10 @@ from mdstore.model import MAX_AGE
 from mdstore.queue.broker.ascii_json import Decoder, check_objects
 from mdstore.queue.broker.canvas import PARTS
 
-#: Matches text in one line. A line break in a name would forge a line in the worker's log.
-_LINE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500, pattern=_LINE)]
+#: Control characters. A line break in a name would forge a line in the worker's log.
+_CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+_MAX_NAME = 500
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_NAME, pattern=rf"\A[^{_CONTROL}]*\Z")]
 #: A time limit in seconds, at least 1: killing a process that is still reading its message can take down the whole pool.
 Limit = Annotated[float, msgspec.Meta(ge=1)]
 #: A group index. It is bounded, because the state of a chord has a shard for each 200 indexes.
@@ -70,6 +71,11 @@ class Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_
     properties: Properties
     content_type: Literal["application/json"]
     content_encoding: Literal["utf-8"]
+
+
+def in_one_line(text: str) -> str:
+    """Return a text as a name in one line: with control characters escaped, and not longer than names may be."""
+    return re.sub(f"[{_CONTROL}]", lambda found: ascii(found[0])[1:-1], text)[:_MAX_NAME]
 
 
 def is_unicode(text: str) -> bool:

@@ -52,7 +52,7 @@ def allowed_connections(settings: Settings) -> int:
     most = wanted if files == resource.RLIM_INFINITY else min(wanted, files - others)
     fewest = settings.api_max_connections or _FEWEST
     if most < fewest:
-        expected = f"this process may open {fewest + others} files or more, not only {files} (ulimit -n)"
+        expected = f"at most {max(0, most)}, or a limit of {fewest + others} open files (ulimit -n), which is {files}"
         raise ConfigurationError(key="api_max_connections", value=fewest, expected=expected)
     return most
 

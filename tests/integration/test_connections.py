@@ -257,5 +257,5 @@ def test_too_few_files_are_refused_at_the_start(tmp_path: Path) -> None:
     )
     assert ran.returncode != 0
     assert "api_max_connections=5000: expected at most 440" in " ".join(ran.stderr.split())
-    assert "1024 files" in " ".join(ran.stderr.split())
+    assert "(ulimit -n), which is 1024" in " ".join(ran.stderr.split())
     assert "Traceback" not in ran.stderr

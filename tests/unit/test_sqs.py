@@ -240,10 +240,16 @@ def test_an_entry_missing_from_the_response_counts_as_not_sent(endpoint: Endpoin
 
 def test_messages_are_received_with_their_receive_counts(endpoint: Endpoint, sqs: Sqs) -> None:
     """A receive is one call, and may return no messages."""
-    message = {"MessageId": "m", "ReceiptHandle": "r", "Body": "b", "Attributes": {"ApproximateReceiveCount": "3"}}
+    message = {
+        "MessageId": "m",
+        "ReceiptHandle": "r",
+        "Body": "b",
+        "Attributes": {"ApproximateReceiveCount": "3", "SentTimestamp": "1500"},
+    }
     endpoint.respond_with((200, {"Messages": [message, {**message, "Attributes": {}}]}), (200, {}))
     counted, uncounted = sqs.receive(QUEUE, 7, wait=20, visibility=60)
     assert (counted.message_id, counted.receipt_handle, counted.body, counted.receives) == ("m", "r", "b", 3)
+    assert counted.sent_at == 1.5
     assert uncounted.receives == 1
     assert sqs.receive(QUEUE, 7, wait=20, visibility=60) == []
     assert json.loads(endpoint.requests[0][1]) == {
@@ -251,7 +257,7 @@ def test_messages_are_received_with_their_receive_counts(endpoint: Endpoint, sqs
         "MaxNumberOfMessages": 7,
         "WaitTimeSeconds": 20,
         "VisibilityTimeout": 60,
-        "AttributeNames": ["ApproximateReceiveCount"],
+        "AttributeNames": ["ApproximateReceiveCount", "SentTimestamp"],
     }
 
 

@@ -46,6 +46,7 @@ _COMMANDS: dict[str, list[str]] = {
     "noop_stock": ["celery", "-q", "-A", "benchmarks.peers.noop_stock", "worker", "-l", "WARNING"],
     "noop_mdstore": ["celery", "-q", "-A", "benchmarks.peers.noop_mdstore", "worker", "-l", "WARNING"],
     "powertools_loop": ["benchmarks.peers.powertools_loop"],
+    "seed_like": ["benchmarks.peers.seed_like"],
     "mdstore": ["celery", "-q", "-A", "workers.celery_app", "worker", "-l", "WARNING", "-c", str(PROCESSES)],
 }  # fmt: skip
 

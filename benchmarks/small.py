@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -66,14 +64,16 @@ def run(*, runs: int, scale: float) -> Result:
 def _measure(name: str, count: int) -> dict[str, float]:
     with memory_aws(_LATENCY_MS) as settings, mock.patch.dict(os.environ, environ_of(settings)):
         boto3.client("sqs").create_queue(QueueName=QUEUE, Attributes={"VisibilityTimeout": "300"})
-        make_submit, workers = CONTENDERS[name]
+        make_submit, worker, processes = CONTENDERS[name]
         submit, before = make_submit(settings), _counts(settings, "_calls")
         requests = [[operation] for operation in listed(count)]
         began = time.perf_counter()
         with ThreadPoolExecutor(_CLIENTS) as clients:
             list(clients.map(submit, requests))
         accepted = count / (time.perf_counter() - began)
-        with workers():
+        with ExitStack() as stack:
+            for _ in range(processes):
+                stack.enter_context(worker_process(worker))
             first = round(count * _WARM_UP)
             _wait_for(settings, first)
             began = time.perf_counter()
@@ -116,20 +116,5 @@ def _seed_like(_: Settings) -> Submit:
     return Producer().submit
 
 
-@contextmanager
-def _mdstore_workers() -> Iterator[None]:
-    with worker_process("mdstore"):
-        yield
-
-
-@contextmanager
-def _seed_like_workers() -> Iterator[None]:
-    with ExitStack() as stack:
-        for _ in range(PROCESSES):
-            process = subprocess.Popen([sys.executable, "-m", "benchmarks.peers.seed_like"])
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-        yield
-
-
-CONTENDERS = {"seed-like": (_seed_like, _seed_like_workers), "mdstore": (_mdstore, _mdstore_workers)}
+#: How requests are submitted, and the processes that work: a name of `worker_process`, and how many of these.
+CONTENDERS = {"seed-like": (_seed_like, "seed_like", PROCESSES), "mdstore": (_mdstore, "mdstore", 1)}

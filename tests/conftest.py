@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from mdstore.local.emulator import EmbeddedAws, free_port
 
 HERE = Path(__file__).parent
 #: Files that take half a minute and more, the longest first. A long file that starts late keeps one process busy alone.
@@ -45,6 +48,13 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     """Delete that directory."""
     shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[EmbeddedAws]:
+    """Run an embedded AWS for the tests of one module."""
+    with EmbeddedAws(port=free_port()) as running:
+        yield running
 
 
 @pytest.hookimpl(optionalhook=True)

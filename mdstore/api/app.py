@@ -14,10 +14,10 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from mdstore.api import health, models, problems, records, requests
+from mdstore.api.admission import Admission
 from mdstore.api.connections import Connections, limit_logs
 from mdstore.api.conventions import Conventions, check_repetitions
-from mdstore.api.intake import Intake
-from mdstore.api.waiting import Waiting
+from mdstore.api.status_poller import StatusPoller
 from mdstore.client import Client
 from mdstore.settings import Settings
 
@@ -59,14 +59,15 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
 async def _lifespan(api: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings = api.state.client.settings
     limit_logs()
-    api.state.intake = Intake(settings)
+    api.state.admission = Admission(settings)
     api.state.readiness = health.Readiness()
-    api.state.submit_threads = [anyio.CapacityLimiter(requests.SUBMIT_THREADS) for _ in ("small", "large")]
+    api.state.small_submit_threads = anyio.CapacityLimiter(requests.SUBMIT_THREADS)
+    api.state.large_submit_threads = anyio.CapacityLimiter(requests.SUBMIT_THREADS)
     api.state.health_threads = anyio.CapacityLimiter(health.THREADS)
     store = await run_in_threadpool(lambda: api.state.client.store)  # build it now, not while the first call waits
-    api.state.waiting = Waiting(store.ledger.get_many)
+    api.state.status_poller = StatusPoller(store.ledger.get_many)
     async with anyio.create_task_group() as background:
-        background.start_soon(api.state.waiting.run)
+        background.start_soon(api.state.status_poller.run)
         yield {"connections": Connections(settings)}
         background.cancel_scope.cancel()
 

@@ -17,7 +17,7 @@ from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 
 from mdstore import exactjson
-from mdstore.api.intake import Place
+from mdstore.api.admission import Slot
 from mdstore.errors import InvalidRequest, PayloadTooLarge
 from mdstore.store.lines import read_lines
 from mdstore.store.payload_builder import OperationInput
@@ -62,23 +62,23 @@ def form_of(request: Request) -> Form:
 
 
 @asynccontextmanager
-async def received(request: Request, *, place: Place, limit: int, timeout: float) -> AsyncIterator[IO[bytes]]:
+async def received(request: Request, *, slot: Slot, limit: int, timeout: float) -> AsyncIterator[IO[bytes]]:
     """Receive the body: up to 256 KiB into memory, more into a temporary file.
 
-    Raises `PayloadTooLarge` as soon as the body is known to exceed `limit` bytes, and an `HTTPException` if its `place` has no
+    Raises `PayloadTooLarge` as soon as the body is known to exceed `limit` bytes, and an `HTTPException` if its `slot` has no
     room for it, or if it takes more than `timeout` seconds and one more for each 10 KiB.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(int(announced), limit)
-    place.hold(int(announced) if announced.isdecimal() else 0)
+    slot.hold(int(announced) if announced.isdecimal() else 0)
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
         size = 0
         async for chunk in _in_time(request.stream(), timeout):
             size += len(chunk)
             if size > limit:
                 raise _too_large(size, limit)
-            place.hold(size)
+            slot.hold(size)
             if size <= _IN_MEMORY:
                 file.write(chunk)
             else:  # a slow disk must not block the event loop

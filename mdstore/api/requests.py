@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from mdstore.api import answers, body, models, problems
 from mdstore.api.auth import Reader, TheClient, Writer
-from mdstore.api.waiting import Waiting
+from mdstore.api.status_poller import StatusPoller
 from mdstore.client import Client
 from mdstore.errors import InvalidRequest, NotFound
 from mdstore.model import MAX_REQUEST_ID, check_request_id
@@ -92,19 +92,20 @@ async def submit(
         raise InvalidRequest(field="wait", value=wait, expected=f"at most {settings.api_max_wait} seconds")
     limit = body.limit_of(form, settings.api_max_body_bytes)
     async with (
-        request.app.state.intake.place(key.source) as place,
-        body.received(request, place=place, limit=limit, timeout=settings.api_body_timeout) as file,
+        request.app.state.admission.slot(key.source) as slot,
+        body.received(request, slot=slot, limit=limit, timeout=settings.api_body_timeout) as file,
     ):
         submit_one = partial(
             _submit, client, file, form, request_id=request_id, source=key.source, newest_wins=newest_wins
         )
-        threads = request.app.state.submit_threads[place.size > body.LARGE]
+        shared = request.app.state
+        threads = shared.large_submit_threads if slot.size > body.LARGE else shared.small_submit_threads
         await anyio.to_thread.run_sync(submit_one, limiter=threads)
     status_url = request.scope.get("root_path", "") + status_path(request_id)
     headers = {"Location": status_url}
-    waiting: Waiting = request.app.state.waiting
+    poller: StatusPoller = request.app.state.status_poller
     final = (
-        await waiting.until_final(request_id, seconds=wait, is_disconnected=request.is_disconnected) if wait else None
+        await poller.until_final(request_id, seconds=wait, is_disconnected=request.is_disconnected) if wait else None
     )
     if final is None:
         return answers.json({"request_id": request_id, "status_url": status_url}, 202, headers)

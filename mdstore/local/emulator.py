@@ -18,13 +18,22 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from mdstore.errors import ConfigurationError, MdstoreError
 
-#: Seconds for a start and a stop, without and with a data directory: a large state takes time to read and write.
-_START_TIMEOUT = (30.0, 300.0)
-_STOP_TIMEOUT = (10.0, 120.0)
+
+class _Timeouts(NamedTuple):
+    """Seconds that a start and a stop may take."""
+
+    start: float
+    stop: float
+
+
+_IN_MEMORY, _WITH_DATA_DIR = (
+    _Timeouts(30.0, 10.0),
+    _Timeouts(300.0, 120.0),
+)  # a large state takes time to read and write
 
 
 class EmbeddedAws:
@@ -41,6 +50,7 @@ class EmbeddedAws:
     ) -> None:
         self.port = port
         self._data_dir = data_dir
+        self._timeouts = _IN_MEMORY if data_dir is None else _WITH_DATA_DIR
         self._log = log
         self._module = module
         self._sleep = sleep
@@ -111,7 +121,7 @@ class EmbeddedAws:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(_STOP_TIMEOUT[self._data_dir is not None])
+            self._process.wait(self._timeouts.stop)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -126,7 +136,7 @@ class EmbeddedAws:
         self.stop()
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
-        timeout = _START_TIMEOUT[self._data_dir is not None]
+        timeout = self._timeouts.start
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if process.poll() is not None:

@@ -30,10 +30,9 @@ def resend_lost_requests(client: Client) -> int:
     for request_id in ids:
         if request_id not in recorded:
             try:
-                reference = store.payloads.find(request_id)
+                reference, header = store.payloads.find(request_id)
             except IntegrityError:  # an object that is no payload
                 continue
-            header = store.payloads.header(reference)
             if time.time() - header.created_at < MAX_AGE and not header.is_follow_up:
                 lost.append((header.created_at, request_id, reference))
     for _, request_id, reference in sorted(lost, key=lambda one: one[:2]):

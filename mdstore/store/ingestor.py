@@ -94,7 +94,7 @@ class Ingestor:
         again: it raises `RequestConflict`, unless the ledger knows that it is completed.
         """
         reference, header, new = self._store(operations, request_id, source, on_invalid, newest_wins)
-        if not new and self._may_skip_publishing(reference, republish=republish):
+        if not new and self._may_skip_publishing(reference, header, republish=republish):
             return _accepted(reference, header, new=False)
         try:
             published = publish(reference)
@@ -125,10 +125,9 @@ class Ingestor:
             return self._ledger.progress(request_id)
         except NotFound as unknown:
             try:
-                reference = self._payloads.find(request_id)
+                reference, header = self._payloads.find(request_id)
             except NotFound:
                 raise unknown from None
-            header = self._payloads.header(reference)
             if self._is_too_old(header):  # it may have completed, and its ledger item has expired
                 raise unknown from None
             early = Counts(refused=header.refused_counts)
@@ -149,9 +148,10 @@ class Ingestor:
         if request_id is None:
             return 0
         try:
-            return self._payloads.header(self._payloads.find(request_id)).operations
+            _, header = self._payloads.find(request_id)
         except NotFound:
             return 0
+        return header.operations
 
     def _store(
         self,
@@ -189,16 +189,14 @@ class Ingestor:
         """Return a request's payload, its header, and whether it was stored now. An `invalid` one is not stored."""
         if invalid:  # unless the same request was accepted before, perhaps by another release or with another model
             with suppress(NotFound, RequestConflict):
-                reference = self._payloads.known(request_id, source=source, contents=builder.contents())
-                return reference, self._payloads.header(reference), False
+                return *self._payloads.known(request_id, source=source, contents=builder.contents()), False
             raise invalid
         encoded = builder.encode(request_id, source)
         with closing(encoded.body):
             try:
-                reference, new = self._payloads.put(encoded)
+                return self._payloads.put(encoded)
             except RequestConflict:  # unless release 0.1.0 stored it, which had another digest
-                reference, new = self._payloads.known(request_id, source=source, contents=builder.contents()), False
-        return reference, encoded.header if new else self._payloads.header(reference), new
+                return *self._payloads.known(request_id, source=source, contents=builder.contents()), False
 
     def _record_accepted(self, reference: Reference, header: Header) -> None:
         try:
@@ -211,13 +209,13 @@ class Ingestor:
         """Return whether the request's receipts may have expired, so that publishing it again could apply it twice."""
         return self._clock() - header.created_at > MAX_AGE
 
-    def _may_skip_publishing(self, reference: Reference, *, republish: bool) -> bool:
+    def _may_skip_publishing(self, reference: Reference, header: Header, *, republish: bool) -> bool:
         """Return whether a known request need not be published. Raises `RequestConflict` if it is too old and not completed."""
         try:
             request = self._ledger.get(reference.request_id)
         except NotFound:
             request = None
-        if self._is_too_old(self._payloads.header(reference)):
+        if self._is_too_old(header):
             if request is None or request.state is not State.COMPLETED:
                 raise RequestConflict(reference.request_id, "is more than 14 days old, and not known to be completed")
             return True

@@ -256,9 +256,8 @@ class Ledger:
 
     def get_many(self, request_ids: Sequence[str]) -> dict[str, RequestStatus]:
         """Read several requests, strongly consistent, 100 per call. Unknown ones are left out."""
-        keys = [to_item({"pk": request_id, "sk": "request"}) for request_id in request_ids]
-        (items,) = self._dynamo.run([self._dynamo.batch_get(self._table, keys)])
-        return {item["pk"]: _request(item) for item in map(from_item, items)}
+        items = self._get_all({"pk": request_id, "sk": "request"} for request_id in request_ids)
+        return {item["pk"]: _request(item) for item in items}
 
     def progress(self, request_id: str) -> RequestStatus:
         """Read one request, with counts of the lanes that have a summary so far. Raises `NotFound`."""
@@ -352,14 +351,11 @@ class Ledger:
     def receipts_task(self, request_id: str, lane: int) -> Task[dict[int, Receipt]]:
         """Task: do what `receipts` does."""
         items = yield from self._dynamo.query_task(self._query_body(f"{request_id}#{lane:05d}"))
-        found = (receipt_of(from_item(item)) for item in items)
-        return {receipt.number: receipt for receipt in found}
+        return _receipts(map(from_item, items))
 
     def some_receipts(self, request_id: str, lane: int, numbers: Iterable[int]) -> dict[int, Receipt]:
         """Read those receipts of a lane that exist, of the transactions `numbers`."""
-        keys = [to_item(receipt_key(request_id, lane, number)) for number in numbers]
-        (items,) = self._dynamo.run([self._dynamo.batch_get(self._table, keys)])
-        return {receipt.number: receipt for receipt in (receipt_of(from_item(item)) for item in items)}
+        return _receipts(self._get_all(receipt_key(request_id, lane, number) for number in numbers))
 
     def expires_at(self) -> int:
         """Return the time at which an item written now expires, in Unix seconds."""
@@ -399,6 +395,10 @@ class Ledger:
         item: Item | None = self._dynamo.call("GetItem", body).get("Item")
         return from_item(item) if item else None
 
+    def _get_all(self, keys: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        (items,) = self._dynamo.run([self._dynamo.batch_get(self._table, [to_item(key) for key in keys])])
+        return map(from_item, items)
+
     def _query(self, pk: str) -> Iterator[dict[str, Any]]:
         for page in self._dynamo.pages("Query", self._query_body(pk)):
             yield from map(from_item, page)
@@ -425,6 +425,10 @@ def receipt_of(item: Mapping[str, Any]) -> Receipt:
     """Read a receipt from its item."""
     number = int(item["sk"].removeprefix("tx#"))
     return Receipt(number=number, refused=tuple(msgspec.convert(item.get("refused", []), list[Refusal])))
+
+
+def _receipts(items: Iterable[Mapping[str, Any]]) -> dict[int, Receipt]:
+    return {receipt.number: receipt for receipt in map(receipt_of, items)}
 
 
 def _log_final_state(request: RequestStatus) -> None:

@@ -99,33 +99,35 @@ class Payloads:
         """Return the S3 key of a request's payload."""
         return f"{self._prefix}{request_id}"
 
-    def put(self, encoded: Encoded) -> tuple[Reference, bool]:
-        """Store a payload unless the request has one; return the payload's reference and whether it was stored now.
+    def put(self, encoded: Encoded) -> tuple[Reference, Header, bool]:
+        """Store a payload unless the request has one; return its reference, its header, and whether it was stored now.
 
         Raises `RequestConflict` if the existing payload has other content.
         """
         key = self.key(encoded.header.request_id)
         if self._objects.put_new(key, encoded.body):
-            return _reference(encoded.header, key, encoded.digest), True
+            return _reference(encoded.header, key, encoded.digest), encoded.header, True
         header = encoded.header
-        return self.known(header.request_id, source=header.source, contents=(header.content,)), False
+        reference, header = self.known(header.request_id, source=header.source, contents=(header.content,))
+        return reference, header, False
 
-    def known(self, request_id: str, *, source: str, contents: Collection[str]) -> Reference:
-        """Return the reference of a stored payload, if its content is one of `contents`.
+    def known(self, request_id: str, *, source: str, contents: Collection[str]) -> tuple[Reference, Header]:
+        """Return the reference and the header of a stored payload, if its content is one of `contents`.
 
-        Raises `NotFound` if there is no payload, and `RequestConflict` if it has other content.
+        Raises `NotFound` if there is no payload, `RequestConflict` if it has other content, and `IntegrityError`.
         """
-        key = self.key(request_id)
-        header, digest, _ = self._open(key)
+        reference, header = self.find(request_id)
         if header.source != source or header.content not in contents:
             raise RequestConflict(request_id)
-        return _reference(header, key, digest)
+        return reference, header
 
-    def find(self, request_id: str) -> Reference:
-        """Return the reference of a stored payload. Raises `NotFound`."""
+    def find(self, request_id: str) -> tuple[Reference, Header]:
+        """Return the reference and the header of a stored payload. Raises `NotFound` or `IntegrityError`."""
         key = self.key(request_id)
         header, digest, _ = self._open(key)
-        return _reference(header, key, digest)
+        reference = _reference(header, key, digest)
+        self.confine(reference)
+        return reference, header
 
     def header(self, reference: Reference) -> Header:
         """Read the header, checked against `reference`. Raises `IntegrityError`."""

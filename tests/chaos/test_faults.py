@@ -22,7 +22,7 @@ from uuid import uuid4
 import pytest
 
 from mdstore.client import Client
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from mdstore.local.stack import kill_group
 from mdstore.provision import provision
 from mdstore.settings import load_settings
@@ -114,12 +114,6 @@ class Environment:
 
 
 MakeEnvironment = Callable[..., AbstractContextManager[Environment]]
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

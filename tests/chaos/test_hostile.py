@@ -21,7 +21,7 @@ import pytest
 import zstandard
 
 from mdstore import exactjson
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from mdstore.model import SCHEMA_VERSION, Reference, State
 from mdstore.store.partitioning import MAX_LANE_OPERATIONS
 from mdstore.store.payload import MAGIC, Header, Section
@@ -31,12 +31,6 @@ from tests.waiting import until
 MEGABYTE = 2**20
 LANE_LIMIT = 64 * MEGABYTE  # the setting `max_lane_bytes`
 Message = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
 
 
 @pytest.fixture

@@ -67,12 +67,6 @@ def bearer(key: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def deployment(aws: EmbeddedAws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Yield a provisioned deployment with a running worker."""
     made = deployment_at(aws.url)

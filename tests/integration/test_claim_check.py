@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +13,7 @@ import zstandard
 
 from mdstore.compression import compress
 from mdstore.errors import IntegrityError
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from mdstore.model import CLAIM_DAYS
 from mdstore.provision import provision
 from mdstore.queue.broker.claim_check import ClaimChecks
@@ -24,12 +23,6 @@ from mdstore.store import Store
 LARGE = json.dumps(
     {"headers": {"task": "shop.report", "id": "t1"}, "body": [f"é{number}" for number in range(400_000)]}
 )
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
 
 
 class Environment:

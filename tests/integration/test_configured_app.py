@@ -12,10 +12,8 @@ import pytest
 from mdstore.aws.clients import AwsClients
 from mdstore.local.emulator import EmbeddedAws
 from mdstore.settings import load_settings
-from tests.integration.test_queue import ROOT, Environ, aws, namespace, worker
+from tests.integration.test_queue import ROOT, Environ, namespace, worker
 from tests.waiting import until
-
-__all__ = ["aws"]  # a fixture
 
 APP = "tests.integration.configured_app"
 

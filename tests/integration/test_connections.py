@@ -16,18 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from tests.integration.api_process import ApiProcess, api_process
 from tests.waiting import until
 
 HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /v1/requests HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 
 from mdstore.aws.clients import AwsClients
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from mdstore.provision import provision
 from mdstore.queue.delayed.table import LEASE, SHARDS, DelayedMessage, DelayedTable
 from mdstore.queue.worker.periodic import Periodic
@@ -27,12 +27,6 @@ from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 DAY = 86_400
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
 
 
 class Environment:

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from mdstore.local.emulator import EmbeddedAws
 from tests.integration.test_configured_app import provisioned, run
-from tests.integration.test_queue import aws, namespace, worker
+from tests.integration.test_queue import namespace, worker
 from tests.waiting import until
-
-__all__ = ["aws"]  # a fixture
 
 PROJECT = "tests.integration.django_project"
 

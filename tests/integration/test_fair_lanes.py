@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from mdstore.model import Counts, State
 from tests.integration.fair_lanes import OPERATIONS, REQUESTS, client_and_worker, small_request_behind
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
 
 
 def test_a_request_does_not_wait_for_another_source_s_history_of_one_key(aws: EmbeddedAws, tmp_path: Path) -> None:

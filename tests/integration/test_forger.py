@@ -20,10 +20,8 @@ from mdstore.local.emulator import EmbeddedAws
 from mdstore.model import State
 from mdstore.settings import load_settings
 from tests.dead_letters import receive_dead_letters
-from tests.integration.test_queue import aws, namespace, worker
+from tests.integration.test_queue import namespace, worker
 from tests.waiting import until
-
-__all__ = ["aws"]  # a fixture
 
 EVIL = "evil"
 PAST = "2001-01-01T00:00:00+00:00"
@@ -169,7 +167,8 @@ def test_a_forged_message_is_dead_lettered_and_has_no_effect(target: Target, way
 def test_follow_ups_of_a_genuine_message_reach_the_store_only_by_reference(target: Target) -> None:
     """A forger who has seen a reference, too, cannot add operations to its message."""
     accepted = target.client.submit([{**OPERATION, "entity": "good"}], request_id=str(uuid4())).wait(timeout=60)
-    reference = json.loads(json.dumps(target.client.store.payloads.find(accepted.request_id), default=_builtins))
+    found, _ = target.client.store.payloads.find(accepted.request_id)
+    reference = json.loads(json.dumps(found, default=_builtins))
     sent = message("mdstore.ingest", reference, canvas={"callbacks": [follow_up()]})
     target.send(sent)
     assert "mdstore.ingest" in target.reason_for(mark_of({**sent, "body": "[]"}))

@@ -7,11 +7,11 @@ from pathlib import Path
 from celery import chord
 
 from mdstore.queue.app import SqsApp
-from tests.integration.test_queue import Environ, aws, worker
+from tests.integration.test_queue import Environ, worker
 from tests.integration.test_transport import app, environ, journal, left, lines
 from tests.waiting import until
 
-__all__ = ["app", "aws", "environ", "journal"]  # fixtures
+__all__ = ["app", "environ", "journal"]  # fixtures
 
 
 def test_a_body_runs_as_often_as_its_frozen_chord_is_applied(

@@ -11,10 +11,8 @@ import pytest
 from mdstore.local.emulator import EmbeddedAws
 from mdstore.queue.app import SqsApp
 from mdstore.settings import load_settings
-from tests.integration.test_queue import Environ, aws, namespace, worker
+from tests.integration.test_queue import Environ, namespace, worker
 from tests.waiting import until
-
-__all__ = ["aws"]  # a fixture
 
 
 @pytest.fixture

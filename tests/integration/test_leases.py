@@ -13,11 +13,9 @@ import pytest
 from mdstore.local.emulator import EmbeddedAws, free_port
 from mdstore.queue.app import SqsApp
 from mdstore.settings import load_settings
-from tests.integration.test_queue import Environ, aws, namespace, worker
+from tests.integration.test_queue import Environ, namespace, worker
 from tests.integration.test_transport import left, lines
 from tests.waiting import until
-
-__all__ = ["aws"]  # a fixture
 
 APP = "tests.integration.broken_leases_app"
 

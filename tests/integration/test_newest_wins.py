@@ -31,7 +31,8 @@ def deployment() -> Iterator[Deployment]:
 def sent_ops(deployment: Deployment, request_id: str) -> list[str]:
     """Return the ops in the payload of a request."""
     payloads = deployment.client.store.payloads
-    return [item.op for item in payloads.lane(payloads.find(request_id), 0)]
+    reference, _ = payloads.find(request_id)
+    return [item.op for item in payloads.lane(reference, 0)]
 
 
 def test_python_and_celery_take_it(deployment: Deployment) -> None:

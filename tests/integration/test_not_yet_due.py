@@ -13,11 +13,9 @@ import pytest
 from mdstore.local.emulator import EmbeddedAws
 from mdstore.queue.app import SqsApp
 from mdstore.settings import load_settings
-from tests.integration.test_queue import ROOT, Environ, aws, namespace, worker
+from tests.integration.test_queue import ROOT, Environ, namespace, worker
 from tests.integration.test_transport import APP, left, lines
 from tests.waiting import until
-
-__all__ = ["aws"]  # a fixture
 
 HOUR = 3_600
 #: Python imports this module before all others. Celery's timer and the transport read `time.time`.

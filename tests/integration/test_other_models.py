@@ -6,24 +6,17 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mdstore.client import Client
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from mdstore.settings import load_settings
 from tests.integration.test_queue import ROOT, Environ, namespace, worker
 
 OPERATION = {"op": "upsert", "entity": "airport", "key": "KJFK", "data": {"lat": "40.6"}}
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
 
 
 @pytest.fixture

@@ -51,12 +51,6 @@ def worker(
         stop_process(process)
 
 
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
-
-
 def namespace(aws: EmbeddedAws, *, with_store: bool) -> Environ:
     """Provision a namespace; returns its environment. A message is redelivered after 12 s, and delivered twice at most."""
     made = {

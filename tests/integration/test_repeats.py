@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,11 @@ import pytest
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from mdstore.client import Client
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from mdstore.model import State
 from mdstore.settings import load_settings
 from tests.integration.test_queue import Environ, namespace, worker
 from tests.waiting import until
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
 
 
 @pytest.fixture

@@ -15,11 +15,9 @@ from mdstore.local.emulator import EmbeddedAws
 from mdstore.model import State
 from mdstore.settings import load_settings
 from mdstore.tasks import create_store_app
-from tests.integration.test_queue import aws, dead_letters, namespace, operations, worker
+from tests.integration.test_queue import dead_letters, namespace, operations, worker
 from tests.integration.transport_app import journaling_app
 from tests.waiting import until
-
-__all__ = ["aws"]  # a fixture
 
 
 @pytest.fixture(scope="module")

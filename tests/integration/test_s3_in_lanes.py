@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from mdstore.errors import DeploymentBroken, NotFound
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from mdstore.model import Counts, Operation, Reference
 from mdstore.provision import provision
 from mdstore.settings import Settings, load_settings
@@ -80,12 +80,6 @@ def proxied(upstream: str) -> Iterator[Proxy]:
     found = Proxy(upstream)
     yield found
     found.close()
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as found:
-        yield found
 
 
 def settings_at(aws: EmbeddedAws, **environ: str) -> Settings:

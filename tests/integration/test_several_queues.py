@@ -16,10 +16,8 @@ from mdstore.local.emulator import EmbeddedAws
 from mdstore.local.stack import stop_process
 from mdstore.queue.app import SqsApp
 from mdstore.settings import load_settings
-from tests.integration.test_queue import ROOT, Environ, aws, namespace
+from tests.integration.test_queue import ROOT, Environ, namespace
 from tests.waiting import until
-
-__all__ = ["aws"]  # a fixture
 
 QUEUES = 20
 

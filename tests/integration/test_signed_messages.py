@@ -19,11 +19,9 @@ from mdstore.queue.broker.authentication import Authenticator, FixedKeys
 from mdstore.settings import load_settings
 from mdstore.tasks import create_store_app
 from tests.integration.test_forger import OPERATION, WAYS, Target, mark_of, message, nothing_happened
-from tests.integration.test_queue import Environ, aws, namespace, operations, worker
+from tests.integration.test_queue import Environ, namespace, operations, worker
 from tests.integration.transport_app import journaling_app
 from tests.waiting import until
-
-__all__ = ["aws"]  # a fixture
 
 KEY, OTHER = "a key of this deployment " * 2, "another key " * 4
 

@@ -10,11 +10,11 @@ from celery import chain, states
 from celery.exceptions import WorkerLostError
 
 from mdstore.queue.app import SqsApp
-from tests.integration.test_queue import Environ, aws, worker
+from tests.integration.test_queue import Environ, worker
 from tests.integration.test_transport import app, environ, journal, left, lines
 from tests.waiting import until
 
-__all__ = ["app", "aws", "environ", "journal"]  # fixtures
+__all__ = ["app", "environ", "journal"]  # fixtures
 
 APP = "tests.integration.stopping_app"
 

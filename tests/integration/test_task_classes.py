@@ -13,9 +13,7 @@ from mdstore.local.emulator import EmbeddedAws
 from mdstore.queue import create_app
 from mdstore.queue.app import SqsApp
 from mdstore.settings import load_settings
-from tests.integration.test_queue import aws, dead_letters, namespace, worker
-
-__all__ = ["aws"]  # a fixture
+from tests.integration.test_queue import dead_letters, namespace, worker
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,8 @@ from mdstore.provision import provision
 from mdstore.queue.app import SqsApp
 from mdstore.queue.broker.publisher import Unsent
 from mdstore.settings import load_settings
-from tests.integration.test_queue import Environ, aws, dead_letters, namespace, worker
+from tests.integration.test_queue import Environ, dead_letters, namespace, worker
 from tests.waiting import until
-
-__all__ = ["aws"]  # a fixture
 
 APP = "tests.integration.transport_app"
 

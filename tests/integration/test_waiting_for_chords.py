@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,13 @@ from celery import chord, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from mdstore.aws.dynamodb.client import DynamoClient
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from mdstore.queue.app import SqsApp
 from mdstore.settings import load_settings
 from tests.integration.test_queue import Environ, namespace, worker
 from tests.integration.transport_app import journaling_app
 
 PARTS = 1_000
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
 
 
 @pytest.fixture

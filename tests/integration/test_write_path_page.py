@@ -14,19 +14,13 @@ from uuid import uuid4
 import pytest
 
 from mdstore.client import Client
-from mdstore.local.emulator import EmbeddedAws, free_port
+from mdstore.local.emulator import EmbeddedAws
 from mdstore.local.stack import stop_process
 from mdstore.model import State
 from mdstore.provision import provision
 from mdstore.settings import load_settings
 from tests.waiting import until
 from tests.write_path import ROOT, first_calls, hops, recorded
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
-    with EmbeddedAws(port=free_port()) as running:
-        yield running
 
 
 @contextmanager

@@ -163,7 +163,8 @@ class Bench:
             body = encoded.body.read()
         sections = body[len(MAGIC) + 4 + len(exactjson.dumps(encoded.header)) :]
         self.objects.stored["payloads/r"] = MAGIC + len(text).to_bytes(4, "big") + text + sections
-        return self.payloads.find("r")
+        reference, _ = self.payloads.find("r")
+        return reference
 
 
 @pytest.mark.parametrize("name", SAME)

@@ -78,7 +78,8 @@ def put(
     **changes: Any,
 ) -> tuple[Reference, bool]:
     with encoded(sources, request_id=request_id, source=source, **changes) as one:
-        return payloads.put(one)
+        reference, _, new = payloads.put(one)
+        return reference, new
 
 
 def upsert(key: str, group: str | None = None, **fields: Any) -> Operation:
@@ -171,7 +172,7 @@ def test_the_reference_locates_and_identifies_the_payload() -> None:
         lanes=1,
         source="shop",
     )
-    assert payloads.find("r1") == reference
+    assert payloads.find("r1") == (reference, payloads.header(reference))
 
 
 def test_encoding_is_deterministic() -> None:
@@ -462,7 +463,7 @@ def test_an_invalid_operation_is_refused_with_its_reason() -> None:
         answers = [builder.add(source) for source in sources]
         one = builder.encode("r1", "shop")
         with one.body:
-            reference, _ = payloads.put(one)
+            reference, *_ = payloads.put(one)
     refused = payloads.refused(reference)
     assert [found for found in answers if found] == refused
     assert [found is None for found in answers] == [True, False, False, False, True]

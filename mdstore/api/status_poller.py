@@ -31,8 +31,8 @@ class _Call:
         self.next_read = 0.0
 
 
-class Waiting:
-    """The calls that wait for requests. `run` reads the states of these requests, many per call to AWS."""
+class StatusPoller:
+    """Polls the states of the requests that calls wait for. `run` reads many per call to AWS."""
 
     def __init__(self, read: ReadStatuses) -> None:
         self._read = read

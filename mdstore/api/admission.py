@@ -1,4 +1,4 @@
-"""Bounds the request bodies that are held at the same time: their number and bytes, in all and for one source."""
+"""Admission control: bounds the number and the bytes of request bodies that are held at once, in all and for one source."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class _Share:
     """What may be held at the same time, in all or by one source."""
 
     def __init__(self, *, bodies: int, size: int, status: int, whose: str) -> None:
-        self._places = anyio.Semaphore(bodies)
+        self._slots = anyio.Semaphore(bodies)
         self._most = size
         self._status, self._whose = status, whose
         self.users = 0
         self.size = 0
 
     async def wait(self, stack: AsyncExitStack) -> None:
-        """Take a place until `stack` is closed."""
+        """Take a slot until `stack` is closed."""
         with anyio.move_on_after(_PATIENCE) as patience:
-            await stack.enter_async_context(self._places)
+            await stack.enter_async_context(self._slots)
         if patience.cancelled_caught:
             raise self._busy()
 
@@ -41,8 +41,8 @@ class _Share:
         return HTTPException(self._status, detail, headers={"Retry-After": "1"})
 
 
-class Place:
-    """The place of one body."""
+class Slot:
+    """The slot of one body, and the bytes that it holds."""
 
     def __init__(self, *shares: _Share) -> None:
         self._shares = shares
@@ -66,8 +66,8 @@ class Place:
             share.size += size
 
 
-class Intake:
-    """Hands out places for bodies. One source may have half of all places and bytes, and at least one body of any size."""
+class Admission:
+    """Hands out slots for bodies. One source may have half of all slots and bytes, and at least one body of any size."""
 
     def __init__(self, settings: Settings) -> None:
         self._bodies = settings.api_max_bodies
@@ -76,8 +76,8 @@ class Intake:
         self._sources: dict[str, _Share] = {}  # those that have a body under way
 
     @asynccontextmanager
-    async def place(self, source: str) -> AsyncIterator[Place]:
-        """Wait for a place for a body of `source`: up to ten seconds among its own bodies, and as long among those of all.
+    async def slot(self, source: str) -> AsyncIterator[Slot]:
+        """Wait for a slot for a body of `source`: up to ten seconds among its own bodies, and as long among those of all.
 
         Raises an `HTTPException` with status 429 or 503.
         """
@@ -91,9 +91,9 @@ class Intake:
             async with AsyncExitStack() as stack:
                 await own.wait(stack)
                 await self._all.wait(stack)
-                place = Place(own, self._all)
-                stack.callback(place.release)
-                yield place
+                slot = Slot(own, self._all)
+                stack.callback(slot.release)
+                yield slot
         finally:
             own.users -= 1
             if not own.users:

@@ -21,6 +21,7 @@ import msgspec
 from mdstore.aws.concurrent import Task
 from mdstore.aws.dynamodb.attributes import Item, from_item, to_item
 from mdstore.aws.dynamodb.client import DynamoClient
+from mdstore.aws.json_protocol import encode
 from mdstore.aws.dynamodb.updates import expressions, given, placeholders, unless_set
 from mdstore.errors import NotFound
 from mdstore.log import event
@@ -181,9 +182,17 @@ class Ledger:
         self, reference: Reference, *, operations: int, refused: Mapping[str, int], lane: LaneSummary | None
     ) -> RequestStatus:
         """Make the transition to completed in one write, from any other state or none, for a request of at most one lane."""
+        task = self.complete_task(reference, operations=operations, refused=refused, lane=lane)
+        (status,) = self._dynamo.run([task])
+        return status
+
+    def complete_task(
+        self, reference: Reference, *, operations: int, refused: Mapping[str, int], lane: LaneSummary | None
+    ) -> Task[RequestStatus]:
+        """Task: do what `complete` does."""
         early = Counts(refused=dict(refused))
         started, finished = (lane.started_at, lane.finished_at) if lane else (self._clock(), self._clock())
-        changed = self._update(
+        update = self._update_body(
             reference.request_id,
             always={
                 "state": State.COMPLETED,
@@ -200,9 +209,13 @@ class Ledger:
             condition="attribute_not_exists(pk) OR #state <> :completed",
             arguments={"completed": State.COMPLETED},
         )
-        if changed:
-            _log_final_state(changed)
-        return changed or self.get(reference.request_id)
+        item = yield from self._dynamo.update_if_task(update)
+        if item is None:
+            found = yield "GetItem", encode(self._get_body(reference.request_id, "request"))
+            return _request(from_item(found["Item"]))
+        completed = _request(from_item(item))
+        _log_final_state(completed)
+        return completed
 
     def record_turn(self, request_id: str) -> None:
         """Record that a lane has had its turn and is about to be sent again, which is a sign of work. The state stays."""
@@ -363,7 +376,12 @@ class Ledger:
 
     # -- calls
 
-    def _update(
+    def _update(self, request_id: str, **changes: Any) -> RequestStatus | None:
+        """Update a request's item if `condition` holds. Return None if not: another process has changed it, which is normal."""
+        item = self._dynamo.update_if(self._update_body(request_id, **changes))
+        return None if item is None else _request(from_item(item))
+
+    def _update_body(
         self,
         request_id: str,
         *,
@@ -372,15 +390,13 @@ class Ledger:
         arguments: Mapping[str, Any],
         defaults: Mapping[str, Any] = MappingProxyType({}),
         removed: Collection[str] = (),
-    ) -> RequestStatus | None:
-        """Update a request's item if `condition` holds. Return None if not: another process has changed it, which is normal."""
-        item = self._dynamo.update_if({
+    ) -> dict[str, Any]:
+        return {
             "TableName": self._table,
             "Key": to_item({"pk": request_id, "sk": "request"}),
             **expressions(set=given(always) | unless_set(defaults), remove=removed, condition=condition),
             "ExpressionAttributeValues": to_item(placeholders({**always, **defaults, **arguments})),
-        })  # fmt: skip
-        return None if item is None else _request(from_item(item))
+        }
 
     def _put_unless(
         self, values: Mapping[str, Any], condition: str, arguments: Mapping[str, Any] = MappingProxyType({})
@@ -391,9 +407,11 @@ class Ledger:
         return self._dynamo.put_if(body)
 
     def _get(self, pk: str, sk: str) -> dict[str, Any] | None:
-        body = {"TableName": self._table, "Key": to_item({"pk": pk, "sk": sk}), "ConsistentRead": True}
-        item: Item | None = self._dynamo.call("GetItem", body).get("Item")
+        item: Item | None = self._dynamo.call("GetItem", self._get_body(pk, sk)).get("Item")
         return from_item(item) if item else None
+
+    def _get_body(self, pk: str, sk: str) -> dict[str, Any]:
+        return {"TableName": self._table, "Key": to_item({"pk": pk, "sk": sk}), "ConsistentRead": True}
 
     def _get_all(self, keys: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         (items,) = self._dynamo.run([self._dynamo.batch_get(self._table, [to_item(key) for key in keys])])

@@ -43,7 +43,7 @@ from mdstore.store.folding import Fold, folds_of
 from mdstore.store.ledger import LaneSummary, Ledger, Receipt, RequestStatus, receipt_of
 from mdstore.store.operations import OPERATIONS, Indexed, Needs, merged
 from mdstore.store.packing import Transaction, pack, refusal
-from mdstore.store.payload import Payloads
+from mdstore.store.payload import Header, OpenPayload, Payloads
 from mdstore.store.records import Records
 from mdstore.store.validation import FieldError, Validator
 from mdstore.store.writes import (
@@ -58,6 +58,8 @@ from mdstore.store.writes import (
 #: Bytes of JSON in one call. DynamoDB allows 4 MB per transaction, and counts fewer bytes than the JSON has.
 _MAX_BODY = 3_500_000
 _UPLOADS = 8  # concurrent uploads of large data to S3
+#: The most operations, bytes of JSON and waves of a request that is applied side by side with others.
+SMALL_REQUEST, _SMALL_JSON, _SMALL_WAVES = 100, 2**20, 4
 _encode = msgspec.json.Encoder().encode
 
 
@@ -157,10 +159,46 @@ class Writer:
             lane=self._apply(reference, 0, had_turns) if reference.lanes else None,
         )
 
-    def _apply(self, reference: Reference, lane: int, had_turns: bool) -> LaneSummary:
+    def apply_small_task(self, payload: OpenPayload) -> Task[RequestStatus | None]:
+        """Task: apply a small request as `apply_request` does, one call after the other, and complete it.
+
+        Return None, and change nothing, if the request is not small: it has more than one lane, 100 operations, 1 MiB of JSON or
+        4 waves, or its first read does not hold its lane. Raises the errors of `apply_lane` except `LaneUnfinished`.
+        """
+        reference, header = payload.reference, payload.header
+        if not is_small(payload):
+            return None
+        summary = None
+        if header.lanes:
+            started = self._begin(header)
+            waves = pack((yield from self._payloads.lane_task(payload, 0)), reference.v)
+            if len(waves) > _SMALL_WAVES:
+                return None
+            run = _LaneRun(reference=reference, lane=0, deadline=self._monotonic() + self._budget)
+            receipts: list[Receipt] = []
+            for wave in waves:
+                self._check_budget(run)
+                run.blobs = {}
+                for item in _large(wave):
+                    run.blobs[item.index] = yield from self._blobs.put_task(bytes(item.data))
+                for transaction in wave:
+                    receipts.append((yield from self._apply_transaction(run, transaction)))
+            summary = self._summary(0, started, waves, receipts)
+        return (
+            yield from self._ledger.complete_task(
+                reference, operations=header.operations, refused=header.refused_counts, lane=summary
+            )
+        )
+
+    def _begin(self, header: Header) -> float:
+        """Return the time at which a lane starts."""
         started = self._clock()
-        if started - self._payloads.header(reference).created_at > MAX_AGE + DAY / 2:
+        if started - header.created_at > MAX_AGE + DAY / 2:
             raise IntegrityError("the request is too old: its receipts may be gone, so it could be applied twice")
+        return started
+
+    def _apply(self, reference: Reference, lane: int, had_turns: bool) -> LaneSummary:
+        started = self._begin(self._payloads.header(reference))
         run = _LaneRun(reference=reference, lane=lane, deadline=self._monotonic() + self._budget)
         waves = pack(self._payloads.lane(reference, lane), reference.v)
         first = self._find_first_wave(run, waves) if had_turns else 0
@@ -180,6 +218,11 @@ class Writer:
         if first:
             earlier = self._ledger.receipts(reference.request_id, lane)
             receipts = [earlier[transaction.number] for wave in waves[:first] for transaction in wave] + receipts
+        return self._summary(lane, started, waves, receipts)
+
+    def _summary(
+        self, lane: int, started: float, waves: Sequence[Sequence[Transaction]], receipts: Sequence[Receipt]
+    ) -> LaneSummary:
         transactions = [transaction for wave in waves for transaction in wave]
         return LaneSummary(
             lane=lane,
@@ -254,8 +297,7 @@ class Writer:
 
     def _upload_large_data(self, run: _LaneRun, wave: Sequence[Transaction]) -> dict[int, Blob]:
         """Put data that is too large for an item in S3, and return the pointers by operation index."""
-        operations = (item for transaction in wave for item in transaction.operations)
-        large = [item for item in operations if item.data and not item.is_merged]
+        large = _large(wave)
         if not large:
             return {}
         blobs = self._dynamo.run(
@@ -432,6 +474,21 @@ def count(transactions: Sequence[Transaction], receipts: Sequence[Receipt]) -> C
         reasons.update(str(one.reason) for one in receipt.refused)
         applied.update([item.op for item in transaction.operations if item.index not in refused])
     return Counts(applied=dict(sorted(applied.items())), refused=dict(sorted(reasons.items())))
+
+
+def is_small(payload: OpenPayload) -> bool:
+    """Return whether a request may be small (see `Writer.apply_small_task`), as far as its header tells."""
+    header = payload.header
+    return header.operations <= SMALL_REQUEST and (
+        not header.lanes
+        or (len(header.lanes) == 1 and header.lanes[0].raw <= _SMALL_JSON and payload.holds(header.lanes[0]))
+    )
+
+
+def _large(wave: Sequence[Transaction]) -> list[Indexed]:
+    """Return the operations of a wave whose data is too large for an item."""
+    operations = (item for transaction in wave for item in transaction.operations)
+    return [item for item in operations if item.data and not item.is_merged]
 
 
 def _invalid(item: Indexed, message: str) -> Refusal:

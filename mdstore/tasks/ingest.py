@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
-from mdstore.errors import DeploymentBroken, InvalidRequest, Unavailable
+from mdstore.aws.concurrent import Task
+from mdstore.errors import DeploymentBroken, IntegrityError, InvalidRequest, Unavailable
 from mdstore.model import Reference
 from mdstore.queue.broker.publisher import Unsent
+from mdstore.queue.small_tasks import SMALL_PER_JOB
 from mdstore.store.ingestor import Accepted, OnInvalid
+from mdstore.store.ledger import RequestStatus
+from mdstore.store.payload import Header
+from mdstore.store.writer import is_small
 from mdstore.tasks.result import KnownRequestResult, RequestResult
-from mdstore.tasks.task import StoreTask
+from mdstore.tasks.task import StoreRequest, StoreTask, read_reference
+
+
+#: The header of a message that holds the number of its request's operations. It is a hint: nobody relies on it.
+OPERATIONS = "operations"
+
+
+class IngestRequest(StoreRequest):
+    """A delivery of `mdstore.ingest`."""
+
+    @property
+    def is_small(self) -> bool:
+        """Return whether the request is small, and the task has nothing but the request to care for."""
+        args, kwargs, canvas = self.message.payload
+        return (
+            self.app.is_small(self.request_dict)
+            and len(args) == 1
+            and not kwargs
+            and not any((canvas or {}).values())
+            and tuple(self.time_limits) == (None, None)
+            and isinstance(args[0], Mapping)
+            and args[0].get("lanes") in (0, 1)
+        )
 
 
 class IngestTask(StoreTask):
     """The task `mdstore.ingest`. Publishing it stores the operations as a payload and sends a reference to the payload."""
 
     abstract = True
+    Request = IngestRequest
+    store_errors_even_if_ignored = True
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult:
         """Store the operations, send a reference to them, and return the request's result.
@@ -45,6 +74,34 @@ class IngestTask(StoreTask):
         result: AsyncResult = accepted.published
         return result
 
+    def prepare(self, arguments: Sequence[Sequence[Any]]) -> list[RequestStatus | Exception | None]:
+        """Apply, side by side, the small requests that the arguments of several messages name.
+
+        Return each message's status, or the error that ended its request. None means that nothing was done: the task itself
+        has to look.
+        """
+        references: dict[int, Reference] = {}
+        for number, args in enumerate(arguments):
+            with suppress(IntegrityError):  # the task will find it, too
+                references[number] = read_reference(args[0])
+        outcomes = self.store.aws.dynamo.outcomes(map(self._apply_small, references.values()), in_flight=SMALL_PER_JOB)
+        found = dict(zip(references, outcomes, strict=True))
+        return [found.get(number) for number in range(len(arguments))]
+
+    def _apply_small(self, reference: Reference) -> Task[RequestStatus | None]:
+        store = self.store
+        payload = yield from store.payloads.open_task(reference)
+        if not is_small(payload):
+            return None
+        self.report_models(payload.header, reference)
+        return (yield from store.writer.apply_small_task(payload))
+
+    def report_models(self, header: Header, reference: Reference) -> None:
+        """Log if the producer checked a request against other models than this worker has."""
+        self.store.entities.report_other_models(
+            header.models, request_id=reference.request_id, source=reference.source
+        )
+
     def AsyncResult(self, task_id: str, **options: Any) -> RequestResult:  # noqa: N802  Celery's name
         """Return the result of a task of this name."""
         return RequestResult(task_id, task_name=self.name, app=self.app, **options)
@@ -60,24 +117,31 @@ class IngestTask(StoreTask):
         task_id: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Accepted:
-        """Accept a request and publish it. The task's id is `task_id`, or else the request id."""
+        """Accept a request and publish it. The task's id is `task_id`, or else the request id.
+
+        `options` are those of a caller of Celery. Without them, the task's result is not stored: the ledger has it.
+        """
         if isinstance(operations, Mapping | str | bytes):
             raise InvalidRequest(field="operations", value=operations, expected="a list of operations")
         send = super().apply_async
 
+        counted = _Counted(operations)
+
         def publish(reference: Reference) -> AsyncResult:
             message = msgspec.to_builtins(reference)
+            given = {"ignore_result": True} if options is None else options
+            headers = {**(given.get("headers") or {}), OPERATIONS: counted.count}
             with broker_errors():
                 return send(
                     (message,),
                     {},
                     task_id=task_id or reference.request_id,
                     **fairness_options(reference),
-                    **(options or {}),
+                    **{**given, "headers": headers},
                 )
 
         return self.store.ingestor.accept(
-            operations,
+            counted,
             publish=publish,
             request_id=request_id,
             source=source,
@@ -85,6 +149,19 @@ class IngestTask(StoreTask):
             newest_wins=newest_wins,
             republish=task_id is not None,
         )
+
+
+class _Counted:
+    """Iterates over operations once, and counts them."""
+
+    def __init__(self, operations: Iterable[Any]) -> None:
+        self._operations = operations
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for operation in self._operations:
+            self.count += 1
+            yield operation
 
 
 def fairness_options(reference: Reference) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from mdstore.aws.concurrent import Call, Run, Task
 from mdstore.aws.dynamodb.attributes import Item
-from mdstore.aws.http import Response, SignedHttp
+from mdstore.aws.http import ConcurrentCalls, Response, SignedHttp
 from mdstore.aws.json_protocol import JsonProtocol, decode, encode, failure, is_retryable
 from mdstore.aws.retry import Retry
 from mdstore.errors import (
@@ -62,10 +62,27 @@ class DynamoClient:
             return None
         return item
 
+    def update_if_task(self, body: Mapping[str, Any]) -> Task[Item | None]:
+        """Task: do what `update_if` does."""
+        try:
+            answer = yield "UpdateItem", encode({**body, "ReturnValues": "ALL_NEW"})
+        except ConditionFailed:
+            return None
+        item: Item = answer["Attributes"]
+        return item
+
     def put_if(self, body: Mapping[str, Any], *, deadline: float | None = None) -> bool:
         """Call PutItem and return whether it wrote: False means that the condition failed."""
         try:
             self.call("PutItem", body, deadline=deadline)
+        except ConditionFailed:
+            return False
+        return True
+
+    def put_if_task(self, body: Mapping[str, Any]) -> Task[bool]:
+        """Task: do what `put_if` does."""
+        try:
+            yield "PutItem", encode(body)
         except ConditionFailed:
             return False
         return True
@@ -96,16 +113,25 @@ class DynamoClient:
         `call`. Once a task raises or the deadline passes, no further call is started: the running ones are awaited, and
         the first error is raised.
         """
-        with self._http.concurrent_calls() as concurrent_calls:
-            run: Run[T] = Run(
-                concurrent_calls,
-                begin=self._protocol.request,
-                read=_read,
-                retry=self.retry,
-                in_flight=in_flight,
-                deadline=deadline,
-            )
-            return run.results(tasks)
+        with self._http.concurrent_calls() as calls:
+            return self._new_run(calls, in_flight, deadline).results(tasks)
+
+    def outcomes(
+        self, tasks: Iterable[Task[T]], *, in_flight: int, deadline: float | None = None
+    ) -> list[T | Exception]:
+        """Run all tasks as `run` does, but let each one end on its own. Return, in order, its result or the error that ended it."""
+        with self._http.concurrent_calls() as calls:
+            return self._new_run(calls, in_flight, deadline).outcomes(tasks)
+
+    def _new_run(self, calls: ConcurrentCalls, in_flight: int, deadline: float | None) -> Run[Any]:
+        return Run(
+            calls,
+            begin=self._protocol.request,
+            read=_read,
+            retry=self.retry,
+            in_flight=in_flight,
+            deadline=deadline,
+        )
 
     def batch_get(self, table: str, keys: Sequence[Mapping[str, Any]]) -> Task[list[dict[str, Any]]]:
         """Task: read the existing items of `keys`, strongly consistent, in any order, 100 per call. `keys` must be distinct."""

@@ -1,0 +1,174 @@
+"""Small requests are applied by tasks that run side by side: each ends as it would alone, in as few calls, and on its own."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdstore.errors import DeploymentBroken, IntegrityError, LaneUnfinished, Unavailable
+from mdstore.model import MAX_AGE, Counts, Operation, State
+from mdstore.settings import DAY
+from mdstore.store.ledger import RequestStatus
+from mdstore.tasks.ingest import IngestTask
+from tests.unit.bench import Bench
+from tests.unit.fakes import Actions
+from tests.unit.test_writer_parts import op, random_operations
+
+
+class Ingest(IngestTask):
+    """The task over a store in memory."""
+
+    name = "mdstore.ingest"
+    store: Any = None  # type: ignore[assignment]  a property of the base class
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def ingest(bench: Bench) -> Ingest:
+    """Return the task, which has a bench's store."""
+    task = Ingest()
+    entities = SimpleNamespace(report_other_models=lambda *_, **__: None)
+    aws = SimpleNamespace(dynamo=bench.dynamo)
+    task.store = SimpleNamespace(aws=aws, payloads=bench.payloads, entities=entities, writer=bench.writer())
+    return task
+
+
+def prepare(bench: Bench, *references: Any) -> list[RequestStatus | Exception | None]:
+    """Apply requests side by side, as the messages of a job, and return their outcomes."""
+    return ingest(bench).prepare([[msgspec.to_builtins(one)] for one in references])
+
+
+def upsert(key: str) -> Operation:
+    return op("upsert", key, n=1)
+
+
+def test_a_small_request_takes_a_read_a_transaction_and_a_write(bench: Bench) -> None:
+    """One ranged read gives header and lane, and one write completes the request."""
+    reference = bench.request([upsert("a"), upsert("b")])
+    (status,) = prepare(bench, reference)
+    assert isinstance(status, RequestStatus)
+    assert (status.state, status.counts, status.operations) == (State.COMPLETED, Counts(applied={"upsert": 2}), 2)
+    assert [key for key, _, _ in bench.objects.gets] == [reference.payload]
+    assert bench.dynamo.calls == ["TransactWriteItems", "UpdateItem"]
+
+
+def test_a_request_whose_operations_were_all_refused_is_completed(bench: Bench) -> None:
+    """It has no lane, so there is nothing to apply."""
+    reference = bench.request([upsert("a")])
+    (payload,) = bench.dynamo.run([bench.payloads.open_task(reference)])
+    refused = msgspec.structs.replace(payload.header, lanes=(), refused_counts={"invalid": 1})
+    empty = payload._replace(header=refused, reference=msgspec.structs.replace(reference, lanes=0))
+    (status,) = bench.dynamo.run([bench.writer().apply_small_task(empty)])
+    assert status is not None
+    assert (status.state, status.counts) == (State.COMPLETED, Counts(refused={"invalid": 1}))
+
+
+@settings(deadline=None, max_examples=100)
+@given(random_operations, st.booleans())
+def test_a_small_request_ends_as_it_would_alone(operations: list[Operation], was_applied: bool) -> None:
+    """Records, receipts and counts are those of the other way, on the first delivery and on a later one."""
+    seen: set[tuple[str | None, str]] = set()
+    lane = []
+    for operation in operations:
+        place = operation.group, operation.key
+        if operation.group is None or place not in seen:
+            lane.append(operation)
+        seen.add(place)
+    if not lane:
+        return
+    alone, together = Bench(), Bench()
+    expected = alone.writer().apply_request(alone.request(lane))
+    reference = together.request(lane)
+    if was_applied:
+        together.writer().apply_lane(reference, 0)
+    (found,) = prepare(together, reference)
+    if found is None:  # it has too many waves
+        found = together.writer().apply_request(reference)
+    assert found == expected
+    assert together.snapshot() == alone.snapshot()
+
+
+def noise(size: int) -> str:
+    return "".join(random.Random(1).choices("0123456789abcdef", k=size))
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [upsert(f"k{number}") for number in range(101)],
+        [op("upsert", "k", n=1), *(op("patch", "k", n=number) for number in range(4))],
+        [Operation(op="upsert", entity="e", key="k", data={"a": noise(200_000)})],
+        [Operation(op="upsert", entity="e", key="k", data={"a": "a" * 2**20})],
+    ],
+    ids=["operations", "waves", "bytes", "bytes that are compressed well"],
+)
+def test_a_request_that_is_not_small_is_left_alone(bench: Bench, operations: list[Operation]) -> None:
+    """Whatever its message says of its size, nothing is written: its task applies it, in its turn."""
+    assert prepare(bench, bench.request(operations)) == [None]
+    assert bench.dynamo.items == {}
+
+
+def test_each_request_ends_on_its_own(bench: Bench) -> None:
+    """One is forged, one throttled, one meets a missing table, one is no reference, one is too large: the others succeed."""
+
+    def answer(actions: Actions) -> None:
+        key = next(iter(actions[0].values()))["Key"]["pk"]["S"]
+        if key == "e#busy":
+            raise Unavailable("busy", code="ThrottlingException")
+        if key == "e#gone":
+            raise DeploymentBroken("no table", code="ResourceNotFoundException")
+
+    bench.dynamo.before = answer
+    good = [bench.request([upsert(f"good{number}")], f"good{number}") for number in range(3)]
+    forged = msgspec.structs.replace(bench.request([upsert("forged")], "forged"), digest="0" * 64)
+    busy, gone = (bench.request([upsert(key)], key) for key in ("busy", "gone"))
+    large = bench.request([upsert(f"large{number}") for number in range(101)], "large")
+    found = prepare(bench, good[0], forged, busy, {"payload": 7}, good[1], gone, large, good[2])
+    kinds = [type(one) for one in found]
+    ok = RequestStatus
+    assert kinds == [ok, IntegrityError, Unavailable, type(None), ok, DeploymentBroken, type(None), ok]
+    assert {key for _, key in bench.records.look_up([("e", "busy"), ("e", "forged"), ("e", "gone")])} == set()
+    assert [bench.data(f"good{number}") for number in range(3)] == [{"n": 1}] * 3
+
+
+def test_an_old_request_is_not_applied(bench: Bench) -> None:
+    """Its receipts may be gone, so it could be applied twice."""
+    reference = bench.request([upsert("a")])
+    (payload,) = bench.dynamo.run([bench.payloads.open_task(reference)])
+    bench.now = payload.header.created_at + MAX_AGE + DAY
+    (found,) = prepare(bench, reference)
+    assert isinstance(found, IntegrityError)
+
+
+def test_damaged_bytes_are_read_again(bench: Bench) -> None:
+    """A lane that was damaged in transit is read once more, and only that lane."""
+    reference = bench.request([upsert("a")])
+    whole, reads = bench.objects.get, iter([True])
+
+    def damage(key: str, start: int, end: int) -> bytes:
+        found = whole(key, start, end)
+        return found[:-1] + bytes([found[-1] ^ 1]) if next(reads, False) else found
+
+    bench.objects.get = damage  # type: ignore[method-assign]
+    (found,) = prepare(bench, reference)
+    assert isinstance(found, RequestStatus)
+    assert [start > 0 for _, start, _ in bench.objects.gets] == [False, True]
+
+
+def test_turns_are_for_long_lanes_only(bench: Bench) -> None:
+    """A small request never gives way to others: it would cost more than it saves."""
+    bench.turn, bench.turn_waves = 0, 1
+    operations = [op("upsert", "k", n=1), *(op("patch", "k", n=number) for number in range(3))]
+    with pytest.raises(LaneUnfinished):
+        bench.apply(operations, "alone")
+    (found,) = prepare(bench, bench.request(operations, "together"))
+    assert isinstance(found, RequestStatus)

@@ -21,8 +21,8 @@ import msgspec
 from mdstore.aws.concurrent import Task
 from mdstore.aws.dynamodb.attributes import Item, from_item, to_item
 from mdstore.aws.dynamodb.client import DynamoClient
-from mdstore.aws.json_protocol import encode
 from mdstore.aws.dynamodb.updates import expressions, given, placeholders, unless_set
+from mdstore.aws.json_protocol import encode
 from mdstore.errors import NotFound
 from mdstore.log import event
 from mdstore.model import FINAL_STATES, Counts, Reference, Refusal, State

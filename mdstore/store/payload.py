@@ -208,7 +208,7 @@ class Payloads:
         return text
 
     def _section_task(self, payload: OpenPayload, section: Section) -> Task[bytes]:
-        """Task: return a section from the first read of the object, if it is intact there, or else from up to `READS` new reads."""
+        """Task: return a section from the object's first read, if it is intact there, or else from up to `READS` new reads."""
         start = payload.body_start + section.offset
         end = start + section.length
         if payload.holds(section) and _is_intact(payload.first[start:end], section):

@@ -162,8 +162,8 @@ class Writer:
     def apply_small_task(self, payload: OpenPayload) -> Task[RequestStatus | None]:
         """Task: apply a small request as `apply_request` does, one call after the other, and complete it.
 
-        Return None, and change nothing, if the request is not small: it has more than one lane, 100 operations, 1 MiB of JSON or
-        4 waves, or its first read does not hold its lane. Raises the errors of `apply_lane` except `LaneUnfinished`.
+        Return None, and change nothing, if the request is not small: it has more than one lane, 100 operations, 1 MiB of JSON
+        or 4 waves, or its first read does not hold its lane. Raises the errors of `apply_lane` except `LaneUnfinished`.
         """
         reference, header = payload.reference, payload.header
         if not is_small(payload):
@@ -182,7 +182,8 @@ class Writer:
                 for item in _large(wave):
                     run.blobs[item.index] = yield from self._blobs.put_task(bytes(item.data))
                 for transaction in wave:
-                    receipts.append((yield from self._apply_transaction(run, transaction)))
+                    receipt = yield from self._apply_transaction(run, transaction)
+                    receipts.append(receipt)
             summary = self._summary(0, started, waves, receipts)
         return (
             yield from self._ledger.complete_task(

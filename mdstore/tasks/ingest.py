@@ -22,7 +22,6 @@ from mdstore.store.writer import is_small
 from mdstore.tasks.result import KnownRequestResult, RequestResult
 from mdstore.tasks.task import StoreRequest, StoreTask, read_reference
 
-
 #: The header of a message that holds the number of its request's operations. It is a hint: nobody relies on it.
 OPERATIONS = "operations"
 
@@ -39,7 +38,6 @@ class IngestRequest(StoreRequest):
             and len(args) == 1
             and not kwargs
             and not any((canvas or {}).values())
-            and tuple(self.time_limits) == (None, None)
             and isinstance(args[0], Mapping)
             and args[0].get("lanes") in (0, 1)
         )
@@ -98,9 +96,7 @@ class IngestTask(StoreTask):
 
     def report_models(self, header: Header, reference: Reference) -> None:
         """Log if the producer checked a request against other models than this worker has."""
-        self.store.entities.report_other_models(
-            header.models, request_id=reference.request_id, source=reference.source
-        )
+        self.store.entities.report_other_models(header.models, request_id=reference.request_id, source=reference.source)
 
     def AsyncResult(self, task_id: str, **options: Any) -> RequestResult:  # noqa: N802  Celery's name
         """Return the result of a task of this name."""
@@ -129,7 +125,7 @@ class IngestTask(StoreTask):
 
         def publish(reference: Reference) -> AsyncResult:
             message = msgspec.to_builtins(reference)
-            given = {"ignore_result": True} if options is None else options
+            given: Mapping[str, Any] = {"ignore_result": True} if options is None else options
             headers = {**(given.get("headers") or {}), OPERATIONS: counted.count}
             with broker_errors():
                 return send(

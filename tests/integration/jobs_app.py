@@ -1,9 +1,7 @@
-"""The data store's app, whose jobs are recorded. It reads these environment variables:
+"""The data store's app, whose jobs are recorded.
 
-JOURNAL     the file to which each job appends the number of its messages
-DIE_AT      the number of the completion before which a pool process kills itself, once
-DIED        the file that shows that it did
-RATE        the rate limit of `mdstore.ingest`
+Each job appends the number of its messages to the file `JOURNAL`. A pool process kills itself before its completion number
+`DIE_AT`, unless the file `DIED` shows that one did. `RATE` is the rate limit of `mdstore.ingest`.
 """
 
 from __future__ import annotations

@@ -271,10 +271,10 @@ def test_an_error_ends_only_its_own_task(time: FakeTime) -> None:
     concurrent_calls = ScriptedCalls(busy_for(b"never"))
     own, other = RequestRejected("no", code="x"), ValueError("a bug")
     tasks = [calling(b"1", b"2"), failing(own, b"3"), calling(b"never"), failing(other), calling(b"4", b"5")]
-    first, second, third, fourth, fifth = new_run(concurrent_calls, time, deadline=1.0).outcomes(tasks)
+    first, second, third, fourth, fifth = new_run(concurrent_calls, time, deadline=1_001.0).outcomes(tasks)
     assert (first, second, fourth, fifth) == ([b"1", b"2"], own, other, [b"4", b"5"])
     assert isinstance(third, Unavailable)
-    assert time.now <= 1.0
+    assert time.now <= 1_001.0
 
 
 def test_a_task_whose_time_is_over_is_closed(time: FakeTime) -> None:
@@ -287,7 +287,7 @@ def test_a_task_whose_time_is_over_is_closed(time: FakeTime) -> None:
         finally:
             ended.append(True)
 
-    (outcome,) = new_run(ScriptedCalls(busy_for(b"never")), time, deadline=1.0).outcomes([task()])
+    (outcome,) = new_run(ScriptedCalls(busy_for(b"never")), time, deadline=1_001.0).outcomes([task()])
     assert isinstance(outcome, Unavailable)
     assert ended == [True]
 
@@ -298,8 +298,6 @@ def test_outcomes_are_in_the_order_of_the_tasks(shapes: list[tuple[int, bool]], 
     """Whichever tasks fail, and however many calls each makes first."""
     errors = [RequestRejected(str(number), code="x") if fails else None for number, (_, fails) in enumerate(shapes)]
     bodies = [[b"%d.%d" % (number, call) for call in range(size)] for number, (size, _) in enumerate(shapes)]
-    tasks = [
-        failing(error, *some) if error else calling(*some) for error, some in zip(errors, bodies, strict=True)
-    ]
+    tasks = [failing(error, *some) if error else calling(*some) for error, some in zip(errors, bodies, strict=True)]
     found = new_run(ScriptedCalls(echo), FakeTime(), in_flight=in_flight).outcomes(tasks)
     assert found == [error or some for error, some in zip(errors, bodies, strict=True)]

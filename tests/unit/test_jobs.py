@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import current_app, states
+from billiard.einfo import ExceptionWithTraceback
+from celery import states
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
@@ -21,15 +21,19 @@ from mdstore.queue.worker.jobs import Jobs, _Ended, _Message, run_job
 from tests.unit.canvas import Canvas
 
 TASK = SimpleNamespace(name="small", soft_time_limit=5, time_limit=7)
+OTHER_TASK = SimpleNamespace(name="other")
 
 
 class Request:
     """A request that records what it is told."""
 
-    def __init__(self, number: int, *, is_small: bool = True, task: Any = TASK) -> None:
+    def __init__(
+        self, number: int, *, is_small: bool = True, task: Any = TASK, time_limits: Any = (None, None)
+    ) -> None:
         self.id = f"id-{number}"
         self.task = task
         self.is_small = is_small
+        self.time_limits = time_limits
         self.request_dict = {"args": [number]}
         self.message = SimpleNamespace(payload=[[number], {}, {}])
         self.is_revoked = False
@@ -67,7 +71,7 @@ class Pool:
         self.alone: list[Request] = []
         self.given: list[dict[str, Any]] = []
         self.semaphore = LaxBoundedSemaphore(processes)
-        self.jobs = Jobs(lambda request: self.semaphore.acquire(partial(self._process, request)))
+        self.jobs: Any = Jobs(lambda request: self.semaphore.acquire(partial(self._process, request)))
 
     def _process(self, request: Any) -> None:
         try:
@@ -120,15 +124,24 @@ def test_a_request_does_not_join_a_job_that_has_started() -> None:
 
 
 def test_other_requests_wait_on_their_own() -> None:
-    """One that is not small, or belongs to another task, neither joins a job nor keeps later requests from joining it."""
-    pool, large, other = Pool(1), Request(2, is_small=False), Request(3, task=SimpleNamespace(name="other"))
-    for one in (Request(0), Request(1), large, Request(4)):
+    """One that is not small leaves the waiting job open for others. Another task or time limit needs a job of its own."""
+    pool, large = Pool(1), Request(2, is_small=False)
+    other, shorter = Request(3, task=OTHER_TASK), Request(5, time_limits=[1, None])
+    for one in (Request(0), Request(1), large, Request(4), other, shorter):
         pool.jobs.execute(one)
-    pool.jobs.execute(other)
-    for _ in range(3):
+    for _ in range(4):
         pool.semaphore.release()
     assert pool.sizes() == [2]
-    assert pool.alone[1:] == [large, other]
+    assert pool.alone[1:] == [large, other, shorter]
+
+
+def test_the_time_limit_of_the_messages_is_that_of_their_job() -> None:
+    """Celery sends a task's time limits with each of its messages."""
+    pool = Pool(1)
+    for number in range(3):
+        pool.jobs.execute(Request(number, time_limits=[120, 60]))
+    pool.semaphore.release()
+    assert (pool.given[0]["timeout"], pool.given[0]["soft_timeout"]) == (120, 60)
 
 
 def test_revoked_requests_are_left_out() -> None:
@@ -204,7 +217,7 @@ class Worker:
         self.log: list[Any] = []
         self.outcomes: list[Any] | Exception = []
 
-        @self.canvas.app.task(name="small", bind=True, acks_late=True)
+        @self.canvas.app.task(name="small", bind=True, acks_late=True, shared=False)  # type: ignore[untyped-decorator]
         def small(_task: Any, number: int) -> Any:
             outcome = prepared()
             self.log.append((number, outcome))
@@ -242,12 +255,10 @@ class Worker:
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
-    before = current_app._get_current_object()
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     made = Worker()
-    made.canvas.app.set_current()
-    yield made
-    before.set_current()
+    monkeypatch.setattr("mdstore.queue.worker.jobs.current_app", made.canvas.app)
+    return made
 
 
 def kind(ended: _Ended) -> Any:
@@ -255,7 +266,9 @@ def kind(ended: _Ended) -> Any:
     assert ended.traced is not None
     failed, value, _ = ended.traced
     error = value.exception if failed else value
-    return type(getattr(error, "exc", None) or error) if failed else error
+    if isinstance(error, ExceptionWithTraceback):
+        error = error.exc
+    return type(error) if failed else error
 
 
 def test_each_message_gets_what_was_prepared_for_it_and_ends_on_its_own(worker: Worker) -> None:
@@ -266,7 +279,7 @@ def test_each_message_gets_what_was_prepared_for_it_and_ends_on_its_own(worker: 
     ]  # fmt: skip
     ended = worker.run(*outcomes)
     assert worker.log == [[[n] for n in range(6)], *((n, outcome) for n, outcome in enumerate(outcomes))]
-    assert [kind(one) for one in ended] == ["{'number': 0}", ValueError, Unavailable, Reject, Ignore, "{'number': 5}"]
+    assert [kind(one) for one in ended] == ["{'number': 0}", ValueError, Retry, Reject, Ignore, "{'number': 5}"]
     assert worker.stored() == {
         "id-0": states.SUCCESS, "id-1": states.FAILURE, "id-2": states.RETRY, "id-5": states.SUCCESS,
     }  # fmt: skip

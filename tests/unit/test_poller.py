@@ -426,18 +426,29 @@ def arrive_small(sqs: FakeSqs, count: int) -> None:
         sqs.arrive(QUEUE, f"small{number}")
 
 
-def test_eight_small_messages_take_the_room_of_one(sqs: FakeSqs) -> None:
-    """Room for two others is room for sixteen small ones. Each that is done makes room for the next."""
+def test_sixteen_small_messages_take_the_room_of_one(sqs: FakeSqs) -> None:
+    """Room for two others is room for 32 small ones. Those that are done make room for the next."""
     arrive_small(sqs, 100)
     with poller(sqs, room=2, is_small=small) as poll:
-        until(lambda: poll.count() >= 15)
+        until(lambda: poll.count() == 32)
         time.sleep(0.3)
-        assert poll.count() <= 16
-        for held in [take(poll) for _ in range(8)]:
+        assert poll.count() == 32
+        for held in [take(poll) for _ in range(16)]:
             poll.delete(held)
-        until(lambda: len(sqs.all_deleted) == 8)
-        until(lambda: poll.count() >= 15)
-        assert poll.count() <= 16
+        until(lambda: len(sqs.all_deleted) == 16)
+        until(lambda: poll.count() == 32)
+
+
+def test_few_polls_bring_small_messages(sqs: FakeSqs) -> None:
+    """Where the last message was small, a poll asks for as many as there may be room for, and within the bound."""
+    arrive_small(sqs, 100)
+    with poller(sqs, room=1, ahead=20, is_small=small) as poll:
+        until(lambda: poll.count() >= 16)
+        del sqs.asked[:]
+        for held in [take(poll) for _ in range(16)]:
+            poll.delete(held)
+        until(lambda: poll.count() >= 16)
+    assert max(sqs.asked) == 10
 
 
 def test_small_messages_are_taken_while_others_have_no_room(sqs: FakeSqs) -> None:
@@ -467,10 +478,10 @@ def test_waiting_small_messages_are_given_back_too(sqs: FakeSqs) -> None:
         assert (poll.count(), poll.take()) == (0, None)
 
 
-def test_a_small_message_counts_less_at_the_pace(sqs: FakeSqs) -> None:
+def test_a_small_message_counts_less_at_the_pace() -> None:
     """A pace of small messages does not make a worker hold as many others."""
     now = [0.0]
     pace = Pace(lambda: now[0])
-    for _ in range(16):
-        pace.count(1 / 8)
+    for _ in range(32):
+        pace.count(1 / 16)
     assert pace.rate() == pytest.approx(2.0)

@@ -25,7 +25,7 @@ class Ingest(IngestTask):
     """The task over a store in memory."""
 
     name = "mdstore.ingest"
-    store: Any = None  # type: ignore[assignment]  a property of the base class
+    store: Any = None
 
 
 @pytest.fixture
@@ -93,8 +93,12 @@ def test_a_small_request_ends_as_it_would_alone(operations: list[Operation], was
     (found,) = prepare(together, reference)
     if found is None:  # it has too many waves
         found = together.writer().apply_request(reference)
-    assert found == expected
-    assert together.snapshot() == alone.snapshot()
+    assert msgspec.structs.replace(found, reference=expected.reference) == expected
+    assert records_and_receipts(together) == records_and_receipts(alone)
+
+
+def records_and_receipts(bench: Bench) -> Any:
+    return {place: item for place, item in bench.snapshot().items() if place[2] != "request"}
 
 
 def noise(size: int) -> str:
@@ -107,7 +111,7 @@ def noise(size: int) -> str:
         [upsert(f"k{number}") for number in range(101)],
         [op("upsert", "k", n=1), *(op("patch", "k", n=number) for number in range(4))],
         [Operation(op="upsert", entity="e", key="k", data={"a": noise(200_000)})],
-        [Operation(op="upsert", entity="e", key="k", data={"a": "a" * 2**20})],
+        [Operation(op="upsert", entity="e", key=f"k{number}", data={"a": "a" * 300_000}) for number in range(4)],
     ],
     ids=["operations", "waves", "bytes", "bytes that are compressed well"],
 )
@@ -152,11 +156,15 @@ def test_an_old_request_is_not_applied(bench: Bench) -> None:
 def test_damaged_bytes_are_read_again(bench: Bench) -> None:
     """A lane that was damaged in transit is read once more, and only that lane."""
     reference = bench.request([upsert("a")])
-    whole, reads = bench.objects.get, iter([True])
+    (payload,) = bench.dynamo.run([bench.payloads.open_task(reference)])
+    del bench.objects.gets[:]
+    whole, reads, place = bench.objects.get, iter([True]), payload.body_start
 
     def damage(key: str, start: int, end: int) -> bytes:
-        found = whole(key, start, end)
-        return found[:-1] + bytes([found[-1] ^ 1]) if next(reads, False) else found
+        found = bytearray(whole(key, start, end))
+        if next(reads, False):
+            found[place] ^= 1
+        return bytes(found)
 
     bench.objects.get = damage  # type: ignore[method-assign]
     (found,) = prepare(bench, reference)

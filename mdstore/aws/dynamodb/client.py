@@ -119,7 +119,7 @@ class DynamoClient:
     def outcomes(
         self, tasks: Iterable[Task[T]], *, in_flight: int, deadline: float | None = None
     ) -> list[T | Exception]:
-        """Run all tasks as `run` does, but let each one end on its own. Return, in order, its result or the error that ended it."""
+        """Run all tasks as `run` does, but let each end on its own. Return, in order, its result or the error that ended it."""
         with self._http.concurrent_calls() as calls:
             return self._new_run(calls, in_flight, deadline).outcomes(tasks)
 

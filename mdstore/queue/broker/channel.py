@@ -69,7 +69,9 @@ class QoS(virtual.QoS):
 
     def can_consume(self) -> bool:
         """Return whether there is room for a message that is not small."""
-        return not self.prefetch_count or len(self._delivered) - len(self._dirty) - len(self.small) < self.prefetch_count
+        return (
+            not self.prefetch_count or len(self._delivered) - len(self._dirty) - len(self.small) < self.prefetch_count
+        )
 
     def can_consume_small(self) -> bool:
         """Return whether there is room for a small message."""

@@ -24,7 +24,7 @@ from kombu.log import get_logger
 from mdstore.aws.sqs import Message, Sqs
 from mdstore.errors import MdstoreError, Unavailable
 from mdstore.queue.broker.leases import LeaseExtender
-from mdstore.queue.broker.schedule import Poll, PolledQueue, Schedule
+from mdstore.queue.broker.schedule import SMALL, Poll, PolledQueue, Schedule
 
 logger = get_logger(__name__)
 
@@ -33,7 +33,6 @@ _RECEIVE_AGAIN = 2.0  # seconds until a failed receive is retried
 _RECEIVERS = 2  # per queue, at most: as many as a queue has polls at the same time
 _READ_AGAIN = 300  # seconds until an unreadable message is redelivered, after about 20 s of retries
 _URGENT = 1_000  # urgent messages that may wait to be handed out, 256 KB each at most
-_SMALL = 8  # so many small messages count as one
 _REMEMBERED = 10_000  # deleted messages whose ids are kept, because SQS may redeliver them anyway
 
 
@@ -41,8 +40,8 @@ _REMEMBERED = 10_000  # deleted messages whose ids are kept, because SQS may red
 class Held:
     """Describes a message that this worker holds.
 
-    `payload` is the opened message, and `is_small` says whether its work is small. `renew_at` is when its lease must be renewed, in seconds of the poller's clock. `is_lost`
-    returns whether its work is lost.
+    `payload` is the opened message, and `is_small` says whether its work is small. `renew_at` is when its lease must be
+    renewed, in seconds of the poller's clock. `is_lost` returns whether its work is lost.
     """
 
     queue: str
@@ -70,7 +69,7 @@ class Poller:
     `room` returns how many messages the worker works on at the same time (0: any number); up to `ahead` times as many are
     held. While several queues have a backlog, each gets a share by its weight in `weights`, which is 1 by default.
     `open_message` decodes a message, or returns None if it is invalid and dealt with. `is_small` returns whether the work of a
-    decoded message is small: of such messages, eight times as many are held. `wake` is called when there is a message
+    decoded message is small: of such messages, sixteen times as many are held. `wake` is called when there is a message
     to take. `is_alive` returns whether the worker's loop ticks. `lost` is called with a message whose work is lost.
     """
 
@@ -166,7 +165,7 @@ class Poller:
     def delete(self, held: Held) -> None:
         """Record that a message is done, and queue it for deletion."""
         with self._lock:
-            self._pace.count(1 / _SMALL if held.is_small else 1)
+            self._pace.count(1 / SMALL if held.is_small else 1)
             self._forget(held, done=True)
         self._lease_extender.delete(held)
 
@@ -279,7 +278,7 @@ class Poller:
         return poll
 
     def _next_poll(self) -> Poll | None:
-        held = len(self._held) - self._small_held + math.ceil(self._small_held / _SMALL)
+        held = len(self._held) - self._small_held + self._small_held // SMALL
         return self._schedule.next(held, takes_urgent=len(self._urgent) < _URGENT)
 
     def _receive(self, poll: Poll) -> None:
@@ -371,10 +370,11 @@ class Poller:
             return None
         if not queue.needs_room:
             self.delete(held)
-        elif self._is_small(held.payload):
+        else:
+            queue.is_small = self._is_small(held.payload)
             with self._lock:
-                held.is_small = True
-                self._small_held += held.id in self._held
+                held.is_small = queue.is_small
+                self._small_held += held.is_small and held.id in self._held
         return held
 
     # -- held messages

@@ -206,7 +206,8 @@ class DynamoResults(KeyValueStoreBackend):
     @contextmanager
     def storing_later(self) -> Iterator[list[Task[bool]]]:
         """Collect the writes of successes inside the context, as tasks for the caller to run, instead of making them."""
-        self._later = writes = []
+        writes: list[Task[bool]] = []
+        self._later = writes
         try:
             yield writes
         finally:

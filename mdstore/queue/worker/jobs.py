@@ -78,8 +78,8 @@ class Job:
         self._is_started = False
 
     def join(self, request: SqsRequest) -> bool:
-        """Add a request. Return False if the job is full, has started, or is for another task."""
-        if self._is_started or len(self._requests) >= SMALL_PER_JOB or request.task is not self._requests[0].task:
+        """Add a request. Return False if the job is full, has started, or is for another task or another time limit."""
+        if self._is_started or len(self._requests) >= SMALL_PER_JOB or _kind(request) != _kind(self._requests[0]):
             return False
         self._requests.append(request)
         return True
@@ -93,7 +93,7 @@ class Job:
         self._requests = [one for one in self._requests if not one.revoked()]
         if not self._requests:
             raise TaskRevokedError(first.id)
-        task = first.task
+        task, (time_limit, soft_time_limit) = first.task, first.time_limits
         result = pool.apply_async(
             run_job,
             args=(task.name, [_Message(one.id, one.request_dict, one.message.payload) for one in self._requests]),
@@ -101,8 +101,8 @@ class Job:
             timeout_callback=self._on_timeout,
             callback=self._on_success,
             error_callback=self._on_failure,
-            soft_timeout=task.soft_time_limit,
-            timeout=task.time_limit,
+            soft_timeout=soft_time_limit or task.soft_time_limit,
+            timeout=time_limit or task.time_limit,
             correlation_id=first.id,
         )
         for request in self._requests:
@@ -119,10 +119,16 @@ class Job:
         _call_all([partial(one.on_failure, exc_info) for one in self._requests])
 
     def _on_success(self, ended: Sequence[_Ended]) -> None:
-        _call_all([
-            partial(request.on_failure, how.error) if how.error else partial(request.on_success, how.traced)
-            for request, how in zip(self._requests, ended, strict=True)
-        ])
+        _call_all(
+            [
+                partial(request.on_failure, how.error) if how.error else partial(request.on_success, how.traced)
+                for request, how in zip(self._requests, ended, strict=True)
+            ]
+        )
+
+
+def _kind(request: SqsRequest) -> tuple[str, tuple[float | None, ...]]:
+    return request.task.name, tuple(request.time_limits)
 
 
 def _call_all(calls: Sequence[Callable[[], Any]]) -> None:
@@ -133,8 +139,8 @@ def _call_all(calls: Sequence[Callable[[], Any]]) -> None:
             call()
         except Exception as error:
             errors.append(error)
-    for error in errors[1:]:
-        logger.error("another message of the job could not be told how it went", exc_info=error)
+    for other in errors[1:]:
+        logger.error("another message of the job could not be told how it went", exc_info=other)
     if errors:
         raise errors[0]
 
@@ -155,7 +161,7 @@ def run_job(name: str, messages: Sequence[_Message]) -> list[_Ended]:
     ended, writes = [], []
     for message, outcome in zip(messages, outcomes, strict=True):
         with being_prepared(outcome), _results_of(task.backend) as results:
-            ended.append(_execute(name, message, took))
+            ended.append(_execute(task, message, took))
         writes.append(results)
     return _stored(task, ended, writes)
 
@@ -170,13 +176,14 @@ def _results_of(backend: Any) -> Iterator[list[Task[Any]]]:
         yield writes
 
 
-def _execute(name: str, message: _Message, took: float) -> _Ended:
+def _execute(task: Any, message: _Message, took: float) -> _Ended:
     """Let Celery's tracer execute a message, which has been at work for `took` seconds already."""
-    trace = fast_trace_task if current_app.use_fast_trace_task else trace_task_ret
+    trace = fast_trace_task if task.app.use_fast_trace_task else trace_task_ret
     try:
-        failed, value, runtime = trace(name, message.id, message.request, message.body, None, None)
+        traced = trace(task.name, message.id, message.request, message.body, None, None, app=task.app)
     except Exception:
         return _Ended(None, ExceptionInfo())
+    failed, value, runtime = traced
     return _Ended((failed, value, (runtime or 0.0) + took))
 
 
@@ -194,7 +201,6 @@ def _stored(task: Any, ended: Sequence[_Ended], writes: Sequence[Sequence[Task[A
 
 
 def _not_recorded(error: Exception) -> ExceptionInfo:
-    try:
-        raise ResultNotRecorded(str(error)) from error
-    except ResultNotRecorded as not_recorded:
-        return ExceptionInfo((type(not_recorded), not_recorded, not_recorded.__traceback__))
+    not_recorded = ResultNotRecorded(str(error))
+    not_recorded.__cause__ = error
+    return ExceptionInfo((ResultNotRecorded, not_recorded, error.__traceback__))

@@ -136,6 +136,20 @@ def test_a_job_whose_process_is_killed_is_delivered_again(client: Client, enviro
     assert 2 <= len(again) <= 32
 
 
+def test_a_stopping_worker_gives_back_the_requests_that_it_has_not_begun(
+    client: Client, environ: Environ, tmp_path: Path
+) -> None:
+    """Those that wait for a free process, too: another worker gets them at once, and not after the visibility timeout."""
+    names = [f"k{number}" for number in range(300)]
+    submit(client, *names)
+    environ |= {"MDSTORE_VISIBILITY_TIMEOUT": "600"}
+    with worker(environ, tmp_path / "1.log", APP):
+        until(lambda: sum(jobs(environ)) > 32)
+    assert any(one.state is not State.COMPLETED for one in client.store.ledger.get_many(names).values())
+    with worker(environ, tmp_path / "2.log", APP):
+        all_done(client, names)
+
+
 def _left(client: Client) -> int:
     """Return the number of messages in the queue, visible or not."""
     sqs: Any = client.store.aws.sqs

@@ -93,6 +93,7 @@ def test_a_small_request_ends_as_it_would_alone(operations: list[Operation], was
     (found,) = prepare(together, reference)
     if found is None:  # it has too many waves
         found = together.writer().apply_request(reference)
+    assert isinstance(found, RequestStatus)
     assert msgspec.structs.replace(found, reference=expected.reference) == expected
     assert records_and_receipts(together) == records_and_receipts(alone)
 

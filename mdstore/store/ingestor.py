@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import msgspec
@@ -75,6 +76,14 @@ class BuiltRequest:
     source: str
     builder: PayloadBuilder
     invalid: InvalidRequest | None = None
+
+
+class _Reason(Enum):
+    """Tells why a repeat sends the message of its request."""
+
+    ASKED = "the caller asked for it"
+    UNPROVEN = "it may never have been sent"
+    ABANDONED = "it was lost, or the request failed"
 
 
 class Ingestor:
@@ -235,7 +244,8 @@ class Ingestor:
         Raises `RequestConflict` if it is another one, or too old.
         """
         self._check_same(built, known)
-        if not self._must_send(known, republish=republish):
+        reason = self._reason_to_send(known, republish=republish)
+        if reason is None:
             return _repeated(known)
         try:
             reference = self._durable(built, known)
@@ -243,10 +253,10 @@ class Ingestor:
                 return self.accept_built(built, publish=publish, replaces=known.reference.request_id)
             published = publish(reference)
         except (Unavailable, DeploymentBroken) as error:
-            if known.state is not State.ACCEPTED and not republish:
+            if reason is _Reason.ABANDONED:
                 self._record_unsent(known, error)
             raise
-        if known.state is State.ACCEPTED:
+        if reason is _Reason.UNPROVEN:
             self._ledger.reopen(known)
         return _repeated(known, reference, published=published)
 
@@ -329,15 +339,16 @@ class Ingestor:
         if known.state is not State.COMPLETED and self._is_too_old(known.accepted_at):
             raise RequestConflict(built.request_id, _TOO_OLD)
 
-    def _must_send(self, known: RequestStatus, *, republish: bool) -> bool:
-        """Return whether a repeat must send the message of a request: it may be lost, or never have been sent."""
+    def _reason_to_send(self, known: RequestStatus, *, republish: bool) -> _Reason | None:
+        """Return why a repeat must send the message of a request, or None if it need not."""
         if self._is_too_old(known.accepted_at):
-            return False
+            return None
         if republish:
-            return True
-        if known.state is State.ACCEPTED and not known.sent_again:
-            return not known.is_batched or not self._ledger.was_sent(known.reference.request_id)
-        return self._take_over(known)
+            return _Reason.ASKED
+        has_not_begun = known.state is State.ACCEPTED and not known.sent_again
+        if has_not_begun and not (known.is_batched and self._ledger.was_sent(known.reference.request_id)):
+            return _Reason.UNPROVEN
+        return _Reason.ABANDONED if self._take_over(known) else None
 
     def _durable(self, built: BuiltRequest, known: RequestStatus) -> Reference | None:
         """Return the reference to the payload of a known request. Store the payload if it is missing.

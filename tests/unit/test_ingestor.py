@@ -30,20 +30,20 @@ class FakeLedger(Ledger):
     def __init__(self) -> None:
         self.states: dict[str, tuple[State, float]] = {}
         self.sent_again: Counter[str] = Counter()
-        self.contents: dict[str, str] = {}
+        self.notes: dict[str, dict[str, Any]] = {}
         self.broken = False
         self.now = 0.0
 
     def run(self, tasks: Iterable[Task[T]], *, in_flight: int = 1) -> list[T]:  # noqa: ARG002
         return [_result(task) for task in tasks]
 
-    def note_task(self, request_id: str, *_: Any, content: str, **__: Any) -> Task[RequestStatus | None]:
+    def note_task(self, request_id: str, reference: Reference, **values: Any) -> Task[RequestStatus | None]:
         if self.broken:
             raise Unavailable("no ledger", code="Test")
         if request_id in self.states:
             return self.get(request_id)
         self.states[request_id] = State.ACCEPTED, self.now
-        self.contents[request_id] = content
+        self.notes[request_id] = {"reference": reference, **values}
         yield from ()
         return None
 
@@ -60,12 +60,11 @@ class FakeLedger(Ledger):
         if request_id not in self.states:
             raise NotFound("request", request_id)
         state, at = self.states[request_id]
-        times = self.sent_again[request_id]
-        reference = Reference(v=1, request_id=request_id, payload="", digest="", lanes=1, source="default")
+        note = self.notes[request_id]
         return RequestStatus(
-            request_id=request_id, state=state, source="default", operations=1, lanes=1, reference=reference,
-            early=Counts(), counts=Counts(), accepted_at=at, active_at=at, sent_again=times,
-            content=self.contents.get(request_id, ""),
+            request_id=request_id, state=state, source="default", operations=note["operations"], lanes=1,
+            reference=note["reference"], early=Counts(refused=note["refused"]), counts=Counts(), accepted_at=at,
+            active_at=at, sent_again=self.sent_again[request_id], content=note["content"],
         )  # fmt: skip
 
     def reopen(self, request: RequestStatus) -> bool:

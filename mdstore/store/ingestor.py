@@ -219,6 +219,7 @@ class Ingestor:
             content=builder.content,
             operations=builder.count,
             refused=builder.refused_counts,
+            is_follow_up=builder.is_follow_up,
             replaces=replaces,
         )
 

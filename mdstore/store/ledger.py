@@ -55,7 +55,7 @@ class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
     is final. `started_by` is the id of the task that started it. `sent_again` counts how often it was sent again.
     `active_at` is the last sign of work; lanes count only where their summaries were read. `content` is the digest of the
     operations; items of release 0.1.0 have none. In a batch, `reference` is that of the batch, without a digest until the
-    request is completed.
+    request is completed. `is_follow_up` means that the message of another task sends the request, if that task succeeds.
     """
 
     request_id: str
@@ -74,6 +74,7 @@ class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
     sent_again: int = 0
     active_at: float = 0.0
     content: str = ""
+    is_follow_up: bool = False
 
     @property
     def is_batched(self) -> bool:
@@ -138,6 +139,7 @@ class Ledger:
         content: str,
         operations: int,
         refused: Mapping[str, int],
+        is_follow_up: bool = False,
         replaces: str = "",
     ) -> Task[RequestStatus | None]:
         """Task: make the transition (none) -> accepted, and return None. If the id is taken, return its request instead.
@@ -154,6 +156,7 @@ class Ledger:
             "state": State.ACCEPTED,
             "content": content,
             **_request_values(reference, operations, refused),
+            **({"is_follow_up": True} if is_follow_up else {}),
             "accepted_at": _milliseconds(self._clock()),
             "expires_at": self.expires_at(),
         }
@@ -602,6 +605,7 @@ def _request(item: Mapping[str, Any]) -> RequestStatus:
         sent_again=item.get("sent_again", 0),
         active_at=max(item.get(name, 0) for name in ("accepted_at", "sent_at", "started_at")) / 1000,
         content=item.get("content", ""),
+        is_follow_up=item.get("is_follow_up", False),
     )
 
 

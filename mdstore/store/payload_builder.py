@@ -93,7 +93,7 @@ class PayloadBuilder:
     ) -> None:
         self._clock = clock
         self._newest_wins = newest_wins
-        self._is_follow_up = is_follow_up
+        self.is_follow_up = is_follow_up
         self._validator = validator
         self._settings = settings
         self._lines = SpillBuffer(SPILL_BEYOND)
@@ -207,7 +207,7 @@ class PayloadBuilder:
             refused=self._refused.write_to(body),
             refused_counts=self.refused_counts,
             models=self._validator.entities.digest,
-            is_follow_up=self._is_follow_up,
+            is_follow_up=self.is_follow_up,
         )
         return assembled(header, body)
 

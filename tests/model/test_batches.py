@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +20,7 @@ from mdstore.store.records import Record
 from mdstore.store.verify import Verification
 from tests.model.deliveries import Call, Clock, Delivery
 from tests.model.environment import RULES, Environment, Parts, at_once
-from tests.model.network import MemoryService, Tables
+from tests.model.network import MemoryService, Tables, failure
 from tests.unit.fakes import MemoryObjects
 
 #: What a process does, given the store's parts and the function that publishes.
@@ -91,14 +92,18 @@ class World:
 
         return Delivery(Clock(NOW), run)
 
-    def go_on(self, delivery: Delivery, steps: int = 1_000) -> int:
-        """Let work take up to `steps` steps; return how many it took."""
+    def go_on(self, delivery: Delivery, steps: int = 1_000, *, throttled: Callable[[], bool] = lambda: False) -> int:
+        """Let work take up to `steps` steps; return how many it took. Calls to DynamoDB that are `throttled` have no effect."""
         for taken in range(steps):
             if delivery.over:
                 return taken
             call = delivery.calls[0]
-            is_dynamo = call.operation[0].isupper()
-            answer = self.environment.service.answer(call.operation, call.body) if is_dynamo else Response(200, [], b"")
+            if not call.operation[0].isupper():
+                answer = Response(200, [], b"")
+            elif throttled():
+                answer = failure("ThrottlingException")
+            else:
+                answer = self.environment.service.answer(call.operation, call.body)
             delivery.finish_call(call, answer)
         return steps
 
@@ -367,4 +372,33 @@ def test_a_batch_that_fails_names_each_request(world: World) -> None:
         assert (status.state, status.error, status.counts.failed) == (State.FAILED, "the table is missing", 3)
         assert {outcome for _, outcome, _ in world.outcomes(name)} == {"failed"}
     world.apply()
+    world.check([*REQUESTS])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_throttled_calls_are_made_again(seed: int) -> None:
+    """With 30 % of the calls throttled, producer and worker come to the same end."""
+    chosen = random.Random(seed)
+    world = made_world()
+
+    def throttled() -> bool:
+        return chosen.random() < 0.3
+
+    producer = world.start(commit(REQUESTS))
+    world.go_on(producer, throttled=throttled)
+    world.finish(producer)
+    (reference,) = world.sent
+    worker = world.start(applying(reference))
+    world.go_on(worker, throttled=throttled)
+    world.finish(worker)
+    world.check([*REQUESTS])
+
+
+def test_a_hostile_request_of_a_batch_is_refused_alone(world: World) -> None:
+    """An operation that DynamoDB rejects as malformed is refused, without a trace in the other requests."""
+    hostile = [Operation(op="upsert", entity=RULES.odd, key="a", data={"n": 1})]
+    world.finish(world.start(commit({**REQUESTS, "r4": hostile})))
+    world.apply()
+    assert world.status("r4").counts == Counts(refused={"invalid": 1})
+    assert world.outcomes("r4") == [(0, "refused", "a")]
     world.check([*REQUESTS])

@@ -131,10 +131,11 @@ class GroupCommit:
             if built.request_id in ids or (group and is_full):
                 left.append(waiting)
                 continue
-            ids.add(built.request_id)
-            group.append(waiting)
-            sizes[built.source] = operations, size
             waiting.is_taken = True
+            if waiting.accepted.set_running_or_notify_cancel():  # else its submitter has gone
+                ids.add(built.request_id)
+                group.append(waiting)
+                sizes[built.source] = operations, size
         self._waiting.extendleft(reversed(left))
         return {source: group for source, group in groups.items() if group}
 

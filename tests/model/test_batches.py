@@ -12,7 +12,7 @@ from typing import IO, Any
 import pytest
 
 from mdstore.aws.http import Response
-from mdstore.errors import LaneUnfinished, RequestConflict
+from mdstore.errors import LaneUnfinished, NotFound, RequestConflict
 from mdstore.model import Counts, Operation, OpName, Reference, State
 from mdstore.store.group_commit import GroupCommit, Waiting
 from mdstore.store.ledger import RequestStatus
@@ -402,3 +402,19 @@ def test_a_hostile_request_of_a_batch_is_refused_alone(world: World) -> None:
     assert world.status("r4").counts == Counts(refused={"invalid": 1})
     assert world.outcomes("r4") == [(0, "refused", "a")]
     world.check([*REQUESTS])
+
+
+def test_a_request_whose_submitter_has_gone_is_not_committed(world: World) -> None:
+    """It was not acknowledged, so nothing of it is stored; the others are."""
+
+    def work(parts: Parts, publish: Callable[[Reference], Any]) -> list[Waiting]:
+        group = GroupCommit(ingestor=parts.ingestor, payloads=parts.payloads, ledger=parts.ledger, publish=publish)
+        waiting = [group.add(parts.ingestor.build(some, request_id=name)) for name, some in REQUESTS.items()]
+        assert waiting[0].accepted.cancel()
+        group.commit()
+        return waiting
+
+    _, *others = world.finish(world.start(work))
+    assert [one.accepted.result().request_id for one in others] == ["r2", "r3"]
+    with pytest.raises(NotFound):
+        world.status("r1")

@@ -36,7 +36,7 @@ class Submission:
 
     def __init__(self, client: Client, accepted: Accepted) -> None:
         self._client = client
-        self.request_id = accepted.reference.request_id
+        self.request_id = accepted.request_id
         self.operations = accepted.operations
         self.new = accepted.new
         self.sent = accepted.published is not None

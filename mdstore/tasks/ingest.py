@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,10 +16,11 @@ from mdstore.errors import DeploymentBroken, IntegrityError, InvalidRequest, Una
 from mdstore.model import Reference
 from mdstore.queue.broker.publisher import Unsent
 from mdstore.queue.small_tasks import SMALL_PER_JOB
+from mdstore.store.batch import MAX_OPERATIONS, is_batch_id, is_small
 from mdstore.store.ingestor import Accepted, OnInvalid
 from mdstore.store.ledger import RequestStatus
 from mdstore.store.payload import Header
-from mdstore.store.writer import is_small
+from mdstore.store.writer import is_small_payload
 from mdstore.tasks.result import KnownRequestResult, RequestResult
 from mdstore.tasks.task import StoreRequest, StoreTask, read_reference
 
@@ -68,7 +70,7 @@ class IngestTask(StoreTask):
         request_id = kwargs.pop("request_id", None) or task_id
         accepted = self.accept(*args, request_id=request_id, task_id=task_id, options=options, **kwargs)
         if not accepted.new and (task_id is None or accepted.published is None):
-            return KnownRequestResult(accepted.reference.request_id, app=self.app)
+            return KnownRequestResult(accepted.request_id, app=self.app)
         result: AsyncResult = accepted.published
         return result
 
@@ -89,7 +91,7 @@ class IngestTask(StoreTask):
     def _apply_small(self, reference: Reference) -> Task[RequestStatus | None]:
         store = self.store
         payload = yield from store.payloads.open_task(reference)
-        if not is_small(payload):
+        if not is_small_payload(payload):
             return None
         self.report_models(payload.header, reference)
         return (yield from store.writer.apply_small_task(payload))
@@ -113,51 +115,50 @@ class IngestTask(StoreTask):
         task_id: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Accepted:
-        """Accept a request and publish it. The task's id is `task_id`, or else the request id.
+        """Accept a request and publish it. A small one shares the message of those that other threads submit now.
 
-        `options` are those of a caller of Celery. Without them, the task's result is not stored: the ledger has it.
+        With `task_id` or `options`, which may be empty, the request has a task of its own, whose result can be waited for. Its
+        id is `task_id`, or else the request id.
         """
         if isinstance(operations, Mapping | str | bytes):
             raise InvalidRequest(field="operations", value=operations, expected="a list of operations")
-        send = super().apply_async
-
-        counted = _Counted(operations)
-
-        def publish(reference: Reference) -> AsyncResult:
-            message = msgspec.to_builtins(reference)
-            given: Mapping[str, Any] = {"ignore_result": True} if options is None else options
-            headers = {**(given.get("headers") or {}), OPERATIONS: counted.count}
-            with broker_errors():
-                return send(
-                    (message,),
-                    {},
-                    task_id=task_id or reference.request_id,
-                    **fairness_options(reference),
-                    **{**given, "headers": headers},
-                )
-
-        return self.store.ingestor.accept(
-            counted,
-            publish=publish,
-            request_id=request_id,
-            source=source,
-            on_invalid=on_invalid,
-            newest_wins=newest_wins,
-            republish=task_id is not None,
+        has_own_task = task_id is not None or options is not None
+        ingestor = self.store.ingestor
+        built = ingestor.build(
+            operations, request_id=request_id, source=source, on_invalid=on_invalid, newest_wins=newest_wins
         )
+        with closing(built.builder):
+            if not has_own_task and built.invalid is None and is_small(built.builder):
+                return self.app.group_commit.submit(built)
+            publish = partial(self.publish, operations=built.builder.count, task_id=task_id, options=options)
+            return ingestor.accept_built(built, publish=publish, republish=task_id is not None)
 
+    def publish(
+        self,
+        reference: Reference,
+        *,
+        operations: int = MAX_OPERATIONS,
+        task_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Send a message that refers to a payload of up to `operations` operations. Return its task's result.
 
-class _Counted:
-    """Iterates over operations once, and counts them."""
-
-    def __init__(self, operations: Iterable[Any]) -> None:
-        self._operations = operations
-        self.count = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        for operation in self._operations:
-            self.count += 1
-            yield operation
+        The task's id is `task_id`, or else that of the request or batch. Without `task_id` and `options`, the result is not
+        stored: the ledger has it.
+        """
+        given = dict(options or {})
+        if task_id is None and options is None:
+            given["ignore_result"] = True
+        if not is_batch_id(reference.request_id):
+            given["headers"] = {**(given.get("headers") or {}), OPERATIONS: operations}
+        with broker_errors():
+            return super().apply_async(
+                (msgspec.to_builtins(reference),),
+                {},
+                task_id=task_id or reference.request_id,
+                **fairness_options(reference),
+                **given,
+            )
 
 
 def fairness_options(reference: Reference) -> dict[str, str]:

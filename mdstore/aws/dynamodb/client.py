@@ -62,7 +62,7 @@ class DynamoClient:
             return None
         return item
 
-    def update_if_task(self, body: Mapping[str, Any]) -> Task[Item | None]:
+    def updated_if_task(self, body: Mapping[str, Any]) -> Task[Item | None]:
         """Task: do what `update_if` does."""
         try:
             answer = yield "UpdateItem", encode({**body, "ReturnValues": "ALL_NEW"})
@@ -79,10 +79,18 @@ class DynamoClient:
             return False
         return True
 
-    def put_if_task(self, body: Mapping[str, Any]) -> Task[bool]:
-        """Task: do what `put_if` does."""
+    def put_if_task(self, body: Mapping[str, Any]) -> Task[ConditionFailed | None]:
+        """Task: call PutItem, and return the error if the condition failed."""
         try:
             yield "PutItem", encode(body)
+        except ConditionFailed as failed:
+            return failed
+        return None
+
+    def update_if_task(self, body: Mapping[str, Any]) -> Task[bool]:
+        """Task: call UpdateItem, and return whether the condition was met."""
+        try:
+            yield "UpdateItem", encode(body)
         except ConditionFailed:
             return False
         return True
@@ -181,7 +189,7 @@ def _error(operation: str, answer: Response) -> MdstoreError:
     if code == "TransactionCanceledException":
         return _cancelled(body.get("CancellationReasons") or [], message)
     if code == "ConditionalCheckFailedException":
-        return ConditionFailed(message)
+        return ConditionFailed(message, item=body.get("Item"))
     if is_retryable(code, answer.status):
         return Unavailable(message, code=code)
     if code in _MALFORMED:

@@ -88,7 +88,7 @@ class DynamoResults(KeyValueStoreBackend):
     supports_autoexpire = True
     persistent = True
     _is_provisional = False
-    _later: list[Task[bool]] | None = None
+    _later: list[Task[Any]] | None = None
 
     @property
     def _dynamo(self) -> DynamoClient:
@@ -204,9 +204,9 @@ class DynamoResults(KeyValueStoreBackend):
             self._is_provisional = False
 
     @contextmanager
-    def storing_later(self) -> Iterator[list[Task[bool]]]:
+    def storing_later(self) -> Iterator[list[Task[Any]]]:
         """Collect the writes of successes inside the context, as tasks for the caller to run, instead of making them."""
-        writes: list[Task[bool]] = []
+        writes: list[Task[Any]] = []
         self._later = writes
         try:
             yield writes

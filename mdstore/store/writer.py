@@ -246,7 +246,8 @@ class Writer:
         """Task: apply a small request as `apply_request` does, one call after the other, and complete it.
 
         Return None, and change nothing, if the request is not small: it has more than one lane, 100 operations, 1 MiB of JSON
-        or 4 waves, its first read does not hold its lane, or the payload is a batch. Raises the errors of `apply_lane` except `LaneUnfinished`.
+        or 4 waves, its first read does not hold its lane, or the payload is a batch. Raises the errors of `apply_lane`, except
+        `LaneUnfinished`.
         """
         reference, header = payload.reference, payload.header
         if not is_small_payload(payload):
@@ -574,9 +575,13 @@ def count(transactions: Sequence[Transaction], receipts: Sequence[Receipt]) -> C
 def is_small_payload(payload: OpenPayload) -> bool:
     """Return whether a payload holds one small request (see `Writer.apply_small_task`), as far as its header tells."""
     header = payload.header
-    return not header.requests and header.operations <= MAX_OPERATIONS and (
-        not header.lanes
-        or (len(header.lanes) == 1 and header.lanes[0].raw <= _SMALL_JSON and payload.holds(header.lanes[0]))
+    return (
+        not header.requests
+        and header.operations <= MAX_OPERATIONS
+        and (
+            not header.lanes
+            or (len(header.lanes) == 1 and header.lanes[0].raw <= _SMALL_JSON and payload.holds(header.lanes[0]))
+        )
     )
 
 

@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.errors import DeploymentBroken, IntegrityError, LaneUnfinished, Unavailable
-from mdstore.model import MAX_AGE, Counts, Operation, State
-from mdstore.settings import DAY
+from mdstore.model import MAX_AGE, Counts, Operation, Reference, State
+from mdstore.settings import DAY, load_settings
+from mdstore.store.batch import new_batch_id
 from mdstore.store.ledger import RequestStatus
-from mdstore.tasks.ingest import IngestTask
+from mdstore.tasks import StoreApp, create_store_app
+from mdstore.tasks.ingest import IngestRequest, IngestTask
+from mdstore.tasks.task import StoreTask
 from tests.unit.bench import Bench
 from tests.unit.fakes import Actions
 from tests.unit.test_writer_parts import op, random_operations
@@ -181,3 +184,90 @@ def test_turns_are_for_long_lanes_only(bench: Bench) -> None:
         bench.apply(operations, "alone")
     (found,) = prepare(bench, bench.request(operations, "together"))
     assert isinstance(found, RequestStatus)
+
+
+# -- which messages join a job
+
+HEADERS = {"task": "mdstore.ingest", "operations": 1, "receives": 1, "group": None}
+
+
+@pytest.fixture(scope="module")
+def app() -> StoreApp:
+    return create_store_app(load_settings({}).settings, set_as_current=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"operations": 100}, True),
+        ({"retries": 3}, True),  # it was postponed, which proves nothing against it
+        ({"operations": 101}, False),
+        ({"operations": 0}, False),
+        ({"operations": -1}, False),
+        ({"operations": True}, False),
+        ({"operations": "1"}, False),
+        ({"operations": None}, False),
+        ({"task": "mdstore.finish"}, False),
+        ({"receives": 2}, False),  # it may be the one that killed its process
+        ({"group": "g"}, False),
+    ],
+    ids=str,
+)
+def test_a_message_is_small_by_its_headers(app: StoreApp, changes: dict[str, Any], expected: bool) -> None:
+    """It says so, it is delivered for the first time, and it is no part of a group."""
+    assert app.is_small({**HEADERS, **changes}) is expected
+
+
+def test_a_message_with_a_single_delivery_runs_alone() -> None:
+    """A job that another message kills would use it up."""
+    settings_ = load_settings({"MDSTORE_MAX_RECEIVES": "1"}).settings
+    assert not create_store_app(settings_, set_as_current=False).is_small(HEADERS)
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        ([[{"lanes": 1}], {}, {"callbacks": None, "chain": None}], True),
+        ([[{"lanes": 0}], {}, None], True),
+        ([[{"lanes": 2}], {}, {}], False),
+        ([[{"lanes": 1}, 2], {}, {}], False),
+        ([[{"lanes": 1}], {"a": 1}, {}], False),
+        ([[7], {}, {}], False),
+        ([[], {}, {}], False),
+        *(([[{"lanes": 1}], {}, {part: [{}]}], False) for part in ("callbacks", "errbacks", "chain", "chord")),
+    ],
+    ids=str,
+)
+def test_a_request_is_small_by_its_body(app: StoreApp, payload: list[Any], expected: bool) -> None:
+    """It has at most one lane, and nothing follows it."""
+    request = SimpleNamespace(app=app, request_dict=HEADERS, message=SimpleNamespace(payload=payload))
+    assert IngestRequest.is_small.fget(request) is expected  # type: ignore[attr-defined]
+
+
+def sent(app: StoreApp, monkeypatch: pytest.MonkeyPatch, request_id: str, **options: Any) -> dict[str, Any]:
+    """Return the options with which the message of a request is sent."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(StoreTask, "apply_async", lambda _self, *_args, **given: found.update(given))
+    reference = Reference(v=2, request_id=request_id, payload="p", digest="d", lanes=1, source="shop")
+    app.tasks["mdstore.ingest"].publish(reference, **options)
+    return found
+
+
+def test_the_result_of_a_request_without_a_task_of_its_own_is_not_stored(
+    app: StoreApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message tells its size. A caller of Celery gets the result, and keeps his own headers."""
+    assert sent(app, monkeypatch, "r", operations=3) == {
+        "task_id": "r", "MessageGroupId": "shop", "ignore_result": True, "headers": {"operations": 3},
+    }  # fmt: skip
+    own = sent(app, monkeypatch, "r", operations=3, task_id="t", options={"headers": {"mine": 1}, "priority": 2})
+    assert own == {
+        "task_id": "t", "MessageGroupId": "shop", "priority": 2, "headers": {"mine": 1, "operations": 3},
+    }  # fmt: skip
+    assert "ignore_result" not in sent(app, monkeypatch, "r", options={})
+
+
+def test_the_message_of_a_batch_does_not_tell_its_size(app: StoreApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs alone: its requests are side by side already."""
+    assert "headers" not in sent(app, monkeypatch, new_batch_id())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from mdstore.errors import DeploymentBroken, IntegrityError, LaneUnfinished, Unavailable
 from mdstore.model import MAX_AGE, Counts, Operation, Reference, State
 from mdstore.settings import DAY, load_settings
-from mdstore.store.batch import new_batch_id
+from mdstore.store.batch import encode_batch, new_batch_id
 from mdstore.store.ledger import RequestStatus
+from mdstore.store.payload_builder import PayloadBuilder
 from mdstore.tasks import StoreApp, create_store_app
 from mdstore.tasks.ingest import IngestRequest, IngestTask
 from mdstore.tasks.task import StoreTask
@@ -122,6 +124,19 @@ def noise(size: int) -> str:
 def test_a_request_that_is_not_small_is_left_alone(bench: Bench, operations: list[Operation]) -> None:
     """Whatever its message says of its size, nothing is written: its task applies it, in its turn."""
     assert prepare(bench, bench.request(operations)) == [None]
+    assert bench.dynamo.items == {}
+
+
+def test_a_batch_is_left_alone(bench: Bench) -> None:
+    """Whatever its message says, it is not one request: each of its requests has a state of its own."""
+    builders = [PayloadBuilder(validator=bench.validator, settings=bench.settings) for _ in range(2)]
+    for number, builder in enumerate(builders):
+        builder.add(upsert(f"k{number}"))
+    requests = [(f"r{number}", builder) for number, builder in enumerate(builders)]
+    encoded = encode_batch(new_batch_id(), "shop", requests, created_at=1_000, models="none")
+    with closing(encoded.body):
+        assert bench.payloads.put_batch(encoded)
+    assert prepare(bench, bench.payloads.reference(encoded)) == [None]
     assert bench.dynamo.items == {}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -40,7 +41,7 @@ class Submission:
 
     def __init__(self, client: Client, accepted: Accepted) -> None:
         self._client = client
-        self.request_id = accepted.reference.request_id
+        self.request_id = accepted.request_id
         self.operations = accepted.operations
         self.new = accepted.new
         self.sent = accepted.published is not None
@@ -69,6 +70,7 @@ class Client:
         self._given_settings = settings
         self._app = app
         self._store: Store | None = None
+        self._lock = threading.Lock()
 
     @cached_property
     def settings(self) -> Settings:
@@ -77,13 +79,15 @@ class Client:
             return self._app.settings
         return self._given_settings or load_settings().settings
 
-    @cached_property
+    @property
     def app(self) -> StoreApp:
         """The Celery app that sends the messages."""
         if self._app is None:
             from mdstore.tasks.app import create_store_app  # noqa: PLC0415  reading needs no Celery, which loads slowly
 
-            self._app = create_store_app(self.settings, store=self._store, set_as_current=False)
+            with self._lock:
+                if self._app is None:
+                    self._app = create_store_app(self.settings, store=self._store, set_as_current=False)
         return self._app
 
     @property
@@ -91,9 +95,13 @@ class Client:
         """The data store; if there is an app, the one that its tasks use."""
         if self._app is not None:
             return self._app.store
-        if self._store is None or self._store.aws.owner_pid != os.getpid():
-            self._store = Store(self.settings)
-        return self._store
+        store = self._store
+        if store is None or store.aws.owner_pid != os.getpid():
+            with self._lock:
+                store = self._store
+                if store is None or store.aws.owner_pid != os.getpid():
+                    store = self._store = Store(self.settings)
+        return store
 
     @property
     def ingest(self) -> IngestTask:

@@ -22,7 +22,8 @@ def speed_up() -> None:
     from ministack.services import dynamodb  # noqa: PLC0415  an extra; its settings are read when it is imported
 
     for name in _PURE:
-        setattr(dynamodb, name, lru_cache(_REMEMBERED)(getattr(dynamodb, name)))
+        if hasattr(dynamodb, name):  # another version may have other functions
+            setattr(dynamodb, name, lru_cache(_REMEMBERED)(getattr(dynamodb, name)))
     copy.deepcopy = copy_data  # type: ignore[assignment]
 
 

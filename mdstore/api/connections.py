@@ -147,8 +147,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._undigested = 0
-        if self.parser.get_http_version() == "1.1" and [name for name, _ in self.headers].count(b"host") != 1:
-            raise ValueError("expected one Host header")  # the parser makes it a 400
+        self._check_headers()
         super().on_headers_complete()
         self.headers = []  # a chunked body may end with more headers, which no one may take for those above it
 
@@ -187,6 +186,16 @@ class LimitedConnection(HttpToolsProtocol):
         """Close the connection at once, without waiting until the caller has read what was written."""
         self._all.remove(self)
         self.transport.abort()
+
+    def _check_headers(self) -> None:
+        """Refuse what the parser lets pass. It turns the error into a response with status 400."""
+        hosts = 0
+        for name, value in self.headers:
+            hosts += name == b"host"
+            if name == b"transfer-encoding" and value.lower() != b"chunked":
+                raise ValueError("expected the transfer encoding chunked")
+        if hosts != 1 and self.parser.get_http_version() == "1.1":
+            raise ValueError("expected one Host header")
 
     def _parse(self, data: bytes) -> None:
         """Parse piece by piece, and hold what comes behind a request that waits: many small requests take much memory."""

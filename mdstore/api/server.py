@@ -51,10 +51,11 @@ def serve(settings: Settings, *, host: str, port: int, workers: int = 1) -> None
     # This socket only finds out whether the port is free: a port that several may share is never taken.
     address = listening.getsockname()
     listening.close()
-    with _shared(address) as reserved:
-        has_served = Workers(workers, partial(_serve_shared, settings, reserved.getsockname())).run()
-    if not has_served:
-        sys.exit(_FAILED)
+    try:
+        if not Workers(workers, partial(_serve_shared, settings, address)).run():
+            sys.exit(_FAILED)
+    except KeyboardInterrupt:
+        return
 
 
 def _serve_shared(settings: Settings, address: tuple[str, int], parent: Parent) -> None:

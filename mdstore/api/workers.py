@@ -85,33 +85,43 @@ class Workers:
 
     def _replace_dead(self) -> bool:
         """Start a worker for each that has died. Return False if a worker died at its start, and none has ever served."""
-        for worker in [one for one in self._workers if one.process.exitcode is not None]:
-            if not any(one.has_started.is_set() for one in self._workers):
+        has_served = any(one.has_started.is_set() for one in self._workers)
+        for worker in self._take_dead():
+            if not has_served:
                 return False
             logger.warning("API process %d ended with code %s", worker.process.pid, worker.process.exitcode)
             while not self._signals and (pause := worker.began + _PAUSE - time.monotonic()) > 0:
                 self._wait(pause)
-            self._workers.remove(worker)
             if not self._signals:
                 self._start()
         return True
 
     def _stop(self) -> None:
-        """Let the workers finish their calls. A second signal ends them without that, as it does a single server."""
-        number = signal.SIGTERM
-        while alive := [one.process for one in self._workers if one.process.exitcode is None]:
-            for process in alive:
-                os.kill(process.pid or 0, number)
-            signals = len(self._signals)
-            while len(self._signals) == signals and any(process.exitcode is None for process in alive):
-                self._wait()
-            number = signal.SIGINT
+        """Let the workers finish their calls, and kill them if a second signal comes."""
+        signals = len(self._signals)
+        for worker in self._workers:
+            worker.process.terminate()
+        while self._workers:
+            self._wait()
+            self._take_dead()
+            if len(self._signals) > signals:
+                for worker in self._workers:
+                    worker.process.kill()
+
+    def _take_dead(self) -> list[_Worker]:
+        """Remove the workers that have ended from the list, and return them."""
+        dead = [one for one in self._workers if one.process.exitcode is not None]
+        self._workers = [one for one in self._workers if one not in dead]
+        return dead
 
     def _wait(self, timeout: float | None = None) -> None:
-        """Wait until a worker ends or a signal comes."""
-        alive = [one.process.sentinel for one in self._workers if one.process.exitcode is None]
-        if self._wake in wait([*alive, self._wake], timeout):
+        """Wait until a worker ends or a signal comes. A worker that has ended has its exit code afterwards."""
+        workers = {one.process.sentinel: one.process for one in self._workers}
+        ready = wait([*workers, self._wake], timeout)
+        if self._wake in ready:
             self._wake.recv(64)
+        for sentinel in workers.keys() & ready:
+            workers[sentinel].join()
 
     @contextmanager
     def _signals_noted(self) -> Iterator[None]:

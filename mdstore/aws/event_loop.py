@@ -18,6 +18,7 @@ from mdstore.errors import MdstoreError, Unavailable
 
 T = TypeVar("T")
 _LARGE = 2**18  # bytes of a response: decoding more takes milliseconds, so a thread does it
+_IDLE_CONNECTIONS = 32
 _READS = (pycurl.POLL_IN, pycurl.POLL_INOUT)
 _WRITES = (pycurl.POLL_OUT, pycurl.POLL_INOUT)
 
@@ -31,6 +32,8 @@ class EventLoopTransfers(Transfers):
         self._on_progress = on_progress
         self._timer: asyncio.Handle | None = None
         super().__init__(watch=self._watch, set_timer=self._set_timer)
+        # By default, libcurl keeps four for each running transfer, and so closes most of them when a burst ends.
+        self._multi.setopt(pycurl.M_MAXCONNECTS, _IDLE_CONNECTIONS)
 
     def close(self) -> None:
         """Close all connections. No transfer may be running."""

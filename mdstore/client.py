@@ -37,7 +37,7 @@ class Receipt:
     """
 
     def __init__(self, accepted: Accepted) -> None:
-        self.request_id = accepted.reference.request_id
+        self.request_id = accepted.request_id
         self.operations = accepted.operations
         self.new = accepted.new
         self.sent = accepted.published is not None

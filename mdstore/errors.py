@@ -155,7 +155,11 @@ class DeliveriesExhausted(MdstoreError):
 
 
 class ConditionFailed(MdstoreError):
-    """The condition of a single write was not met; nothing was written."""
+    """The condition of a single write was not met. `item` is the existing item in DynamoDB JSON, if the write asked for it."""
+
+    def __init__(self, message: str, *, item: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.item = item
 
 
 class TransactionCancelled(MdstoreError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -29,6 +29,9 @@ MAX_AGE = 14 * 86_400
 CLAIM_DAYS = (45, 400, 3_720)
 #: The results table's index of chords whose callback was not dispatched yet. Hash key `open`, range key `look_at`, keys only.
 OPEN_INDEX = "open"
+
+#: A count, an offset or a length in a payload.
+Whole = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 OpName = Literal["insert", "update", "patch", "upsert", "delete", "check"]
 
@@ -94,6 +97,23 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: str = ""
     reason: str = ""
     detail: str = ""
+
+
+class BatchedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One request of a batch: its id, the digest of its content, and how many operations it has.
+
+    In the batch, the operations of its requests have consecutive indexes. `first` is the index of this request's first one.
+    """
+
+    request_id: str
+    content: str
+    first: Whole
+    operations: Whole
+    refused_counts: dict[str, int] = {}
+
+    def has(self, index: int) -> bool:
+        """Return whether the operation with this index in the batch belongs to the request."""
+        return self.first <= index < self.first + self.operations
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

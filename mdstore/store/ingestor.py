@@ -3,25 +3,28 @@
     Ingestor.accept
       PayloadBuilder.add        validate each operation, buffer its line and record its key
       PayloadBuilder.encode     divide the operations into lanes, compress the lanes and compute their digests
-      Payloads.put              store the payload in S3; raise if the request id already has other content
+      Ledger.note               make the transition (none) -> accepted, unless the request id is taken
+      Payloads.put              store the payload in S3
       publish                   send one message that refers to the payload
-      Ledger.record_accepted    make the transition (none) -> accepted
 
-A request is accepted once `publish` has returned. The ledger's record follows: if it is lost, the worker writes it, and until
-then `status` reads the payload instead.
+A request is accepted once `publish` has returned. Its note in the ledger decides about its id: whoever writes it first owns the
+id, and all others repeat the request, or conflict with it. A note does not prove that the payload was stored or the message
+sent. So a repeat makes sure of both, until the request has begun.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import msgspec
 
+from mdstore.aws.concurrent import Task
 from mdstore.errors import (
     DeploymentBroken,
     InvalidOperations,
@@ -34,23 +37,53 @@ from mdstore.errors import (
 from mdstore.log import event
 from mdstore.model import MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
 from mdstore.settings import Settings
+from mdstore.store.batch import encode_batch
 from mdstore.store.ledger import Ledger, RequestStatus
-from mdstore.store.payload import Header, Payloads
+from mdstore.store.payload import Encoded, Header, Payloads
 from mdstore.store.payload_builder import OperationInput, PayloadBuilder
 from mdstore.store.validation import Validator
 
 Publish = Callable[[Reference], Any]
 OnInvalid = Literal["raise", "refuse"]
 
+_TOO_OLD = "is more than 14 days old, and not known to be completed"
+#: Seconds between looks for the payload of a batch that may be about to be stored.
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.4)
+
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """A durable request. `new` is False if the same request had been stored before."""
+    """A durable request. `new` is False if the same request had been accepted before.
 
+    `published` is what `publish` returned, or None if no message had to be sent.
+    """
+
+    request_id: str
     reference: Reference
     operations: int
     refused: dict[str, int]
     new: bool
     published: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltRequest:
+    """A request whose operations were read and checked, and of which nothing is stored yet.
+
+    `invalid` is why it cannot be accepted, unless it was accepted before. Whoever built it must close `builder`.
+    """
+
+    request_id: str
+    source: str
+    builder: PayloadBuilder
+    invalid: InvalidRequest | None = None
+
+
+class _Reason(Enum):
+    """Tells why a repeat sends the message of its request."""
+
+    ASKED = "the caller asked for it"
+    UNPROVEN = "it may never have been sent"
+    ABANDONED = "it was lost, or the request failed"
 
 
 class Ingestor:
@@ -64,8 +97,10 @@ class Ingestor:
         validator: Validator,
         settings: Settings,
         clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._clock = clock
+        self._sleep = sleep
         self._payloads = payloads
         self._ledger = ledger
         self._validator = validator
@@ -93,17 +128,11 @@ class Ingestor:
         or its lease is over, or with `republish`; publishing again is harmless for 14 days. An older request is never published
         again: it raises `RequestConflict`, unless the ledger knows that it is completed.
         """
-        reference, header, new = self._store(operations, request_id, source, on_invalid, newest_wins)
-        if not new and self._may_skip_publishing(reference, header, republish=republish):
-            return _accepted(reference, header, new=False)
-        try:
-            published = publish(reference)
-        except (Unavailable, DeploymentBroken) as error:
-            if not new and not republish:
-                self._record_unsent(reference, error)
-            raise
-        self._record_accepted(reference, header)
-        return _accepted(reference, header, new=new, published=published)
+        built = self.build(
+            operations, request_id=request_id, source=source, on_invalid=on_invalid, newest_wins=newest_wins
+        )
+        with closing(built.builder):
+            return self.accept_built(built, publish=publish, republish=republish)
 
     def prepare(
         self,
@@ -115,8 +144,122 @@ class Ingestor:
         newest_wins: bool = False,
     ) -> Reference:
         """Store `operations` as `accept` does, and return the reference that whoever publishes the request later must send."""
-        reference, _, _ = self._store(operations, request_id, source, on_invalid, newest_wins, is_follow_up=True)
-        return reference
+        built = self.build(
+            operations,
+            request_id=request_id,
+            source=source,
+            on_invalid=on_invalid,
+            newest_wins=newest_wins,
+            is_follow_up=True,
+        )
+        with closing(built.builder):
+            accepted = self.accept_built(built, publish=_leave_unpublished)
+        return self._payloads.resolved(accepted.reference)
+
+    def build(
+        self,
+        operations: Iterable[OperationInput],
+        *,
+        request_id: str | None = None,
+        source: str = "default",
+        on_invalid: OnInvalid = "raise",
+        newest_wins: bool = False,
+        is_follow_up: bool = False,
+    ) -> BuiltRequest:
+        """Read and check the operations of a request, and store nothing. Raises the errors of `accept` about invalid ones."""
+        given_id = request_id
+        request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
+        check_source(source)
+        builder = PayloadBuilder(
+            validator=self._validator,
+            settings=self._settings,
+            newest_wins=newest_wins,
+            is_follow_up=is_follow_up,
+            clock=self._clock,
+        )
+        with ExitStack() as on_error:
+            on_error.callback(builder.close)
+            problems = _Problems(lambda: self._accepted_before(given_id))
+            invalid = _add(builder, operations, on_invalid, problems)
+            if invalid and given_id is None:
+                raise invalid
+            on_error.pop_all()
+        return BuiltRequest(request_id=request_id, source=source, builder=builder, invalid=invalid)
+
+    def accept_built(
+        self, built: BuiltRequest, *, publish: Publish, republish: bool = False, replaces: str = ""
+    ) -> Accepted:
+        """Do what `accept` does for a request that was built. `replaces` is the void batch that it was noted for, if any."""
+        if (
+            built.invalid
+        ):  # unless the same request was accepted before, perhaps by another release or with another model
+            return self._repeat_invalid(built, built.invalid, publish, republish=republish)
+        encoded = self.encode(built)
+        with closing(encoded.body):
+            known = self._ledger.run([self.note_task(built, self._payloads.reference(encoded), replaces=replaces)])[0]
+            if known is None:
+                return self.finish(built, encoded, publish=publish)
+        return self.repeat(built, known, publish=publish, republish=republish)
+
+    def encode(self, built: BuiltRequest) -> Encoded:
+        """Encode the payload of a request of its own. Its user must close the body."""
+        return built.builder.encode(built.request_id, built.source)
+
+    def encode_batch(self, batch_id: str, source: str, requests: Sequence[tuple[str, PayloadBuilder]]) -> Encoded:
+        """Encode the payload of several requests. Its user must close the body."""
+        models = self._validator.entities.digest
+        return encode_batch(batch_id, source, requests, created_at=int(self._clock()), models=models)
+
+    def note_task(self, built: BuiltRequest, reference: Reference, *, replaces: str = "") -> Task[RequestStatus | None]:
+        """Task: note a request as accepted, with the payload of `reference`. Return the request that has its id, or None."""
+        builder = built.builder
+        return self._ledger.note_task(
+            built.request_id,
+            reference,
+            content=builder.content,
+            operations=builder.count,
+            refused=builder.refused_counts,
+            is_follow_up=builder.is_follow_up,
+            replaces=replaces,
+        )
+
+    def finish(self, built: BuiltRequest, encoded: Encoded, *, publish: Publish) -> Accepted:
+        """Store the payload of a request that was noted, and publish it."""
+        reference, header, new = self._put(built, encoded)
+        published = publish(reference)
+        event("request.accepted", request_id=built.request_id, operations=header.operations, lanes=reference.lanes)
+        return Accepted(
+            request_id=built.request_id,
+            reference=reference,
+            operations=header.operations,
+            refused=header.refused_counts,
+            new=new,
+            published=published,
+        )
+
+    def repeat(
+        self, built: BuiltRequest, known: RequestStatus, *, publish: Publish, republish: bool = False
+    ) -> Accepted:
+        """Accept a request whose id the request `known` has: make sure that this one is durable, if it is the same.
+
+        Raises `RequestConflict` if it is another one, or too old.
+        """
+        self._check_same(built, known)
+        reason = self._reason_to_send(known, republish=republish)
+        if reason is None:
+            return _repeated(known)
+        try:
+            reference = self._durable(built, known)
+            if reference is None:
+                return self.accept_built(built, publish=publish, replaces=known.reference.request_id)
+            published = publish(reference)
+        except (Unavailable, DeploymentBroken) as error:
+            if reason is _Reason.ABANDONED:
+                self._record_unsent(known, error)
+            raise
+        if reason is _Reason.UNPROVEN:
+            self._ledger.reopen(known)
+        return _repeated(known, reference, published=published)
 
     def status(self, request_id: str) -> RequestStatus:
         """Return the state of a request, with the counts so far. Raises `NotFound`."""
@@ -128,7 +271,7 @@ class Ingestor:
                 reference, header = self._payloads.find(request_id)
             except NotFound:
                 raise unknown from None
-            if self._is_too_old(header):  # it may have completed, and its ledger item has expired
+            if self._is_too_old(header.created_at):  # it may have completed, and its ledger item has expired
                 raise unknown from None
             early = Counts(refused=header.refused_counts)
             return RequestStatus(
@@ -141,6 +284,7 @@ class Ingestor:
                 early=early,
                 counts=early,
                 accepted_at=float(header.created_at),
+                content=header.content,
             )
 
     def _accepted_before(self, request_id: str | None) -> int:
@@ -148,78 +292,105 @@ class Ingestor:
         if request_id is None:
             return 0
         try:
-            _, header = self._payloads.find(request_id)
+            return self.status(request_id).operations
         except NotFound:
             return 0
-        return header.operations
 
-    def _store(
-        self,
-        operations: Iterable[OperationInput],
-        request_id: str | None,
-        source: str,
-        on_invalid: OnInvalid,
-        newest_wins: bool,
-        *,
-        is_follow_up: bool = False,
-    ) -> tuple[Reference, Header, bool]:
-        """Store a request's payload. Return its reference, its header, and whether it was stored now."""
-        given_id = request_id
-        request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
-        check_source(source)
-        builder = PayloadBuilder(
-            validator=self._validator,
-            settings=self._settings,
-            newest_wins=newest_wins,
-            is_follow_up=is_follow_up,
-            clock=self._clock,
-        )
-        with closing(builder):
-            problems = _Problems(lambda: self._accepted_before(given_id))
-            invalid = _add(builder, operations, on_invalid, problems)
-            if invalid and given_id is None:
-                raise invalid
-            reference, header, new = self._stored(request_id, source, builder, invalid)
-        self._validator.entities.report_other_models(header.models, request_id=request_id, source=source)
+    def _repeat_invalid(
+        self, built: BuiltRequest, invalid: InvalidRequest, publish: Publish, *, republish: bool
+    ) -> Accepted:
+        """Accept a request that is invalid now, if it was accepted before. Raises `invalid` if not."""
+        with suppress(NotFound, RequestConflict):
+            known = self.status(built.request_id)
+            self._check_same(built, known)
+            return self.repeat(built, known, publish=publish, republish=republish)
+        raise invalid
+
+    def _put(self, built: BuiltRequest, encoded: Encoded) -> tuple[Reference, Header, bool]:
+        """Store the payload of a request that was noted. Return what is stored, and whether it was stored now."""
+        try:
+            reference, header, new = self._put_or_find(built, encoded)
+        except RequestConflict:
+            self._ledger.withdraw(built.request_id, built.builder.content)
+            raise
+        if not new:  # the ledger did not know it
+            self._ledger.correct(reference)
+            self._report_models(reference, header)
         return reference, header, new
 
-    def _stored(
-        self, request_id: str, source: str, builder: PayloadBuilder, invalid: InvalidRequest | None
-    ) -> tuple[Reference, Header, bool]:
-        """Return a request's payload, its header, and whether it was stored now. An `invalid` one is not stored."""
-        if invalid:  # unless the same request was accepted before, perhaps by another release or with another model
-            with suppress(NotFound, RequestConflict):
-                return *self._payloads.known(request_id, source=source, contents=builder.contents()), False
-            raise invalid
-        encoded = builder.encode(request_id, source)
-        with closing(encoded.body):
+    def _put_or_find(self, built: BuiltRequest, encoded: Encoded) -> tuple[Reference, Header, bool]:
+        try:
+            reference, header, new = self._payloads.put(encoded)
+        except RequestConflict:  # unless release 0.1.0 stored it, which had another digest
+            contents = built.builder.contents()
+            reference, header = self._payloads.known(built.request_id, source=built.source, contents=contents)
+            new = False
+        if not new and self._is_too_old(header.created_at):
+            raise RequestConflict(built.request_id, _TOO_OLD)
+        return reference, header, new
+
+    def _check_same(self, built: BuiltRequest, known: RequestStatus) -> None:
+        """Raise `RequestConflict` unless `known` is the same request as the one that was built, and can be repeated."""
+        contents = built.builder.contents()
+        if known.source != built.source or (known.content and known.content not in contents):
+            raise RequestConflict(built.request_id)
+        if not known.content:  # release 0.1.0 noted it, after it had stored the payload
+            with suppress(NotFound):  # the payload has expired
+                self._payloads.known(built.request_id, source=built.source, contents=contents)
+        if known.state is not State.COMPLETED and self._is_too_old(known.accepted_at):
+            raise RequestConflict(built.request_id, _TOO_OLD)
+
+    def _reason_to_send(self, known: RequestStatus, *, republish: bool) -> _Reason | None:
+        """Return why a repeat must send the message of a request, or None if it need not."""
+        if self._is_too_old(known.accepted_at):
+            return None
+        if republish:
+            return _Reason.ASKED
+        has_not_begun = known.state is State.ACCEPTED and not known.sent_again
+        if has_not_begun and not (known.is_batched and self._ledger.was_sent(known.reference.request_id)):
+            return _Reason.UNPROVEN
+        return _Reason.ABANDONED if self._take_over(known) else None
+
+    def _durable(self, built: BuiltRequest, known: RequestStatus) -> Reference | None:
+        """Return the reference to the payload of a known request. Store the payload if it is missing.
+
+        Return None if the request belongs to a batch that was not stored, and now never will be: whoever wanted to store it
+        has died, or finds an empty batch in its place, and accepts its requests one by one.
+        """
+        if not known.is_batched:
             try:
-                return self._payloads.put(encoded)
-            except RequestConflict:  # unless release 0.1.0 stored it, which had another digest
-                return *self._payloads.known(request_id, source=source, contents=builder.contents()), False
+                reference, header = self._payloads.find(known.request_id)
+            except NotFound:
+                encoded = self.encode(built)
+                with closing(encoded.body):
+                    return self._put(built, encoded)[0]
+            self._report_models(reference, header)
+            return reference
+        batch_id = known.reference.request_id
+        for pause in _PAUSES:
+            with suppress(NotFound):
+                reference, header = self._payloads.find(batch_id)
+                break
+            self._sleep(pause)
+        else:
+            empty = self.encode_batch(batch_id, known.source, ())
+            with closing(empty.body):
+                self._payloads.put_batch(empty)
+            reference, header = self._payloads.find(batch_id)
+        if header.batched(known.request_id) is None:
+            return None
+        self._report_models(reference, header)
+        return reference
 
-    def _record_accepted(self, reference: Reference, header: Header) -> None:
-        try:
-            self._ledger.record_accepted(reference, operations=header.operations, refused=header.refused_counts)
-        except (Unavailable, DeploymentBroken) as error:
-            # The request is durable. An error here would make the caller submit it again under another id.
-            event("request.unnoted", level=logging.WARNING, request_id=reference.request_id, error=str(error))
+    def _report_models(self, reference: Reference, header: Header) -> None:
+        """Log a warning if a known request was checked against other models than those of this process."""
+        self._validator.entities.report_other_models(
+            header.models, request_id=reference.request_id, source=reference.source
+        )
 
-    def _is_too_old(self, header: Header) -> bool:
+    def _is_too_old(self, accepted_at: float) -> bool:
         """Return whether the request's receipts may have expired, so that publishing it again could apply it twice."""
-        return self._clock() - header.created_at > MAX_AGE
-
-    def _may_skip_publishing(self, reference: Reference, header: Header, *, republish: bool) -> bool:
-        """Return whether a known request need not be published. Raises `RequestConflict` if it is too old and not completed."""
-        try:
-            request = self._ledger.get(reference.request_id)
-        except NotFound:
-            request = None
-        if self._is_too_old(header):
-            if request is None or request.state is not State.COMPLETED:
-                raise RequestConflict(reference.request_id, "is more than 14 days old, and not known to be completed")
-            return True
-        return not republish and request is not None and not self._take_over(request)
+        return self._clock() - accepted_at > MAX_AGE
 
     def _take_over(self, request: RequestStatus) -> bool:
         """Return whether the caller must send a known request again: no worker or other caller takes care of it.
@@ -231,10 +402,10 @@ class Ingestor:
             request = self._ledger.progress(request.request_id)  # a lane may have ended since the request started
         return request.is_abandoned(self._clock(), lease) and self._ledger.reopen(request)
 
-    def _record_unsent(self, reference: Reference, error: Exception) -> None:
+    def _record_unsent(self, known: RequestStatus, error: Exception) -> None:
         """Record that a request could not be sent again, so that the next repeat need not wait for the lease to end."""
         with suppress(Unavailable, DeploymentBroken, NotFound):
-            self._ledger.fail(reference.request_id, f"the request could not be sent again: {error}")
+            self._ledger.fail(known.request_id, f"the request could not be sent again: {error}")
 
 
 def _add(
@@ -280,7 +451,16 @@ class _Problems:
         return InvalidOperations(self._shown, count=self._count) if self._count else None
 
 
-def _accepted(reference: Reference, header: Header, *, new: bool, published: Any = None) -> Accepted:
+def _leave_unpublished(_: Reference) -> None:
+    """Send no message: the message of another task refers to the request."""
+
+
+def _repeated(known: RequestStatus, reference: Reference | None = None, *, published: Any = None) -> Accepted:
     return Accepted(
-        reference=reference, operations=header.operations, refused=header.refused_counts, new=new, published=published
+        request_id=known.request_id,
+        reference=reference or known.reference,
+        operations=known.operations,
+        refused=known.early.refused,
+        new=False,
+        published=published,
     )

@@ -3,6 +3,10 @@
     pk = {request_id}          sk = request        state, counts, payload reference, times
     pk = {request_id}          sk = lane#00042     the summary of lane 42
     pk = {request_id}#00042    sk = tx#00007       receipt of transaction 7 of lane 42: its operations that were refused
+    pk = {batch_id}            sk = batch          the message of a batch was sent
+
+The reference of a request in a batch names the batch, which is its `request_id` there. So are the keys of the batch's lane
+summary and receipts.
 
 The receipts of each lane have their own partition, because one partition takes 1,000 write units per second. Every item has
 `expires_at`, which DynamoDB's TTL uses.
@@ -13,8 +17,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,11 +27,13 @@ from mdstore.aws.concurrent import Task
 from mdstore.aws.dynamodb.attributes import Item, from_item, to_item
 from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.aws.dynamodb.updates import expressions, given, placeholders, unless_set
-from mdstore.errors import NotFound
+from mdstore.aws.json_protocol import encode
+from mdstore.errors import ConditionFailed, NotFound, Unavailable
 from mdstore.log import event
-from mdstore.model import FINAL_STATES, Counts, Reference, Refusal, State
+from mdstore.model import FINAL_STATES, BatchedRequest, Counts, Reference, Refusal, State
 from mdstore.settings import DAY
 
+T = TypeVar("T")
 _MOST_DOUBLINGS = 12  # by then, a lease of a few minutes exceeds the 14 days that SQS keeps a message
 
 
@@ -46,7 +53,9 @@ class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `early` counts the operations that were refused before the request was published. `counts` covers all lanes once the state
     is final. `started_by` is the id of the task that started it. `sent_again` counts how often it was sent again.
-    `active_at` is the last sign of work; lanes count only where their summaries were read.
+    `active_at` is the last sign of work; lanes count only where their summaries were read. `content` is the digest of the
+    operations; items of release 0.1.0 have none. In a batch, `reference` is that of the batch, without a digest until the
+    request is completed. `is_follow_up` means that the message of another task sends the request, if that task succeeds.
     """
 
     request_id: str
@@ -64,6 +73,13 @@ class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
     started_by: str = ""
     sent_again: int = 0
     active_at: float = 0.0
+    content: str = ""
+    is_follow_up: bool = False
+
+    @property
+    def is_batched(self) -> bool:
+        """Return whether the request is one of a batch."""
+        return self.reference.request_id != self.request_id
 
     def is_abandoned(self, now: float, lease: float) -> bool:
         """Return whether the request is abandoned and must be sent again: it failed, or its lease is over.
@@ -111,20 +127,77 @@ class Ledger:
 
     # -- requests
 
-    def record_accepted(self, reference: Reference, *, operations: int, refused: Mapping[str, int]) -> bool:
-        """Make the transition (none) -> accepted. Return False if the item exists already, because a worker was faster."""
+    def run(self, tasks: Iterable[Task[T]], *, in_flight: int = 1) -> list[T]:
+        """Run tasks of the ledger side by side, with up to `in_flight` calls at the same time."""
+        return self._dynamo.run(tasks, in_flight=in_flight)
+
+    def note_task(
+        self,
+        request_id: str,
+        reference: Reference,
+        *,
+        content: str,
+        operations: int,
+        refused: Mapping[str, int],
+        is_follow_up: bool = False,
+        replaces: str = "",
+    ) -> Task[RequestStatus | None]:
+        """Task: make the transition (none) -> accepted, and return None. If the id is taken, return its request instead.
+
+        If the id is taken by the same request in the batch `replaces`, which is void, replace that note.
+        """
+        condition, arguments = "attribute_not_exists(pk)", {}
+        if replaces:
+            condition += " OR (#state = :accepted AND #reference.#request_id = :batch)"
+            arguments = {"accepted": State.ACCEPTED, "batch": replaces}
         values = {
-            "pk": reference.request_id,
+            "pk": request_id,
             "sk": "request",
             "state": State.ACCEPTED,
+            "content": content,
             **_request_values(reference, operations, refused),
+            **({"is_follow_up": True} if is_follow_up else {}),
             "accepted_at": _milliseconds(self._clock()),
             "expires_at": self.expires_at(),
         }
-        is_new = self._put_unless(values, "attribute_exists(pk)")
-        if is_new:
-            event("request.accepted", request_id=reference.request_id, operations=operations, lanes=reference.lanes)
-        return is_new
+        body = _put_body(self._table, values, condition, arguments)
+        failed = yield from self._dynamo.put_if_task({**body, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"})
+        if failed is None:
+            return None
+        item = failed.item
+        if item is None:  # not every endpoint returns it
+            item = (yield "GetItem", encode(self._get_body(request_id, "request"))).get("Item")
+        if item is None:
+            raise Unavailable(f"the note of request {request_id!r} vanished while it was read", code="NoteVanished")
+        return _request(from_item(item))
+
+    def withdraw(self, request_id: str, content: str) -> None:
+        """Delete the note of a request that cannot be accepted after all, because its id has another payload."""
+        body = {
+            "TableName": self._table,
+            "Key": to_item({"pk": request_id, "sk": "request"}),
+            **expressions(condition="#state = :accepted AND #content = :content"),
+            "ExpressionAttributeValues": to_item(placeholders({"accepted": State.ACCEPTED, "content": content})),
+        }
+        with suppress(ConditionFailed):
+            self._dynamo.call("DeleteItem", body)
+
+    def correct(self, reference: Reference) -> None:
+        """Replace the reference of an accepted request: its payload was stored before, by another call."""
+        self._update(
+            reference.request_id,
+            always={"reference": msgspec.to_builtins(reference)},
+            condition="#state = :accepted",
+            arguments={"accepted": State.ACCEPTED},
+        )
+
+    def record_sent(self, batch_id: str) -> None:
+        """Record that the message of a batch was sent, so that repeats of its requests need not send it again."""
+        self._put_unless({"pk": batch_id, "sk": "batch", "expires_at": self.expires_at()}, "attribute_exists(pk)")
+
+    def was_sent(self, batch_id: str) -> bool:
+        """Return whether the message of a batch is known to have been sent."""
+        return self._get(batch_id, "batch") is not None
 
     def start(
         self, reference: Reference, *, operations: int, refused: Mapping[str, int], by: str = ""
@@ -201,8 +274,49 @@ class Ledger:
             arguments={"completed": State.COMPLETED},
         )
         if changed:
-            _log_final_state(changed)
+            _log_end(changed.request_id, changed.state, changed.counts)
         return changed or self.get(reference.request_id)
+
+    def end_batch(
+        self, reference: Reference, requests: Sequence[BatchedRequest], summaries: Sequence[LaneSummary]
+    ) -> Iterator[Task[bool]]:
+        """Yield a task for each request of a batch: it makes the transition to the state of the request's summary.
+
+        As with other requests, a completed one stays completed, and a failed one may be completed later.
+        """
+        for request, summary in zip(requests, summaries, strict=True):
+            yield self._end_batched(reference, request, summary)
+
+    def _end_batched(self, reference: Reference, request: BatchedRequest, summary: LaneSummary) -> Task[bool]:
+        always: dict[str, Any] = {
+            "state": summary.state,
+            "started_at": _milliseconds(summary.started_at),
+            "finished_at": _milliseconds(summary.finished_at),
+            "counts": _counts_value(summary.counts),
+            "reference": msgspec.to_builtins(reference),
+        }
+        if summary.error:
+            always["error"] = summary.error
+        values = _request_values(reference, request.operations, request.refused_counts)
+        defaults = {
+            "content": request.content,
+            **{name: value for name, value in values.items() if name != "reference"},
+            "accepted_at": _milliseconds(summary.started_at),
+            "expires_at": self.expires_at(),
+        }
+        body = self._update_body(
+            request.request_id,
+            always=always,
+            defaults=defaults,
+            removed=() if summary.error else ("error",),
+            # The request may have been noted for another batch since, if this one came too late.
+            condition="attribute_not_exists(pk) OR (#state <> :completed AND #reference.#request_id = :batch)",
+            arguments={"completed": State.COMPLETED, "batch": reference.request_id},
+        )
+        has_ended = yield from self._dynamo.update_if_task(body)
+        if has_ended:
+            _log_end(request.request_id, summary.state, summary.counts)
+        return has_ended
 
     def record_turn(self, request_id: str) -> None:
         """Record that a lane has had its turn and is about to be sent again, which is a sign of work. The state stays."""
@@ -229,7 +343,7 @@ class Ledger:
             request_id, always=values, condition="#state <> :completed", arguments={"completed": State.COMPLETED}
         )
         if changed:
-            _log_final_state(changed)
+            _log_end(changed.request_id, changed.state, changed.counts)
         return changed or self.get(request_id)
 
     def fail(self, request_id: str, error: str) -> None:
@@ -245,7 +359,7 @@ class Ledger:
             request_id, always=values, condition="#state <> :completed", arguments={"completed": State.COMPLETED}
         )
         if changed:
-            _log_final_state(changed)
+            _log_end(changed.request_id, changed.state, changed.counts)
 
     def get(self, request_id: str) -> RequestStatus:
         """Read one request, strongly consistent. Raises `NotFound`."""
@@ -262,7 +376,7 @@ class Ledger:
     def progress(self, request_id: str) -> RequestStatus:
         """Read one request, with counts of the lanes that have a summary so far. Raises `NotFound`."""
         request, lanes = self._request_and_lanes(request_id)
-        if request.state is State.COMPLETED:
+        if request.state is State.COMPLETED or request.is_batched:
             return request
         return msgspec.structs.replace(request, counts=sum((lane.counts for lane in lanes), start=request.early))
 
@@ -374,26 +488,40 @@ class Ledger:
         removed: Collection[str] = (),
     ) -> RequestStatus | None:
         """Update a request's item if `condition` holds. Return None if not: another process has changed it, which is normal."""
-        item = self._dynamo.update_if({
+        body = self._update_body(
+            request_id, always=always, condition=condition, arguments=arguments, defaults=defaults, removed=removed
+        )
+        item = self._dynamo.update_if(body)
+        return None if item is None else _request(from_item(item))
+
+    def _update_body(
+        self,
+        request_id: str,
+        *,
+        always: Mapping[str, Any],
+        condition: str,
+        arguments: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        removed: Collection[str],
+    ) -> dict[str, Any]:
+        return {
             "TableName": self._table,
             "Key": to_item({"pk": request_id, "sk": "request"}),
             **expressions(set=given(always) | unless_set(defaults), remove=removed, condition=condition),
             "ExpressionAttributeValues": to_item(placeholders({**always, **defaults, **arguments})),
-        })  # fmt: skip
-        return None if item is None else _request(from_item(item))
+        }
 
     def _put_unless(
         self, values: Mapping[str, Any], condition: str, arguments: Mapping[str, Any] = MappingProxyType({})
     ) -> bool:
-        body = {"TableName": self._table, "Item": to_item(values), **expressions(condition=f"NOT ({condition})")}
-        if arguments:
-            body["ExpressionAttributeValues"] = to_item(placeholders(arguments))
-        return self._dynamo.put_if(body)
+        return self._dynamo.put_if(_put_body(self._table, values, f"NOT ({condition})", arguments))
 
     def _get(self, pk: str, sk: str) -> dict[str, Any] | None:
-        body = {"TableName": self._table, "Key": to_item({"pk": pk, "sk": sk}), "ConsistentRead": True}
-        item: Item | None = self._dynamo.call("GetItem", body).get("Item")
+        item: Item | None = self._dynamo.call("GetItem", self._get_body(pk, sk)).get("Item")
         return from_item(item) if item else None
+
+    def _get_body(self, pk: str, sk: str) -> dict[str, Any]:
+        return {"TableName": self._table, "Key": to_item({"pk": pk, "sk": sk}), "ConsistentRead": True}
 
     def _get_all(self, keys: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         (items,) = self._dynamo.run([self._dynamo.batch_get(self._table, [to_item(key) for key in keys])])
@@ -431,13 +559,22 @@ def _receipts(items: Iterable[Mapping[str, Any]]) -> dict[int, Receipt]:
     return {receipt.number: receipt for receipt in map(receipt_of, items)}
 
 
-def _log_final_state(request: RequestStatus) -> None:
-    summary = request.summary()
+def _log_end(request_id: str, state: State, counts: Counts) -> None:
     event(
-        f"request.{request.state}",
-        level=logging.INFO if request.state is State.COMPLETED else logging.ERROR,
-        **{name: summary[name] for name in ("request_id", "applied", "refused", "failed")},
+        f"request.{state}",
+        level=logging.INFO if state is State.COMPLETED else logging.ERROR,
+        request_id=request_id,
+        applied=sum(counts.applied.values()),
+        refused=sum(counts.refused.values()),
+        failed=counts.failed,
     )
+
+
+def _put_body(table: str, values: Mapping[str, Any], condition: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    body = {"TableName": table, "Item": to_item(values), **expressions(condition=condition)}
+    if arguments:
+        body["ExpressionAttributeValues"] = to_item(placeholders(arguments))
+    return body
 
 
 def _request_values(reference: Reference, operations: int, refused: Mapping[str, int]) -> dict[str, Any]:
@@ -467,6 +604,8 @@ def _request(item: Mapping[str, Any]) -> RequestStatus:
         started_by=item.get("started_by", ""),
         sent_again=item.get("sent_again", 0),
         active_at=max(item.get(name, 0) for name in ("accepted_at", "sent_at", "started_at")) / 1000,
+        content=item.get("content", ""),
+        is_follow_up=item.get("is_follow_up", False),
     )
 
 

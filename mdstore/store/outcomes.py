@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from mdstore.errors import InvalidRequest
-from mdstore.model import Outcome, Refusal, State
+from mdstore.errors import IntegrityError, InvalidRequest
+from mdstore.model import Outcome, Reference, Refusal, State
 from mdstore.store.ledger import Ledger, RequestStatus
 from mdstore.store.operations import Indexed
 from mdstore.store.packing import pack
@@ -55,13 +55,25 @@ class Outcomes:
 
     def part(self, request: RequestStatus, part: int) -> list[Outcome]:
         """Return the outcomes of part 0 (refused before the request was published) or of lane `part` - 1."""
+        reference = self._payloads.resolved(request.reference)
+        outcomes = self._part(reference, part, is_failed=request.state is State.FAILED)
+        if not request.is_batched:
+            return outcomes
+        own = self._payloads.header(reference).batched(request.request_id)
+        if own is None:
+            raise IntegrityError(f"{reference.payload!r} does not hold request {request.request_id!r}")
+        return [msgspec.structs.replace(one, index=one.index - own.first) for one in outcomes if own.has(one.index)]
+
+    def _part(self, reference: Reference, part: int, *, is_failed: bool) -> list[Outcome]:
         if part == 0:
-            return [_refused(refusal) for refusal in self._payloads.refused(request.reference)]
+            return [_refused(refusal) for refusal in self._payloads.refused(reference)]
         lane = part - 1
-        receipts = self._ledger.receipts(request.request_id, lane)
-        lane_failed = request.state is State.FAILED and self._has_failed(request.request_id, lane)
+        if lane >= reference.lanes:  # all operations of a batch were refused before it was published
+            return []
+        receipts = self._ledger.receipts(reference.request_id, lane)
+        lane_failed = is_failed and self._has_failed(reference.request_id, lane)
         outcomes: list[Outcome] = []
-        for wave in pack(self._payloads.lane(request.reference, lane), request.reference.v):
+        for wave in pack(self._payloads.lane(reference, lane), reference.v):
             for transaction in wave:
                 receipt = receipts.get(transaction.number)
                 if receipt is None:

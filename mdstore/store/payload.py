@@ -16,14 +16,14 @@ import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO, Annotated, Literal
+from typing import IO, Literal
 
 import msgspec
 
 from mdstore.aws.s3 import READS, Objects, read_again
 from mdstore.compression import decompress, most
 from mdstore.errors import IntegrityError, InvalidRequest, NotFound, RequestConflict
-from mdstore.model import ACCEPTED_VERSIONS, Reference, Refusal, check_request_id
+from mdstore.model import ACCEPTED_VERSIONS, BatchedRequest, Reference, Refusal, Whole, check_request_id
 from mdstore.store.operations import Indexed
 from mdstore.store.partitioning import MAX_LANE_OPERATIONS
 
@@ -34,9 +34,6 @@ _FIRST_READ = 2**16
 #: Every operation and refusal takes at least this many bytes. A section that claims shorter lines is a bomb of empty lines.
 _SHORTEST_LINE = 16
 _MAX_HEADER = 64 * 2**20
-
-
-Whole = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +48,9 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The table of contents of a payload. `created_at` is in Unix seconds.
+
+    `requests` lists the requests of a batch (see `store.batch`), whose `request_id` names the batch; it is empty in the payload
+    of a single request.
 
     `content` is the digest of the operations as they were given (see `store.content`). `models` is the digest of the models
     that they were checked against (see `store.entities`); version 1 has none. `is_follow_up` means that the request was not
@@ -69,6 +69,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     refused_counts: dict[str, int]
     models: str = ""
     is_follow_up: bool = False
+    requests: tuple[BatchedRequest, ...] = ()
+
+    def batched(self, request_id: str) -> BatchedRequest | None:
+        """Return a request of the batch, or None if the payload does not hold it as one of a batch."""
+        return next((one for one in self.requests if one.request_id == request_id), None)
 
 
 _header_decoder = msgspec.json.Decoder(Header)
@@ -111,6 +116,22 @@ class Payloads:
         reference, header = self.known(header.request_id, source=header.source, contents=(header.content,))
         return reference, header, False
 
+    def put_batch(self, encoded: Encoded) -> bool:
+        """Store a batch, and return whether its key has it now. If not, it has the empty batch that keeps this one away."""
+        key = self.key(encoded.header.request_id)
+        return self._objects.put_new(key, encoded.body) or self._open(key)[1] == encoded.digest
+
+    def reference(self, encoded: Encoded) -> Reference:
+        """Return the reference to a payload that is about to be stored."""
+        return _reference(encoded.header, self.key(encoded.header.request_id), encoded.digest)
+
+    def resolved(self, reference: Reference) -> Reference:
+        """Return a reference with the digest of its payload, which the note of a request in a batch does not have.
+
+        Raises `NotFound` or `IntegrityError`.
+        """
+        return reference if reference.digest else self.find(reference.request_id)[0]
+
     def known(self, request_id: str, *, source: str, contents: Collection[str]) -> tuple[Reference, Header]:
         """Return the reference and the header of a stored payload, if its content is one of `contents`.
 
@@ -132,6 +153,13 @@ class Payloads:
     def header(self, reference: Reference) -> Header:
         """Read the header, checked against `reference`. Raises `IntegrityError`."""
         return self._cached(reference)[0]
+
+    def is_batch(self, reference: Reference) -> bool:
+        """Return whether the payload is intact and holds a batch. Raises `Unavailable` or `DeploymentBroken`."""
+        try:
+            return bool(self.header(reference).requests)
+        except IntegrityError:
+            return False
 
     def lane(self, reference: Reference, number: int) -> list[Indexed]:
         """Read the operations of lane `number`, in the order of the request. Raises `IntegrityError`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 import time
 from array import array
 from collections import Counter
@@ -15,7 +14,6 @@ from typing import IO, Any
 import msgspec
 
 from mdstore import exactjson
-from mdstore.compression import compressor
 from mdstore.errors import PayloadTooLarge
 from mdstore.model import SCHEMA_VERSION, Operation, Reason, Refusal
 from mdstore.settings import Settings
@@ -24,14 +22,14 @@ from mdstore.store.newest_wins import by_sequence
 from mdstore.store.operations import NOTHING, OPERATIONS, Indexed
 from mdstore.store.packing import MAX_ACTIONS, refusal
 from mdstore.store.partitioning import MAX_LANE_OPERATIONS, Partition
-from mdstore.store.payload import MAGIC, Encoded, Header, Section
+from mdstore.store.payload import Encoded, Header, Section
+from mdstore.store.sections import SPILL_BEYOND, SectionBuilder, assembled, spill_file
 from mdstore.store.spill_buffer import SpillBuffer
 from mdstore.store.validation import FieldError, LineTooLong, Validator
 
-_SPILL_BEYOND = 4 * 2**20
 _LONGEST_DETAIL = 2_000  # characters of a refusal, usually enough for all problems of an operation
-_PIECE = 2**18  # bytes of lines that are compressed in one call
 _decoder = msgspec.json.Decoder(Indexed)
+_refusal_decoder = msgspec.json.Decoder(Refusal)
 
 #: The forms in which callers may give an operation: a line of JSON, a mapping, or an `Operation`. A file reader gives the
 #: error of a line that it cannot read.
@@ -95,18 +93,19 @@ class PayloadBuilder:
     ) -> None:
         self._clock = clock
         self._newest_wins = newest_wins
-        self._is_follow_up = is_follow_up
+        self.is_follow_up = is_follow_up
         self._validator = validator
         self._settings = settings
-        self._lines = SpillBuffer(_SPILL_BEYOND)
+        self._lines = SpillBuffer(SPILL_BEYOND)
         self._ends = array("Q", [0])
         self._partition = Partition()
         self._groups = _Groups()
-        self._refused = _Compressor()
+        self._refused = SectionBuilder()
         self._refused_counts: Counter[str] = Counter()
         self._content = ContentDigest(newest_wins=newest_wins)
         self._refused_digests: dict[int, bytes] = {}
         self._has_unknown_group = False
+        self._has_recorded_groups = False
         self.count = 0
 
     def add(self, given: OperationInput) -> Refusal | None:
@@ -145,10 +144,47 @@ class PayloadBuilder:
 
     def encode(self, request_id: str, source: str) -> Encoded:
         """Divide the operations into lanes and compress them. Raises `PayloadTooLarge` if one key or group exceeds a lane."""
-        for refused in self.refused_groups():
-            self._record_refusal(refused)
-        with _spill_file() as body:
+        self._record_refused_groups()
+        with spill_file() as body:
             return self._encode(body, request_id, source)
+
+    def join(self, lane: SectionBuilder, refused: SectionBuilder, *, first: int, number: int) -> None:
+        """Add the operations to a batch, as its request `number`, with indexes from `first` on. Only for few operations.
+
+        A group's name gets the number of its request, so that groups of different requests stay apart.
+        """
+        self._record_refused_groups()
+        for position in range(len(self._partition)):
+            item = self._item(position)
+            if self._refused_with_group(item):
+                continue
+            group = None if item.group is None else f"{number}:{item.group}"
+            moved = msgspec.structs.replace(item, index=first + item.index, group=group)
+            lane.add(exactjson.dumps(moved) + b"\n")
+        for one in _refusal_decoder.decode_lines(self._refused.lines()):
+            refused.add(exactjson.dumps(msgspec.structs.replace(one, index=first + one.index)) + b"\n")
+
+    @property
+    def refused_counts(self) -> dict[str, int]:
+        """How many operations are refused already, by reason."""
+        self._record_refused_groups()
+        return dict(sorted(self._refused_counts.items()))
+
+    @property
+    def content(self) -> str:
+        """The digest of the operations as they were given (see `store.content`)."""
+        return self._content.text()
+
+    @property
+    def raw(self) -> int:
+        """The bytes of all lines."""
+        return self._ends[-1] + self._refused.raw
+
+    def _record_refused_groups(self) -> None:
+        if not self._has_recorded_groups:
+            for refused in self.refused_groups():
+                self._record_refusal(refused)
+            self._has_recorded_groups = True
 
     def _encode(self, body: IO[bytes], request_id: str, source: str) -> Encoded:
         lanes: list[Section] = []
@@ -164,16 +200,16 @@ class PayloadBuilder:
             codec="zstd",
             request_id=request_id,
             source=source,
-            content=self._content.text(),
+            content=self.content,
             created_at=int(self._clock()),
             operations=self.count,
             lanes=tuple(lanes),
             refused=self._refused.write_to(body),
-            refused_counts=dict(sorted(self._refused_counts.items())),
+            refused_counts=self.refused_counts,
             models=self._validator.entities.digest,
-            is_follow_up=self._is_follow_up,
+            is_follow_up=self.is_follow_up,
         )
-        return _assembled(header, body)
+        return assembled(header, body)
 
     def contents(self) -> tuple[str, str]:
         """Return the digest of the operations' content, and the one that release 0.1.0 computed of the encoded lines."""
@@ -183,14 +219,14 @@ class PayloadBuilder:
             refused = self._refused_digests.get(index)
             former.update(b"%d\t!%b\n" % (index, refused) if refused else self._line(position))
             position += not refused
-        return self._content.text(), former.hexdigest()
+        return self.content, former.hexdigest()
 
     def close(self) -> None:
         """Discard the operations."""
         self._lines.close()
 
-    def _lane(self, positions: array[int]) -> _Compressor:
-        lane = _Compressor()
+    def _lane(self, positions: array[int]) -> SectionBuilder:
+        lane = SectionBuilder()
         some_refused = self._groups.any_refused
         limit = self._settings.max_lane_bytes
         for position in positions:
@@ -246,38 +282,6 @@ class PayloadBuilder:
         return _decoder.decode(self._line(position))
 
 
-class _Compressor:
-    """Compresses the lines of one section."""
-
-    def __init__(self) -> None:
-        self._zstd = compressor()
-        self._pending = bytearray()
-        self._data = bytearray()
-        self.raw = 0
-        self.count = 0
-
-    def add(self, line: bytes) -> None:
-        """Add one line, including its newline."""
-        self._pending += line
-        self.raw += len(line)
-        self.count += 1
-        if len(self._pending) >= _PIECE:
-            self._compress()
-
-    def write_to(self, body: IO[bytes]) -> Section:
-        """Append the section to `body` and return its entry for the header."""
-        self._compress()
-        self._data += self._zstd.flush()
-        digest = hashlib.sha256(self._data).hexdigest()
-        section = Section(offset=body.tell(), length=len(self._data), raw=self.raw, count=self.count, digest=digest)
-        body.write(self._data)
-        return section
-
-    def _compress(self) -> None:
-        self._data += self._zstd.compress(self._pending)
-        self._pending.clear()
-
-
 def _indexed(index: int, operation: Operation, attribute: bytes) -> Indexed:
     """Build the line of an operation. `attribute` is its data in DynamoDB JSON, or empty if it does not fit an item."""
     # A worker merges a patch before sending it, so the line keeps its data in plain JSON.
@@ -298,22 +302,6 @@ def _indexed(index: int, operation: Operation, attribute: bytes) -> Indexed:
 
 def _shortened(detail: str) -> str:
     return detail if len(detail) <= _LONGEST_DETAIL else f"{detail[:_LONGEST_DETAIL]}..."
-
-
-def _spill_file() -> IO[bytes]:
-    """Make a file that stays in memory while it is small. Its user must close it."""
-    return tempfile.SpooledTemporaryFile(max_size=_SPILL_BEYOND)
-
-
-def _assembled(header: Header, sections: IO[bytes]) -> Encoded:
-    text = exactjson.dumps(header)
-    body = _spill_file()
-    body.write(MAGIC + len(text).to_bytes(4, "big") + text)
-    sections.seek(0)
-    while chunk := sections.read(2**20):
-        body.write(chunk)
-    body.seek(0)
-    return Encoded(header=header, digest=hashlib.sha256(text).hexdigest(), body=body)
 
 
 class _RawFields(msgspec.Struct, frozen=True):

@@ -97,7 +97,9 @@ class Verifier:
             found.refused += one.outcome == "refused"
 
     def _verify_effects(self, found: Verification, request: RequestStatus, lane: int, outcomes: list[Outcome]) -> None:
-        applied = {one.index for one in outcomes if one.outcome == "applied"}
+        own = self._payloads.header(request.reference).batched(request.request_id)
+        first = own.first if own else 0
+        applied = {first + one.index for one in outcomes if one.outcome == "applied"}
         writers: dict[tuple[str, str], str] = {}
         changes: dict[tuple[str, str], list[Indexed]] = defaultdict(list)
         for wave in pack(self._payloads.lane(request.reference, lane), request.reference.v):
@@ -109,11 +111,13 @@ class Verifier:
                         changes[item.entity, item.key].append(item)
         records = self._records.look_up(writers)
         for key, writer in writers.items():
-            self._verify_effect(found, records.get(key), writer, changes[key])
+            self._verify_effect(found, records.get(key), writer, changes[key], first)
 
-    def _verify_effect(self, found: Verification, record: Record | None, writer: str, changes: list[Indexed]) -> None:
+    def _verify_effect(
+        self, found: Verification, record: Record | None, writer: str, changes: list[Indexed], first: int
+    ) -> None:
         item = changes[-1]
-        name = f"operation {item.index} ({item.op} {item.entity}/{item.key})"
+        name = f"operation {item.index - first} ({item.op} {item.entity}/{item.key})"
         if record is None:
             found.fault(f"{name}: the record has vanished")
         elif record.updated_by != writer:

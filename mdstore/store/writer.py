@@ -23,10 +23,12 @@ A transaction is done when its receipt exists, whichever delivery wrote it: see 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -37,13 +39,14 @@ from mdstore.aws.concurrent import Task
 from mdstore.aws.dynamodb.attributes import from_attribute, from_item
 from mdstore.aws.dynamodb.client import DynamoClient, transact
 from mdstore.errors import IntegrityError, LaneUnfinished, RequestRejected, TransactionCancelled, Unavailable
-from mdstore.model import MAX_AGE, Counts, Reason, Reference, Refusal, State
+from mdstore.model import MAX_AGE, BatchedRequest, Counts, Reason, Reference, Refusal, State
 from mdstore.settings import DAY
+from mdstore.store.batch import counts_by_request
 from mdstore.store.folding import Fold, folds_of
 from mdstore.store.ledger import LaneSummary, Ledger, Receipt, RequestStatus, receipt_of
 from mdstore.store.operations import OPERATIONS, Indexed, Needs, merged
 from mdstore.store.packing import Transaction, pack, refusal
-from mdstore.store.payload import Payloads
+from mdstore.store.payload import Header, Payloads
 from mdstore.store.records import Records
 from mdstore.store.validation import FieldError, Validator
 from mdstore.store.writes import (
@@ -58,6 +61,7 @@ from mdstore.store.writes import (
 #: Bytes of JSON in one call. DynamoDB allows 4 MB per transaction, and counts fewer bytes than the JSON has.
 _MAX_BODY = 3_500_000
 _UPLOADS = 8  # concurrent uploads of large data to S3
+_COMPLETIONS = 32  # requests of a batch that are completed at the same time
 _encode = msgspec.json.Encoder().encode
 
 
@@ -73,8 +77,38 @@ class _LaneRun:
     lane: int
     deadline: float
     is_redelivery: bool = False
+    requests: tuple[BatchedRequest, ...] = ()
     receipts: dict[int, Receipt] = field(default_factory=dict)
     blobs: dict[int, Blob] = field(default_factory=dict)
+
+    def request_of(self, item: Indexed) -> str:
+        """Return the id of the request that an operation belongs to."""
+        if not self.requests:
+            return self.reference.request_id
+        number = bisect_right(self.requests, item.index, key=lambda request: request.first) - 1
+        return self.requests[number].request_id
+
+
+@dataclass(kw_only=True, slots=True)
+class _AppliedLane:
+    """A lane that was applied: its transactions, and the receipt of each."""
+
+    lane: int
+    transactions: list[Transaction]
+    receipts: list[Receipt]
+    started_at: float
+    finished_at: float
+
+    @property
+    def summary(self) -> LaneSummary:
+        """Return the lane's summary for the ledger."""
+        return LaneSummary(
+            lane=self.lane,
+            state=State.COMPLETED,
+            counts=count(self.transactions, self.receipts),
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -143,25 +177,77 @@ class Writer:
         the message), `Unavailable` (return the message to the queue: transactions with a receipt are not applied again) or
         `DeploymentBroken` (leave the message in the queue).
         """
-        summary = self._apply(reference, lane, had_turns)
+        summary = self._apply(reference, lane, had_turns).summary
         self._ledger.close_lane(reference.request_id, summary)
         return summary
 
     def apply_request(self, reference: Reference, *, had_turns: bool = False) -> RequestStatus:
         """Apply a request of at most one lane and complete it, as `apply_lane` does, and with its errors."""
         header = self._payloads.header(reference)
+        if header.requests:
+            return self._apply_batch(reference, header, had_turns)
         return self._ledger.complete(
             reference,
             operations=header.operations,
             refused=header.refused_counts,
-            lane=self._apply(reference, 0, had_turns) if reference.lanes else None,
+            lane=self._apply(reference, 0, had_turns).summary if reference.lanes else None,
         )
 
-    def _apply(self, reference: Reference, lane: int, had_turns: bool) -> LaneSummary:
+    def _apply_batch(self, reference: Reference, header: Header, had_turns: bool) -> RequestStatus:
+        """Apply a batch and complete each of its requests with counts of its own. Return the state of the batch as a whole."""
         started = self._clock()
-        if started - self._payloads.header(reference).created_at > MAX_AGE + DAY / 2:
+        transactions: list[Transaction] = []
+        receipts: dict[int, Receipt] = {}
+        if reference.lanes:
+            applied = self._apply(reference, 0, had_turns)
+            transactions, receipts = applied.transactions, {receipt.number: receipt for receipt in applied.receipts}
+        counts = counts_by_request(header, transactions, receipts)
+        self._end_batch(reference, header, counts, started_at=started)
+        return RequestStatus(
+            request_id=reference.request_id,
+            state=State.COMPLETED,
+            source=reference.source,
+            operations=header.operations,
+            lanes=reference.lanes,
+            reference=reference,
+            early=Counts(),
+            counts=sum(counts, start=Counts()),
+            accepted_at=float(header.created_at),
+            started_at=started,
+            finished_at=self._clock(),
+        )
+
+    def fail_batch(self, reference: Reference, error: str) -> None:
+        """Record that the requests of a batch failed. Operations whose transactions applied are counted by their receipts."""
+        header = self._payloads.header(reference)
+        transactions: list[Transaction] = []
+        receipts: dict[int, Receipt] = {}
+        if reference.lanes:
+            with suppress(IntegrityError, MemoryError):  # then the operations count as failed
+                transactions = _transactions(pack(self._payloads.lane(reference, 0), reference.v))
+                self.give_up(reference, 0, error)
+            receipts = self._ledger.receipts(reference.request_id, 0)
+        counts = counts_by_request(header, transactions, receipts)
+        self._end_batch(reference, header, counts, started_at=self._clock(), error=error)
+
+    def _end_batch(
+        self, reference: Reference, header: Header, counts: Sequence[Counts], *, started_at: float, error: str = ""
+    ) -> None:
+        state, now = State.FAILED if error else State.COMPLETED, self._clock()
+        summaries = [
+            LaneSummary(lane=0, state=state, counts=one, started_at=started_at, finished_at=now, error=error[:1_000])
+            for one in counts
+        ]
+        self._ledger.run(self._ledger.end_batch(reference, header.requests, summaries), in_flight=_COMPLETIONS)
+
+    def _apply(self, reference: Reference, lane: int, had_turns: bool) -> _AppliedLane:
+        started = self._clock()
+        header = self._payloads.header(reference)
+        if started - header.created_at > MAX_AGE + DAY / 2:
             raise IntegrityError("the request is too old: its receipts may be gone, so it could be applied twice")
-        run = _LaneRun(reference=reference, lane=lane, deadline=self._monotonic() + self._budget)
+        run = _LaneRun(
+            reference=reference, lane=lane, deadline=self._monotonic() + self._budget, requests=header.requests
+        )
         waves = pack(self._payloads.lane(reference, lane), reference.v)
         first = self._find_first_wave(run, waves) if had_turns else 0
         receipts: list[Receipt] = []
@@ -180,11 +266,10 @@ class Writer:
         if first:
             earlier = self._ledger.receipts(reference.request_id, lane)
             receipts = [earlier[transaction.number] for wave in waves[:first] for transaction in wave] + receipts
-        transactions = [transaction for wave in waves for transaction in wave]
-        return LaneSummary(
+        return _AppliedLane(
             lane=lane,
-            state=State.COMPLETED,
-            counts=count(transactions, receipts),
+            transactions=_transactions(waves),
+            receipts=receipts,
             started_at=started,
             finished_at=self._clock(),
         )
@@ -333,20 +418,25 @@ class Writer:
 
     def _actions(self, run: _LaneRun, prepared: _PreparedWrites, number: int) -> list[dict[str, Any]]:
         now = self._clock()
-        metadata = WriteMetadata(
-            table=self._table,
-            updated_by=f"{run.reference.request_id}/{run.lane}/{number}",
-            updated_at=round(now * 1000),
-            tombstone_expires_at=int(now) + self._tombstone_seconds,
-        )
+
+        @cache
+        def metadata_of(request_id: str) -> WriteMetadata:
+            return WriteMetadata(
+                table=self._table,
+                updated_by=f"{request_id}/{run.lane}/{number}",
+                updated_at=round(now * 1000),
+                tombstone_expires_at=int(now) + self._tombstone_seconds,
+            )
+
+        request_of = run.request_of
         folds = prepared.folds
         return [
-            build_folded_write(folds[item.index], prepared.data_of(item), metadata)
+            build_folded_write(folds[item.index], prepared.data_of(item), metadata_of(request_of(item)))
             if folds and item.index in folds
             else build_write(
                 item,
                 prepared.data_of(item),
-                metadata,
+                metadata_of(request_of(item)),
                 based_on=prepared.based_on.get(item.index),
                 over_tombstone=item.index in prepared.tombstones,
             )
@@ -421,6 +511,10 @@ def remove_refused(pending: Sequence[Indexed], refusals: Sequence[Refusal]) -> t
                 item.index, refusal(item, Reason.GROUP_REFUSED, "another operation of the group was refused")
             )
     return [item for item in pending if item.index not in refused], list(refused.values())
+
+
+def _transactions(waves: Sequence[Sequence[Transaction]]) -> list[Transaction]:
+    return [transaction for wave in waves for transaction in wave]
 
 
 def count(transactions: Sequence[Transaction], receipts: Sequence[Receipt]) -> Counts:

@@ -9,6 +9,7 @@ from mdstore.queue.broker.canvas import signatures
 from mdstore.queue.broker.envelope import Malformed
 from mdstore.settings import Settings
 from mdstore.store import Store
+from mdstore.store.group_commit import GroupCommit
 from mdstore.tasks.follow_ups import by_reference, is_by_reference
 from mdstore.tasks.tasks import STORE_TASKS, register
 
@@ -18,6 +19,7 @@ class StoreApp(SqsApp):
 
     has_store = True
     _store: Store | None = None
+    _group_commit: tuple[Store, GroupCommit] | None = None
 
     def __init__(self, main: str | None = None, **options: Any) -> None:
         super().__init__(main, **options)
@@ -34,6 +36,22 @@ class StoreApp(SqsApp):
                 if store is None or store.aws is not aws:
                     store = self._store = Store(self.settings, aws=aws)
         return store
+
+    @property
+    def group_commit(self) -> GroupCommit:
+        """This process's group commit, which publishes what it commits as messages of the task `mdstore.ingest`."""
+        store = self.store
+        found = self._group_commit
+        if found is None or found[0] is not store:
+            with self._lock:
+                found = self._group_commit
+                if found is None or found[0] is not store:
+                    publish = self.tasks[STORE_TASKS[0]].publish
+                    commit = GroupCommit(
+                        ingestor=store.ingestor, payloads=store.payloads, ledger=store.ledger, publish=publish
+                    )
+                    found = self._group_commit = store, commit
+        return found[1]
 
     def admit(self, task: str, canvas: Any) -> None:
         """Refuse Celery's built-in tasks, and follow-ups that would reach the store's tasks with more than a reference.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -13,6 +15,7 @@ from kombu.exceptions import OperationalError
 from mdstore.errors import DeploymentBroken, InvalidRequest, Unavailable
 from mdstore.model import Reference
 from mdstore.queue.broker.publisher import Unsent
+from mdstore.store.batch import is_small
 from mdstore.store.ingestor import Accepted, OnInvalid
 from mdstore.tasks.result import KnownRequestResult, RequestResult
 from mdstore.tasks.task import StoreTask
@@ -41,7 +44,7 @@ class IngestTask(StoreTask):
         request_id = kwargs.pop("request_id", None) or task_id
         accepted = self.accept(*args, request_id=request_id, task_id=task_id, options=options, **kwargs)
         if not accepted.new and (task_id is None or accepted.published is None):
-            return KnownRequestResult(accepted.reference.request_id, app=self.app)
+            return KnownRequestResult(accepted.request_id, app=self.app)
         result: AsyncResult = accepted.published
         return result
 
@@ -60,31 +63,39 @@ class IngestTask(StoreTask):
         task_id: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Accepted:
-        """Accept a request and publish it. The task's id is `task_id`, or else the request id."""
+        """Accept a request and publish it. A small one shares the message of those that other threads submit now.
+
+        With `task_id` or `options`, which may be empty, the request has a task of its own, whose result can be waited for. Its
+        id is `task_id`, or else the request id.
+        """
         if isinstance(operations, Mapping | str | bytes):
             raise InvalidRequest(field="operations", value=operations, expected="a list of operations")
-        send = super().apply_async
-
-        def publish(reference: Reference) -> AsyncResult:
-            message = msgspec.to_builtins(reference)
-            with broker_errors():
-                return send(
-                    (message,),
-                    {},
-                    task_id=task_id or reference.request_id,
-                    **fairness_options(reference),
-                    **(options or {}),
-                )
-
-        return self.store.ingestor.accept(
-            operations,
-            publish=publish,
-            request_id=request_id,
-            source=source,
-            on_invalid=on_invalid,
-            newest_wins=newest_wins,
-            republish=task_id is not None,
+        has_own_task = task_id is not None or options is not None
+        ingestor = self.store.ingestor
+        built = ingestor.build(
+            operations, request_id=request_id, source=source, on_invalid=on_invalid, newest_wins=newest_wins
         )
+        with closing(built.builder):
+            if not has_own_task and built.invalid is None and is_small(built.builder):
+                return self.app.group_commit.submit(built)
+            publish = partial(self.publish, task_id=task_id, options=options or {})
+            return ingestor.accept_built(built, publish=publish, republish=task_id is not None)
+
+    def publish(
+        self, reference: Reference, *, task_id: str | None = None, options: Mapping[str, Any] = MappingProxyType({})
+    ) -> Any:
+        """Send a message that refers to a payload. Return its task's result.
+
+        The task's id is `task_id`, or else that of the request or batch.
+        """
+        with broker_errors():
+            return super().apply_async(
+                (msgspec.to_builtins(reference),),
+                {},
+                task_id=task_id or reference.request_id,
+                **fairness_options(reference),
+                **options,
+            )
 
 
 def fairness_options(reference: Reference) -> dict[str, str]:

@@ -30,7 +30,9 @@ class RequestResult(AsyncResult):  # Celery has no types
             return self._cache
         try:
             request = self.app.store.ledger.get(self.id)
-        except NotFound:  # the task has another id than its request, or waits for its turn in a chain
+        except NotFound:  # the task has another id than its request
+            return super()._get_task_meta()
+        if request.is_follow_up and request.state is State.ACCEPTED:  # it waits for another task, which may fail
             return super()._get_task_meta()
         return self._maybe_set_cache(self._meta_of(request))
 

@@ -154,11 +154,14 @@ class StoreTask(Task):
         try:
             return self.store.ledger.get(reference.request_id).reference == reference
         except NotFound:
-            return False
+            return self.store.payloads.is_batch(reference)
 
     def _record_failure(self, reference: Reference, lane: int | None, error: str) -> None:
         """Record in the ledger that `lane` failed, or with None every unfinished lane. A later success replaces the record."""
         try:
+            if self.store.payloads.is_batch(reference):
+                self.store.writer.fail_batch(reference, error)
+                return
             try:
                 status = self.store.ledger.progress(reference.request_id)
             except NotFound:

@@ -14,7 +14,7 @@ from mdstore.model import Counts, Reference, State
 from mdstore.queue import create_app
 from mdstore.queue.results.chord_state import ChordStates
 from mdstore.queue.results.shard import Part
-from mdstore.store.ledger import LaneSummary
+from mdstore.store.ledger import LaneSummary, RequestStatus
 from tests.conformance.bench import Bench
 from tests.waiting import until
 
@@ -31,14 +31,26 @@ def summary(lane: int, state: State = State.COMPLETED, **applied: int) -> LaneSu
     )
 
 
+def note(
+    bench: Bench, known: Reference, *, operations: int, refused: dict[str, int], replaces: str = ""
+) -> RequestStatus | None:
+    """Note a request, and return the one that has its id, if any."""
+    task = bench.ledger.note_task(
+        bench.request_id, known, content="digest", operations=operations, refused=refused, replaces=replaces
+    )
+    return bench.ledger.run([task])[0]
+
+
 # -- the ledger
 
 
 def test_a_request_goes_through_its_states(bench: Bench) -> None:
     """A request is accepted once, runs, and is completed by its lanes' summaries; each change returns the whole request."""
     known = reference(bench)
-    assert bench.ledger.record_accepted(known, operations=5, refused={"invalid": 1})
-    assert not bench.ledger.record_accepted(known, operations=5, refused={"invalid": 1})
+    assert note(bench, known, operations=5, refused={"invalid": 1}) is None
+    accepted = note(bench, known, operations=5, refused={"invalid": 1})
+    assert accepted == bench.ledger.get(bench.request_id)
+    assert (accepted.state, accepted.content) == (State.ACCEPTED, "digest")
     running = bench.ledger.start(known, operations=5, refused={"invalid": 1})
     assert (running.state, running.operations, running.source) == (State.RUNNING, 5, "shop")
     assert running == bench.ledger.get(bench.request_id)
@@ -58,7 +70,7 @@ def test_a_request_goes_through_its_states(bench: Bench) -> None:
 def test_a_worker_may_record_a_request_first(bench: Bench) -> None:
     """If a worker has started a request, the producer's later record of its acceptance changes nothing."""
     running = bench.ledger.start(reference(bench), operations=5, refused={})
-    assert not bench.ledger.record_accepted(reference(bench), operations=5, refused={})
+    assert note(bench, reference(bench), operations=5, refused={}) == running
     assert bench.ledger.get(bench.request_id) == running
 
 
@@ -73,7 +85,7 @@ def test_a_request_of_one_lane_is_completed_in_one_write(bench: Bench) -> None:
 def test_a_failed_request_may_be_completed(bench: Bench) -> None:
     """A failed request that is completed loses its error."""
     known = reference(bench, lanes=1)
-    bench.ledger.record_accepted(known, operations=2, refused={})
+    note(bench, known, operations=2, refused={})
     bench.ledger.fail(bench.request_id, "table missing")
     assert bench.ledger.get(bench.request_id).error == "table missing"
     completed = bench.ledger.complete(known, operations=2, refused={}, lane=summary(0, insert=2))
@@ -82,7 +94,7 @@ def test_a_failed_request_may_be_completed(bench: Bench) -> None:
 
 def test_a_completed_lane_stays_completed(bench: Bench) -> None:
     """A failed summary of a lane is replaced, and a completed one is not."""
-    bench.ledger.record_accepted(reference(bench), operations=5, refused={})
+    note(bench, reference(bench), operations=5, refused={})
     for lane in (summary(0, State.FAILED), summary(0, insert=1), summary(0, State.FAILED), summary(0, insert=9)):
         bench.ledger.close_lane(bench.request_id, lane)
     assert bench.ledger.lanes(bench.request_id) == [summary(0, insert=1)]

@@ -191,9 +191,12 @@ def _holds(condition: str, names: Mapping[str, str], values: Item, item: Item) -
         function, _, argument = condition.rstrip(")").partition("(")
         return (names.get(argument, argument) in item) == (function == "attribute_exists")
     left, sign, right = condition.split(" ")
-    if names[left] not in item:
-        return False
-    found, wanted = from_attribute(item[names[left]]), from_attribute(values[right])
+    found: Any = {name: from_attribute(value) for name, value in item.items()}
+    for name in left.split("."):
+        if names[name] not in found:
+            return False
+        found = found[names[name]]
+    wanted = from_attribute(values[right])
     return bool({"=": found == wanted, "<": found < wanted, "<>": found != wanted}[sign])
 
 

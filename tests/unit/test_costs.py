@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mdstore import exactjson
 from mdstore.errors import InvalidOperations
+from mdstore.model import State
 from mdstore.settings import Settings
 from mdstore.store.payload_builder import PayloadBuilder
 from mdstore.store.validation import FieldError, Validator
@@ -108,6 +109,7 @@ def test_an_accepted_request_with_very_many_invalid_operations_is_known_again() 
     """A repeat is read to its end, even by a caller that would refuse the request now; one that is longer is not."""
     bench = IngestorBench()
     assert bench.submit(OPERATION, *invalid(1_500), on_invalid="refuse")
+    bench.ledger.states["r"] = State.COMPLETED, 0.0
     assert not bench.submit(OPERATION, *invalid(1_500))
     with pytest.raises(InvalidOperations) as caught:
         bench.submit(OPERATION, *invalid(9_000))

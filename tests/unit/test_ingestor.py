@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import pytest
 
+from mdstore.aws.concurrent import Task
 from mdstore.errors import InvalidOperations, NotFound, RequestConflict, Unavailable
 from mdstore.model import MAX_AGE, Counts, Reference, State
 from mdstore.settings import Settings
@@ -16,6 +19,7 @@ from mdstore.store.payload import Payloads
 from mdstore.store.validation import Validator
 from tests.unit.fakes import MemoryObjects
 
+T = TypeVar("T")
 SETTINGS = Settings(visibility_timeout=300)
 OPERATION: dict[str, Any] = {"op": "upsert", "entity": "thing", "key": "k", "data": {"n": 1}}
 
@@ -25,13 +29,29 @@ class FakeLedger(Ledger):
 
     def __init__(self) -> None:
         self.states: dict[str, tuple[State, float]] = {}
+        self.sent_again: Counter[str] = Counter()
+        self.notes: dict[str, dict[str, Any]] = {}
         self.broken = False
         self.now = 0.0
 
-    def record_accepted(self, reference: Reference, *, operations: int, refused: Any) -> bool:  # noqa: ARG002
+    def run(self, tasks: Iterable[Task[T]], *, in_flight: int = 1) -> list[T]:  # noqa: ARG002
+        return [_result(task) for task in tasks]
+
+    def note_task(self, request_id: str, reference: Reference, **values: Any) -> Task[RequestStatus | None]:
         if self.broken:
             raise Unavailable("no ledger", code="Test")
-        return self.states.setdefault(reference.request_id, (State.ACCEPTED, self.now)) is not None
+        if request_id in self.states:
+            return self.get(request_id)
+        self.states[request_id] = State.ACCEPTED, self.now
+        self.notes[request_id] = {"reference": reference, **values}
+        yield from ()
+        return None
+
+    def correct(self, reference: Reference) -> None:
+        """Do nothing: no reference is kept."""
+
+    def withdraw(self, request_id: str, content: str) -> None:  # noqa: ARG002
+        del self.states[request_id]
 
     def progress(self, request_id: str) -> RequestStatus:
         return self.get(request_id)
@@ -40,15 +60,25 @@ class FakeLedger(Ledger):
         if request_id not in self.states:
             raise NotFound("request", request_id)
         state, at = self.states[request_id]
-        reference = Reference(v=1, request_id=request_id, payload="", digest="", lanes=1, source="default")
+        note = self.notes[request_id]
         return RequestStatus(
-            request_id=request_id, state=state, source="default", operations=1, lanes=1, reference=reference,
-            early=Counts(), counts=Counts(), accepted_at=at, active_at=at,
+            request_id=request_id, state=state, source="default", operations=note["operations"], lanes=1,
+            reference=note["reference"], early=Counts(refused=note["refused"]), counts=Counts(), accepted_at=at,
+            active_at=at, sent_again=self.sent_again[request_id], content=note["content"],
         )  # fmt: skip
 
     def reopen(self, request: RequestStatus) -> bool:
         self.states[request.request_id] = State.ACCEPTED, self.now
+        self.sent_again[request.request_id] += 1
         return True
+
+
+def _result(task: Task[T]) -> T:
+    """Return the result of a task that makes no call."""
+    with pytest.raises(StopIteration) as ended:
+        next(task)
+    result: T = ended.value.value
+    return result
 
 
 class Bench:
@@ -57,7 +87,8 @@ class Bench:
     def __init__(self) -> None:
         self.ledger = FakeLedger()
         self.sent: list[Reference] = []
-        payloads = Payloads(objects=MemoryObjects(), prefix="payloads/", max_lane_bytes=2**20)
+        self.objects = MemoryObjects()
+        payloads = Payloads(objects=self.objects, prefix="payloads/", max_lane_bytes=2**20)
         validator = Validator(entities=Entities(), max_record_bytes=2**20)
         self.ingestor = Ingestor(
             payloads=payloads, ledger=self.ledger, validator=validator, settings=SETTINGS, clock=lambda: self.ledger.now
@@ -75,19 +106,26 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_a_repeated_request_is_not_sent_while_it_is_in_progress_or_completed(bench: Bench) -> None:
-    """Until its lease is over, its message must be on its way, so the same request again sends nothing."""
+def test_a_repeated_request_is_sent_once_more_before_it_has_begun(bench: Bench) -> None:
+    """Its note does not prove that its message was sent. A second copy proves it, so later repeats wait for the lease."""
+    assert bench.submit()
     assert bench.submit()
     bench.ledger.now += SETTINGS.request_lease - 1
     assert not bench.submit()
-    bench.ledger.states["r"] = State.COMPLETED, 0.0
-    bench.ledger.now += MAX_AGE / 2
-    assert not bench.submit()
+
+
+def test_a_repeated_request_is_not_sent_while_it_runs_or_once_it_is_completed(bench: Bench) -> None:
+    """A worker has its message, so the same request again sends nothing."""
+    assert bench.submit()
+    for state in (State.RUNNING, State.COMPLETED):
+        bench.ledger.states["r"] = state, bench.ledger.now
+        assert not bench.submit()
 
 
 def test_a_repeated_request_is_sent_if_it_is_overdue_or_failed(bench: Bench) -> None:
     """A request is sent again if it failed, or if it is not final when its lease is over."""
     assert bench.submit()
+    bench.ledger.states["r"] = State.RUNNING, bench.ledger.now
     bench.ledger.now += SETTINGS.request_lease + 1
     assert bench.submit()
     bench.ledger.states["r"] = State.FAILED, bench.ledger.now
@@ -119,10 +157,23 @@ def test_an_old_payload_without_a_ledger_entry_is_not_found(bench: Bench) -> Non
         bench.ingestor.status("r")
 
 
-def test_a_request_is_accepted_even_if_the_ledger_fails(bench: Bench) -> None:
-    """Its payload and its message are durable, so it is acknowledged without a ledger entry."""
+def test_a_request_that_cannot_be_noted_is_neither_stored_nor_sent(bench: Bench) -> None:
+    """The note decides about the request's id, so nothing is accepted without it; a repeat is accepted."""
     bench.ledger.broken = True
+    with pytest.raises(Unavailable):
+        bench.submit()
+    with pytest.raises(NotFound):
+        bench.ingestor.status("r")
+    bench.ledger.broken = False
     assert bench.submit()
+
+
+def test_a_noted_request_without_a_payload_is_stored_by_its_repeat(bench: Bench) -> None:
+    """A producer died after the note; whoever repeats the request stores its payload and sends it."""
+    assert bench.submit()
+    bench.objects.stored.clear()
+    assert bench.submit()
+    assert list(bench.objects.stored) == ["payloads/r"]
 
 
 def test_other_content_is_a_conflict_and_sends_nothing(bench: Bench) -> None:

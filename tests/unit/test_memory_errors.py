@@ -48,7 +48,9 @@ def test_a_failure_is_recorded_though_its_lane_does_not_fit() -> None:
         progress=lambda _: SimpleNamespace(state=State.RUNNING, reference=reference),
         fail=lambda request_id, error: failed.append((request_id, error)),
     )
-    store = SimpleNamespace(ledger=ledger, writer=SimpleNamespace(give_up=give_up))
+    store = SimpleNamespace(
+        ledger=ledger, writer=SimpleNamespace(give_up=give_up), payloads=SimpleNamespace(is_batch=lambda _: False)
+    )
     task: Any = SimpleNamespace(store=store, name="mdstore.ingest")
     StoreTask._record_failure(task, reference, 0, "MemoryError()")
     assert failed == [("r1", "MemoryError()")]

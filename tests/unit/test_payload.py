@@ -22,6 +22,7 @@ from mdstore.model import Operation, Reason, Reference, Refusal
 from mdstore.settings import Settings
 from mdstore.store import payload as payload_module
 from mdstore.store import payload_builder as payload_builder_module
+from mdstore.store import sections
 from mdstore.store.entities import Entities
 from mdstore.store.operations import Indexed
 from mdstore.store.partitioning import Partition
@@ -596,13 +597,14 @@ def large(key: str, size: int, group: str | None = None) -> Operation:
 def spill_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[IO[bytes]]]:
     """Record the temporary files that payload builders open."""
     opened: list[IO[bytes]] = []
-    open_file = payload_builder_module._spill_file
+    open_file = sections.spill_file
 
     def recorded() -> IO[bytes]:
         opened.append(open_file())
         return opened[-1]
 
-    monkeypatch.setattr(payload_builder_module, "_spill_file", recorded)
+    for module in (sections, payload_builder_module):
+        monkeypatch.setattr(module, "spill_file", recorded)
     yield opened
     for one in opened:
         one.close()

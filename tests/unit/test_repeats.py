@@ -83,11 +83,9 @@ def test_a_running_request_is_not_sent_again_while_its_lanes_end(bench: Bench) -
         assert not bench.submit()
 
 
-@pytest.mark.parametrize("is_started", [False, True], ids=["accepted", "running"])
-def test_a_request_without_a_sign_of_work_is_sent_again_once_per_lease(bench: Bench, is_started: bool) -> None:
+def test_a_running_request_without_a_sign_of_work_is_sent_again_once_per_lease(bench: Bench) -> None:
     """Its message may be lost. It may also wait behind a day of others: then 288 repeats send it 8 times, and not 288 times."""
-    if is_started:
-        bench.start()
+    bench.start()
     bench.now += LEASE - 1
     assert not bench.submit()
     bench.now += 2
@@ -95,6 +93,13 @@ def test_a_request_without_a_sign_of_work_is_sent_again_once_per_lease(bench: Be
     assert bench.ledger.get("r").state is State.ACCEPTED
     assert not bench.submit()
     assert bench.times_sent(repeats=288, every=LEASE + 1) == 7  # after 2, 4, 8, 16, 32, 64 and 128 leases
+
+
+def test_an_accepted_request_is_sent_again_by_its_first_repeat_and_then_once_per_lease(bench: Bench) -> None:
+    """The producer may have died before it sent the message. Once a repeat has sent it, only the lease counts."""
+    assert bench.submit()
+    assert not bench.submit()
+    assert bench.times_sent(repeats=288, every=LEASE + 1) == 7
 
 
 def test_a_failed_request_is_sent_again_at_once_and_then_has_a_lease(bench: Bench) -> None:
@@ -130,7 +135,13 @@ def test_a_completed_request_is_not_reopened(bench: Bench) -> None:
 
 def test_a_repeat_that_could_not_be_sent_is_sent_by_the_next_one(bench: Bench) -> None:
     """The lease is not held by a message that never reached SQS."""
-    bench.now += LEASE + 1
+    bench.is_broken = True
+    with pytest.raises(Unavailable):
+        bench.submit()
+    assert bench.ledger.get("r").state is State.ACCEPTED
+    bench.is_broken = False
+    assert bench.submit()
+    bench.now += 2 * LEASE + 1
     bench.is_broken = True
     with pytest.raises(Unavailable):
         bench.submit()

@@ -71,6 +71,22 @@ class DynamoClient:
             return False
         return True
 
+    def put_if_task(self, body: Mapping[str, Any]) -> Task[ConditionFailed | None]:
+        """Task: call PutItem, and return the error if the condition failed."""
+        try:
+            yield "PutItem", encode(body)
+        except ConditionFailed as failed:
+            return failed
+        return None
+
+    def update_if_task(self, body: Mapping[str, Any]) -> Task[bool]:
+        """Task: call UpdateItem, and return whether the condition was met."""
+        try:
+            yield "UpdateItem", encode(body)
+        except ConditionFailed:
+            return False
+        return True
+
     def pages(self, operation: str, body: Mapping[str, Any]) -> Iterator[list[Item]]:
         """Yield the items of a Query or Scan, page by page."""
         while True:
@@ -160,7 +176,7 @@ def _error(operation: str, answer: Response) -> MdstoreError:
     if code == "TransactionCanceledException":
         return _cancelled(body.get("CancellationReasons") or [], message)
     if code == "ConditionalCheckFailedException":
-        return ConditionFailed(message)
+        return ConditionFailed(message, item=body.get("Item"))
     if is_retryable(code, answer.status):
         return Unavailable(message, code=code)
     if code in _MALFORMED:

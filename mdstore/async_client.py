@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
+from mdstore.aio.commits import Commits
 from mdstore.aio.reads import Reads
 from mdstore.client import Client, Receipt, still_waiting
 from mdstore.model import FINAL_STATES, Outcome
 from mdstore.settings import Settings
+from mdstore.store.batch import is_small
 from mdstore.store.ingestor import Accepted, OnInvalid
 from mdstore.store.ledger import RequestStatus
 from mdstore.store.outcomes import Only
@@ -23,6 +26,7 @@ T = TypeVar("T")
 #: The most requests that are encoded and sent at once.
 SUBMIT_THREADS = 8
 _READ_THREADS = 16
+_SHORT, _SHORT_BYTES = 32, 2**14  # operations, and bytes of those that are given as JSON
 
 
 class AsyncSubmission(Receipt):
@@ -60,6 +64,7 @@ class AsyncClient:
         # Building the clients of AWS takes some tenths of a second.
         store = await asyncio.to_thread(lambda: self._client.store)
         self._reads = Reads(store, self._blocking)
+        self._commits = Commits(self._client.app.group_commit, self._submits)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -83,19 +88,16 @@ class AsyncClient:
     ) -> AsyncSubmission:
         """Store `operations` as a durable request and send its message, as `Client.submit` does.
 
-        `operations` are read in another thread. Raises what `Client.submit` raises.
+        A short list of operations is checked at once; any other iterable is read in another thread. Small requests that are
+        submitted at the same time share a payload and a message. Raises what `Client.submit` raises.
         """
-        accepted = await self._accept(
-            partial(
-                self._client.ingest.accept,
-                operations,
-                request_id=request_id,
-                source=source,
-                on_invalid=on_invalid,
-                newest_wins=newest_wins,
-            )
-        )
-        return AsyncSubmission(self, accepted)
+        options: Any = {
+            "request_id": request_id,
+            "source": source,
+            "on_invalid": on_invalid,
+            "newest_wins": newest_wins,
+        }
+        return AsyncSubmission(self, await self._accept(operations, options))
 
     async def status(self, request_id: str) -> RequestStatus:
         """Return a request's state and its counts so far. Raises `NotFound`."""
@@ -139,8 +141,22 @@ class AsyncClient:
         """
         return await self._reads.record(entity, key)
 
-    def _accept(self, accept: Callable[[], Accepted]) -> Awaitable[Accepted]:
-        return asyncio.get_running_loop().run_in_executor(self._submits, accept)
+    async def _accept(self, operations: Iterable[OperationInput], options: Any) -> Accepted:
+        ingest, ingestor = self._client.ingest, self._client.store.ingestor
+        if not _is_short(operations):
+            return await self._in_thread(partial(ingest.accept, operations, **options), self._submits)
+        built = ingestor.build(operations, **options)
+        if built.invalid is None and is_small(built.builder):
+            return await self._commits.submit(built)
+        with closing(built.builder):
+            return await self._in_thread(partial(ingestor.accept_built, built, publish=ingest.publish), self._submits)
 
-    def _in_thread(self, call: Callable[[], T]) -> Awaitable[T]:
-        return asyncio.get_running_loop().run_in_executor(self._blocking, call)
+    def _in_thread(self, call: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(threads or self._blocking, call)
+
+
+def _is_short(operations: Iterable[OperationInput]) -> bool:
+    """Return whether operations are checked so fast that no thread is needed."""
+    if not isinstance(operations, list | tuple) or len(operations) > _SHORT:
+        return False
+    return sum(len(one) for one in operations if isinstance(one, bytes | str)) <= _SHORT_BYTES

@@ -25,6 +25,7 @@ from mdstore.store.payload_builder import OperationInput
 
 _IN_MEMORY = 2**18  # bytes
 _SLOWEST = 10 * 2**10  # bytes a second: a body that comes more slowly is refused
+SHORT = 2**14  # bytes of a body: it is split within a millisecond
 LARGE = 2**18  # bytes of a body, or of one of its lines
 _large = threading.Lock()  # held while a large line or JSON body is decoded
 #: The most bytes of a JSON body. Decoding it as a whole takes up to 40 times its size in memory. NDJSON is decoded by line.

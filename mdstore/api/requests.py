@@ -103,7 +103,8 @@ async def submit(
             threads = request.app.state.large_submit_threads
             await anyio.to_thread.run_sync(partial(_submit_large, request, operations, **options), limiter=threads)
         else:
-            await client.submit(operations, **options)
+            # A short body is split now, so that its operations are checked without a thread.
+            await client.submit(list(operations) if slot.size <= body.SHORT else operations, **options)
     status_url = request.scope.get("root_path", "") + status_path(request_id)
     headers = {"Location": status_url}
     final = await client.until_final(request_id, seconds=wait, is_gone=request.is_disconnected) if wait else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import socket
 import sys
+from contextlib import suppress
 from functools import partial
 
 import uvicorn
@@ -15,6 +17,8 @@ from mdstore.api.workers import Parent, Workers
 from mdstore.settings import Settings
 
 _FAILED = 1  # exit code
+_M_MMAP_THRESHOLD = -3  # in malloc.h
+_LARGE_BLOCK = 2**18  # bytes
 _WAITING = 2_048  # connections that may wait in the kernel while the event loop is busy
 
 
@@ -72,6 +76,15 @@ def _shared(address: tuple[str, int]) -> socket.socket:
     return bound
 
 
+def _return_large_blocks() -> None:
+    """Make glibc give large blocks of memory back when they are freed, so that one large body leaves nothing behind.
+
+    By default it soon keeps blocks of up to 32 MB, for each thread. Other C libraries have no `mallopt`.
+    """
+    with suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+
+
 def _serve(settings: Settings, listening: socket.socket, parent: Parent | None = None) -> None:
     config = uvicorn.Config(
         create_api(settings),
@@ -83,6 +96,7 @@ def _serve(settings: Settings, listening: socket.socket, parent: Parent | None =
         timeout_keep_alive=75,  # seconds; a load balancer keeps connections for 60 s, and must not reuse one closed here
     )
     server = _Server(config, parent)
+    _return_large_blocks()
     try:
         server.run([listening])
     except KeyboardInterrupt:

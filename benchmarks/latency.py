@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest import mock
 
@@ -41,13 +41,20 @@ def run(*, runs: int, scale: float) -> Result:
     found: dict[str, list[list[float]]] = defaultdict(list)
     for _ in range(runs):
         with embedded_aws("benchmarks.prompt_aws") as settings, mock.patch.dict(os.environ, environ_of(settings)):
-            for measure in (_bare, _requests):
-                for name, values in measure(settings, count).items():
-                    found[name].append(values[_WARM_UP:])
-    return Result(name="latency", title=__doc__ or "", runs=runs, rows=_rows(found))
+            for name, values in measure(settings, count).items():
+                found[name].append(values)
+    return Result(name="latency", title=__doc__ or "", runs=runs, rows=rows_of(found))
 
 
-def _rows(found: dict[str, list[list[float]]]) -> list[Row]:
+def measure(settings: Settings, count: int) -> dict[str, list[float]]:
+    """Return the seconds of each of the bare calls, and of requests until they are applied and until they are known."""
+    found = {**_bare(settings, count), **_requests(settings, count)}
+    return {name: values[_WARM_UP:] for name, values in found.items()}
+
+
+def rows_of(found: Mapping[str, list[list[float]]]) -> list[Row]:
+    """Return the rows of several runs, by name of what `measure` returns."""
+
     def row(name: str, sums: list[list[float]]) -> Row:
         p50 = median([percentile(values, 0.5) for values in sums])
         p99 = median([percentile(values, 0.99) for values in sums])

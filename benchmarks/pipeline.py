@@ -43,6 +43,7 @@ _COMMANDS: dict[str, list[str]] = {
     "taskiq_sqs": [
         "taskiq", "worker", "benchmarks.peers.taskiq_sqs:broker", "-w", str(PROCESSES), "--log-level", "WARNING",
     ],
+    "celery_s3": ["celery", "-q", "-A", "benchmarks.peers.celery_s3", "worker", "-l", "WARNING"],
     "noop_stock": ["celery", "-q", "-A", "benchmarks.peers.noop_stock", "worker", "-l", "WARNING"],
     "noop_mdstore": ["celery", "-q", "-A", "benchmarks.peers.noop_mdstore", "worker", "-l", "WARNING"],
     "powertools_loop": ["benchmarks.peers.powertools_loop"],
@@ -75,7 +76,7 @@ def run(*, runs: int, scale: float) -> Result:
 def _measure(name: str, count: int) -> float:
     """Run a contender once, and return its operations per second."""
     with embedded_aws() as settings, mock.patch.dict(os.environ, environ_of(settings)):
-        _provision_peers()
+        provision_peers()
         with CONTENDERS[name](settings) as prepare:
             for size in (_WARM_UP, count):
                 work = prepare(listed(size))
@@ -167,7 +168,7 @@ def worker_process(name: str, *options: str, output: IO[str] | None = None) -> I
         kill_group(process)
 
 
-def _provision_peers() -> None:
+def provision_peers() -> None:
     """Create a queue, a bucket and a table for the contenders that do not create their own."""
     boto3.client("sqs").create_queue(QueueName=QUEUE, Attributes={"VisibilityTimeout": "300"})
     boto3.client("s3").create_bucket(Bucket="bench-results")

@@ -198,16 +198,19 @@ def _soak(result: Result) -> Figure:
 
 
 def _small(result: Result) -> Figure:
-    figure = Figure(figsize=(8.4, 1.9), layout="constrained")
-    names = [row["contender"] for row in result.rows]
-    shown: list[tuple[str, str, Callable[[float], str]]] = [
-        ("accepted_per_s", "Requests accepted per second", lambda value: f"{value:,.0f}"),
-        ("applied_per_s", "Requests applied per second", lambda value: f"{value:,.0f}"),
-        ("dollars_per_million", "Price of a million requests", lambda value: f"${value:.2f}"),
-    ]
-    for axes, (column, title, text) in zip(figure.subplots(1, 3), shown, strict=True):
-        _bars(axes, names, [row[column] for row in result.rows], text)
+    figure = Figure(figsize=(9.6, 2.4), layout="constrained")
+    accepted, applied, price = figure.subplots(1, 3)
+    for axes, column, title in (
+        (accepted, "accepted_per_s", "Requests accepted per second"),
+        (applied, "applied_per_s", "Requests applied per second"),
+    ):
+        names = [row["contender"] for row in result.rows]
+        _bars(axes, names, [row[column] for row in result.rows], lambda value: f"{value:,.0f}")
         axes.set_title(title, loc="left", fontsize=9)
+    costs = result.tables["Costs of a request"]
+    dollars = [row["dollars_per_million"] for row in costs]
+    _bars(price, [row["contender"] for row in costs], dollars, lambda value: f"${value:.2f}")
+    price.set_title("Price of a million requests", loc="left", fontsize=9)
     return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mdstore.aio.commits import Commits
 from mdstore.aio.reads import Reads
@@ -20,7 +20,9 @@ from mdstore.store.ledger import RequestStatus
 from mdstore.store.outcomes import Only
 from mdstore.store.payload_builder import OperationInput
 from mdstore.store.records import Record
-from mdstore.tasks.app import StoreApp
+
+if TYPE_CHECKING:
+    from mdstore.tasks.app import StoreApp
 
 T = TypeVar("T")
 #: The most requests that are encoded and sent at once.
@@ -64,7 +66,7 @@ class AsyncClient:
         # Building the clients of AWS takes some tenths of a second.
         store = await asyncio.to_thread(lambda: self._client.store)
         self._reads = Reads(store, self._blocking)
-        self._commits = Commits(self._client.app.group_commit, self._submits)
+        self._commits: Commits | None = None
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -142,6 +144,9 @@ class AsyncClient:
         return await self._reads.record(entity, key)
 
     async def _accept(self, operations: Iterable[OperationInput], options: Any) -> Accepted:
+        if self._commits is None:  # loading Celery takes some tenths of a second, and readers need none
+            group_commit = await self._in_thread(lambda: self._client.app.group_commit)
+            self._commits = self._commits or Commits(group_commit, self._submits)
         ingest, ingestor = self._client.ingest, self._client.store.ingestor
         if not _is_short(operations):
             return await self._in_thread(partial(ingest.accept, operations, **options), self._submits)

@@ -6,9 +6,12 @@ The package `mdstore` exports the methods of a default client.
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from mdstore.aio.reads import Reads
@@ -22,8 +25,10 @@ from mdstore.store.outcomes import Only
 from mdstore.store.payload_builder import OperationInput
 from mdstore.store.records import Record
 from mdstore.store.verify import Verification
-from mdstore.tasks.app import StoreApp, create_store_app
-from mdstore.tasks.ingest import IngestTask
+
+if TYPE_CHECKING:
+    from mdstore.tasks.app import StoreApp
+    from mdstore.tasks.ingest import IngestTask
 
 _LANES_PER_SECOND = (
     1_000  # summaries of lanes that one waiting client reads: about 75 of its partition's 3,000 read units
@@ -73,6 +78,8 @@ class Client:
     def __init__(self, settings: Settings | None = None, *, app: StoreApp | None = None) -> None:
         self._given_settings = settings
         self._app = app
+        self._store: Store | None = None
+        self._lock = threading.Lock()
         self._reads: WeakKeyDictionary[asyncio.AbstractEventLoop, Reads] = WeakKeyDictionary()
 
     @cached_property
@@ -82,15 +89,29 @@ class Client:
             return self._app.settings
         return self._given_settings or load_settings().settings
 
-    @cached_property
+    @property
     def app(self) -> StoreApp:
         """The Celery app that sends the messages."""
-        return self._app or create_store_app(self.settings, set_as_current=False)
+        if self._app is None:
+            from mdstore.tasks.app import create_store_app  # noqa: PLC0415  reading needs no Celery, which loads slowly
+
+            with self._lock:
+                if self._app is None:
+                    self._app = create_store_app(self.settings, store=self._store, set_as_current=False)
+        return self._app
 
     @property
     def store(self) -> Store:
-        """The data store that the app's tasks use."""
-        return self.app.store
+        """The data store; if there is an app, the one that its tasks use."""
+        if self._app is not None:
+            return self._app.store
+        store = self._store
+        if store is None or store.aws.owner_pid != os.getpid():
+            with self._lock:
+                store = self._store
+                if store is None or store.aws.owner_pid != os.getpid():
+                    store = self._store = Store(self.settings)
+        return store
 
     @property
     def ingest(self) -> IngestTask:

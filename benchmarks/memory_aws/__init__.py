@@ -4,6 +4,5 @@
 implements the calls, conditions and errors that this project and its peers use; any other call is an error. It checks neither
 signatures nor DynamoDB's limits.
 
-`GET /_calls` returns how often each operation was called, and the write units of DynamoDB, `GET /_items` the number of items of
-each table, as JSON.
+`GET /_calls` returns how often each operation was called, and the write units of DynamoDB, as JSON.
 """

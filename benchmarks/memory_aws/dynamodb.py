@@ -87,10 +87,6 @@ class DynamoDb:
         answer: dict[str, Any] = found(body)
         return answer
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of items of each table."""
-        return {name: sum(map(len, table.items.values())) for name, table in self._tables.items()}
-
     # -- items
 
     def _getitem(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +218,8 @@ class DynamoDb:
         return {"TableDescription": table.description}
 
     def _describetable(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {"Table": self._table(body).description}
+        table = self._table(body)
+        return {"Table": {**table.description, "ItemCount": sum(map(len, table.items.values()))}}
 
     def _updatetable(self, body: dict[str, Any]) -> dict[str, Any]:
         table = self._table(body)
@@ -299,10 +296,20 @@ def _units(old: Item | None, new: Item | None) -> int:
     return max(1, *(-(-_size(item) // 1024) for item in (old, new) if item is not None), 0)
 
 
-def _size(value: Any) -> int:
+def _size(item: Item) -> int:
     """Return about as many bytes as DynamoDB counts."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(len(name) + _size(inner) for name, inner in value.items())
-    return sum(map(_size, value)) if isinstance(value, list) else 1
+    size, left = 0, [item]
+    while left:
+        value: Any = left.pop()
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                size += len(name)
+                if isinstance(inner, str):
+                    size += len(inner)
+                else:
+                    left.append(inner)
+        elif isinstance(value, list):
+            left += value
+        else:
+            size += len(value) if isinstance(value, str) else 1
+    return size

@@ -1,15 +1,15 @@
 """DynamoDB's condition and update expressions, compiled once each.
 
 Grammar: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Expressions.OperatorsAndFunctions.html and
-https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Expressions.UpdateExpressions.html. An expression can name only
-whole attributes, as `name` or `#placeholder`; paths into maps and lists are an error.
+https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Expressions.UpdateExpressions.html. An attribute is named as
+`name` or `#placeholder`. What is compared may be a path into maps; other paths are an error.
 """
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,7 @@ Operand = Callable[[Item, Item], Value | None]  # of the item, and the expressio
 Condition = Callable[[Item, Item], bool]
 Names = tuple[tuple[str, str], ...]
 
-_TOKEN = re.compile(r"\s*(<>|<=|>=|[=<>(),+-]|[#:]?[A-Za-z_][\w]*|$)")
+_TOKEN = re.compile(r"\s*(<>|<=|>=|[=<>(),+-]|[#:]?[A-Za-z_]\w*(?:\.#?[A-Za-z_]\w*)*|$)")
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
@@ -175,8 +175,8 @@ class _Parser:
     def _operand_of(self, word: str) -> Operand:
         if word.startswith(":"):
             return lambda _, values: values[word]
-        name = self._name(word)
-        return lambda item, _: item.get(name)
+        name, *path = map(self._name, word.split("."))
+        return (lambda item, _: _inner(item.get(name), path)) if path else lambda item, _: item.get(name)
 
     def _arguments(self, count: int) -> list[str]:
         self._advance()
@@ -189,7 +189,7 @@ class _Parser:
         return found
 
     def _name(self, word: str) -> str:
-        if word.startswith("#"):
+        if word in self._names:
             return self._names[word]
         if not word.isidentifier():
             raise InvalidExpressionError(f"an attribute expected, not {word!r}: {self._text}")
@@ -211,6 +211,13 @@ class _Parser:
         if found is None:
             raise InvalidExpressionError(f"{self._text[self._at :]!r} is not supported: {self._text}")
         self._at, self._word = found.end(), found[1]
+
+
+def _inner(value: Value | None, path: Sequence[str]) -> Value | None:
+    """Return what a path of attributes leads to inside a map."""
+    for name in path:
+        value = (value or {}).get("M", {}).get(name)
+    return value
 
 
 def equal(left: Value | None, right: Value | None) -> bool:

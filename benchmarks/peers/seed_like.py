@@ -17,26 +17,19 @@ from benchmarks.peers import writing
 
 THREADS = 10
 _BUCKET = "mdstore-payloads"
-_CONFIG = Config(max_pool_connections=32, s3={"addressing_style": "path"})
+_CONFIG = Config(max_pool_connections=64, s3={"addressing_style": "path"})
 
 
-def run() -> None:
-    """Work until killed."""
-    s3, dynamodb = boto3.client("s3", config=_CONFIG), boto3.client("dynamodb", config=_CONFIG)
-    sqs: Any = boto3.client("sqs", config=_CONFIG)
-    url = sqs.get_queue_url(QueueName=writing.QUEUE)["QueueUrl"]
+class Applier:
+    """Applies requests. Threads may share it."""
 
-    def apply(message: dict[str, Any]) -> None:
-        body: Any = s3.get_object(Bucket=_BUCKET, Key=message["Body"])["Body"].read()
-        dynamodb.transact_write_items(TransactItems=writing.actions(json.loads(body)))  # type: ignore[arg-type]
+    def __init__(self) -> None:
+        self._s3, self._dynamodb = boto3.client("s3", config=_CONFIG), boto3.client("dynamodb", config=_CONFIG)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        while True:
-            found = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=1).get("Messages", [])
-            if found:
-                list(pool.map(apply, found))
-                entries = [{"Id": str(at), "ReceiptHandle": one["ReceiptHandle"]} for at, one in enumerate(found)]
-                sqs.delete_message_batch(QueueUrl=url, Entries=entries)
+    def apply(self, key: str) -> None:
+        """Read a request from S3, and apply it in one transaction."""
+        body: Any = self._s3.get_object(Bucket=_BUCKET, Key=key)["Body"].read()
+        self._dynamodb.transact_write_items(TransactItems=writing.actions(json.loads(body)))  # type: ignore[arg-type]
 
 
 class Producer:
@@ -48,9 +41,27 @@ class Producer:
 
     def submit(self, operations: list[dict[str, Any]]) -> None:
         """Accept one request."""
+        self._sqs.send_message(QueueUrl=self._url, MessageBody=self.store(operations))
+
+    def store(self, operations: list[dict[str, Any]]) -> str:
+        """Store a request in S3, and return its key."""
         key = f"payloads/{uuid.uuid4()}"
         self._s3.put_object(Bucket=_BUCKET, Key=key, Body=json.dumps(operations).encode())
-        self._sqs.send_message(QueueUrl=self._url, MessageBody=key)
+        return key
+
+
+def run() -> None:
+    """Work until killed."""
+    applier = Applier()
+    sqs: Any = boto3.client("sqs", config=_CONFIG)
+    url = sqs.get_queue_url(QueueName=writing.QUEUE)["QueueUrl"]
+    with ThreadPoolExecutor(THREADS) as pool:
+        while True:
+            found = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=1).get("Messages", [])
+            if found:
+                list(pool.map(applier.apply, [one["Body"] for one in found]))
+                entries = [{"Id": str(at), "ReceiptHandle": one["ReceiptHandle"]} for at, one in enumerate(found)]
+                sqs.delete_message_batch(QueueUrl=url, Entries=entries)
 
 
 if __name__ == "__main__":

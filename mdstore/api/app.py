@@ -11,6 +11,7 @@ import anyio
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
+from starlette.concurrency import run_in_threadpool
 
 from mdstore.api import health, models, problems, records, requests
 from mdstore.api.admission import Admission
@@ -64,6 +65,7 @@ async def _lifespan(api: FastAPI) -> AsyncIterator[dict[str, Any]]:
     api.state.readiness = health.Readiness()
     api.state.large_submit_threads = anyio.CapacityLimiter(requests.LARGE_SUBMIT_THREADS)
     api.state.health_threads = anyio.CapacityLimiter(health.THREADS)
+    await run_in_threadpool(lambda: api.state.client.ingest)  # load Celery now, not while the first call waits
     async with AsyncClient(client=api.state.client) as api.state.async_client:
         yield {"connections": Connections(settings)}
 

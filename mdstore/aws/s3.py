@@ -38,13 +38,16 @@ class Objects:
     """The objects of one bucket. Calls are retried; they raise `Unavailable` when retries fail, or `DeploymentBroken`.
 
     All calls are signed by libcurl. boto3 would take ten times the CPU, and it has no time limit for a whole call: a connection
-    that ended after `100 Continue` kept a write in a busy loop forever. boto3 only supplies the URL of the bucket.
+    that ended after `100 Continue` kept a write in a busy loop forever.
     """
 
-    def __init__(self, *, client: S3Client, http: SignedHttp, bucket: str, retry: Retry | None = None) -> None:
-        self._client = client
-        self._http = http
+    def __init__(
+        self, *, bucket: str, bucket_url: Callable[[], str], http: SignedHttp, retry: Retry | None = None
+    ) -> None:
+        """`bucket_url` returns the URL that the bucket's keys are appended to."""
         self._bucket = bucket
+        self._bucket_url = bucket_url
+        self._http = http
         self._retry = retry or Retry()
 
     def put_new(self, key: str, body: bytes | IO[bytes]) -> bool:
@@ -102,9 +105,18 @@ class Objects:
 
     @cached_property
     def _url(self) -> str:
-        """The URL that the bucket's keys are appended to, by botocore's rules for hosts and paths."""
-        signed = self._client.generate_presigned_url("get_object", Params={"Bucket": self._bucket, "Key": "k"})
-        return signed.partition("?")[0].removesuffix("k")
+        return self._bucket_url()
+
+
+def path_url(endpoint: str, bucket: str) -> str:
+    """Return a bucket's URL at an endpoint other than AWS's, where the bucket is part of the path."""
+    return f"{endpoint.rstrip('/')}/{bucket}/"
+
+
+def find_bucket_url(client: S3Client, bucket: str) -> str:
+    """Return a bucket's URL by botocore's rules for hosts and paths."""
+    signed = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
+    return signed.partition("?")[0].removesuffix("k")
 
 
 def _digest(content: IO[bytes]) -> bytes:

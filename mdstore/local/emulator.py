@@ -45,7 +45,7 @@ class EmbeddedAws:
         port: int,
         data_dir: Path | None = None,
         log: Path | None = None,
-        module: str = "ministack",
+        module: str = "mdstore.local.fast_ministack",
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.port = port

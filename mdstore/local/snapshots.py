@@ -24,6 +24,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from mdstore.local.fast_ministack import speed_up
+
 logger = logging.getLogger(__name__)
 
 #: The shortest pause between two snapshots, in seconds, and in units of the last one's duration: at most a third is writing.
@@ -160,6 +162,7 @@ def main(directory: Path) -> None:
     os.environ |= {"PERSIST_STATE": "1", "STATE_DIR": str(newest(directory) or directory.with_name("state"))}
     from ministack import app as server  # noqa: PLC0415  its settings are read when it is imported
 
+    speed_up()
     snapshots = Snapshots(server, directory)
     server.app = snapshots
     server.save_all = snapshots.save_at_stop

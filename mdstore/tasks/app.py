@@ -37,6 +37,10 @@ class StoreApp(SqsApp):
                     store = self._store = Store(self.settings, aws=aws)
         return store
 
+    def adopt(self, store: Store) -> None:
+        """Use a store that this process already has, and its clients."""
+        self._aws, self._store = store.aws, store
+
     @property
     def group_commit(self) -> GroupCommit:
         """This process's group commit, which publishes what it commits as messages of the task `mdstore.ingest`."""
@@ -76,7 +80,18 @@ class StoreApp(SqsApp):
 
 
 def create_store_app(
-    settings: Settings | None = None, *, name: str = "mdstore", event_queue: str | None = None, **options: Any
+    settings: Settings | None = None,
+    *,
+    name: str = "mdstore",
+    event_queue: str | None = None,
+    store: Store | None = None,
+    **options: Any,
 ) -> StoreApp:
-    """Create the data store's app: an app like that of `mdstore.queue.create_app`, with the data store's tasks."""
-    return StoreApp(name, settings=settings, event_queue=event_queue, **options)
+    """Create the data store's app: an app like that of `mdstore.queue.create_app`, with the data store's tasks.
+
+    Its tasks use `store`, if this process already has one with the same settings.
+    """
+    app = StoreApp(name, settings=settings, event_queue=event_queue, **options)
+    if store is not None:
+        app.adopt(store)
+    return app

@@ -149,7 +149,7 @@ class Environment:
                 worker = self._workers.start("tests.chaos.dying", dying, log)
             until(Path(one.mark).exists, within=100, what=f"it dies {one.moment} {one.step}")
             if case.group:
-                worker.wait(timeout=10)
+                worker.wait(timeout=60)
         return self._workers.start("workers.celery_app", environ, log) if case.group else worker
 
     def _log(self, name: str) -> Path:

@@ -70,7 +70,7 @@ def test_silent_connections_do_not_end_the_service(api: ApiProcess, send: bytes)
             began = time.monotonic()
             assert httpx.get(f"http://127.0.0.1:{api.port}/livez", timeout=20).status_code == 200
             assert httpx.get(f"http://127.0.0.1:{api.port}/readyz", timeout=20).status_code == 200
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15
         time.sleep(1)
     assert api.processor_seconds() - used < 10
     assert api.log.stat().st_size - logged < 10_000
@@ -282,7 +282,7 @@ def test_bodies_under_way_are_bounded(aws: EmbeddedAws, tmp_path: Path) -> None:
             assert refused.headers["content-type"] == "application/problem+json"
             began = time.monotonic()
             assert api.http.post("/v1/requests", content=line, headers=headers | other).status_code == 202
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15
         until(lambda: api.http.post("/v1/requests", content=line, headers=headers).status_code == 202)
 
 

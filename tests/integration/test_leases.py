@@ -73,5 +73,5 @@ def test_a_worker_whose_lease_extender_hangs_ends(app: SqsApp, environ: Environ,
         until(lambda: wrong() == ["leases"], within=30)
         began = time.monotonic()
         assert process.wait(30) == 70
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
     assert "sqs leases" in log.read_text()  # the stack of the thread that hangs

@@ -6,50 +6,39 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from functools import partial
 from urllib.parse import unquote
 
-import botocore.session
 import pytest
-from boto3.session import Session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdstore.aws.clients import make_client
+from mdstore.aws.clients import AwsClients, make_client
 from mdstore.aws.http import Body, Response, SignedHttp
-from mdstore.aws.s3 import READS, Objects, read_again
+from mdstore.aws.s3 import READS, Objects, find_bucket_url, path_url, read_again
 from mdstore.errors import DeploymentBroken, IntegrityError, MdstoreError, NotFound, Unavailable
 from mdstore.settings import load_settings
 from tests.unit.endpoint import Endpoint, FakeTime, Keys
 
 
-@cache
-def loader() -> Any:
-    """Return a loader that all clients share, because it takes half a second to read S3's description."""
-    return botocore.session.Session().get_component("data_loader")
-
-
-def client(environ: dict[str, str]) -> tuple[Any, str]:
-    """Return a client of S3, and its region."""
-    found = load_settings(environ).settings
-    core = botocore.session.Session()
-    core.register_component("data_loader", loader())
-    core.set_credentials("AKIDEXAMPLE", "secret")
-    return make_client(found, "s3", Session(region_name=found.region, botocore_session=core)), found.region
-
-
 @pytest.fixture
 def objects(endpoint: Endpoint, time: FakeTime) -> Iterator[Objects]:
-    s3, region = client({"AWS_ENDPOINT_URL": endpoint.url})
-    http = SignedHttp(service="s3", region=region, credentials=Keys())
-    yield Objects(client=s3, http=http, bucket="payloads", retry=time.retry(base=1, patience=5))
+    http = SignedHttp(service="s3", region="us-east-1", credentials=Keys())
+    url = partial(path_url, endpoint.url, "payloads")
+    yield Objects(bucket="payloads", bucket_url=url, http=http, retry=time.retry(base=1, patience=5))
     http.close()
 
 
+def with_settings(http: SignedHttp, **environ: str) -> Objects:
+    """Return the objects of a process with these settings, whose calls go through `http`."""
+    keys = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret"}
+    found = AwsClients(load_settings({**keys, **environ}).settings).objects
+    found._http = http
+    return found
+
+
 def on_aws(region: str, bucket: str, http: SignedHttp) -> Objects:
-    s3, _ = client({"MDSTORE_PROFILE": "aws", "AWS_REGION": region, "MDSTORE_BUCKET": bucket})
-    return Objects(client=s3, http=http, bucket=bucket)
+    return with_settings(http, MDSTORE_PROFILE="aws", AWS_REGION=region, MDSTORE_BUCKET=bucket)
 
 
 @dataclass
@@ -98,9 +87,11 @@ def test_on_aws_the_host_is_that_of_the_bucket_s_region(region: str, bucket: str
 def test_at_an_endpoint_the_bucket_is_part_of_the_path(end: str) -> None:
     """An emulator has no host per bucket. The path of the endpoint's URL comes first."""
     http = RecordingHttp()
-    s3, _ = client({"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:1{end}"})
-    Objects(client=s3, http=http, bucket="acme.payloads").get("k", 0, 1)
-    assert http.requests[0][0] == f"http://127.0.0.1:1{end.rstrip('/')}/acme.payloads/k"
+    endpoint, bucket = f"http://127.0.0.1:1{end}", "acme.payloads"
+    with_settings(http, AWS_ENDPOINT_URL_S3=endpoint, MDSTORE_BUCKET=bucket).get("k", 0, 1)
+    assert http.requests[0][0] == f"http://127.0.0.1:1{end.rstrip('/')}/{bucket}/k"
+    settings_ = load_settings({"AWS_ENDPOINT_URL_S3": endpoint}).settings
+    assert find_bucket_url(make_client(settings_, "s3"), bucket) == path_url(endpoint, bucket)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from threading import Event, Thread
 from typing import IO, Any
 
@@ -17,12 +18,11 @@ from botocore.auth import S3SigV4Auth
 
 from mdstore.aws.http import SignedHttp, Upload
 from mdstore.aws.retry import Retry
-from mdstore.aws.s3 import Objects
+from mdstore.aws.s3 import Objects, path_url
 from mdstore.aws.sqs import Entry, Sqs
 from mdstore.errors import Unavailable
 from tests.unit.endpoint import Endpoint, FakeTime, Keys
 from tests.unit.test_http import expected_signature
-from tests.unit.test_s3 import client
 from tests.unit.test_sqs import QUEUE, accepted
 
 _TIMEOUT = 0.5  # seconds for a call
@@ -75,9 +75,9 @@ def _more(connection: socket.socket) -> bytes:
 
 @contextmanager
 def objects(url: str, *, patience: float = 0) -> Iterator[Objects]:
-    s3, region = client({"AWS_ENDPOINT_URL": url})
-    http = SignedHttp(service="s3", region=region, credentials=Keys(), timeout=_TIMEOUT)
-    yield Objects(client=s3, http=http, bucket="payloads", retry=Retry(patience=patience))
+    http = SignedHttp(service="s3", region="us-east-1", credentials=Keys(), timeout=_TIMEOUT)
+    bucket_url = partial(path_url, url, "payloads")
+    yield Objects(bucket="payloads", bucket_url=bucket_url, http=http, retry=Retry(patience=patience))
     http.close()
 
 

@@ -131,6 +131,10 @@ class Ledger:
         """Run tasks of the ledger side by side, with up to `in_flight` calls at the same time."""
         return self._dynamo.run(tasks, in_flight=in_flight)
 
+    def outcomes(self, tasks: Iterable[Task[T]], *, in_flight: int) -> list[T | Exception]:
+        """Run tasks as `run` does, but let each end on its own: return its result or its error."""
+        return self._dynamo.outcomes(tasks, in_flight=in_flight)
+
     def note_task(
         self,
         request_id: str,

@@ -20,7 +20,7 @@ from mdstore.model import FINAL_STATES, Outcome
 from mdstore.settings import Settings, load_settings
 from mdstore.store import Store
 from mdstore.store.ingestor import Accepted, OnInvalid
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.outcomes import Only
 from mdstore.store.payload_builder import OperationInput
 from mdstore.store.records import Record

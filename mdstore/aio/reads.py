@@ -13,7 +13,7 @@ from mdstore.aio.status_poller import StatusPoller
 from mdstore.aws.dynamodb.attributes import Item, is_small
 from mdstore.model import State, check_request_id
 from mdstore.store import Store
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.records import Key, Record, existing
 
 T = TypeVar("T")

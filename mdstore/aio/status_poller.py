@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from mdstore.errors import DeploymentBroken, Unavailable
 from mdstore.model import FINAL_STATES
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 
 logger = logging.getLogger(__name__)
 #: Reads the statuses of some requests at once, by request id. Unknown requests are left out.

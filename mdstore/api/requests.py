@@ -23,8 +23,8 @@ from mdstore.api.auth import Reader, TheAsyncClient, Writer
 from mdstore.async_client import AsyncClient
 from mdstore.errors import InvalidRequest, NotFound
 from mdstore.model import MAX_REQUEST_ID, check_request_id
-from mdstore.store import ledger
 from mdstore.store.api_keys import ApiKey, Scope
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.outcomes import Only
 from mdstore.store.payload_builder import OperationInput
 
@@ -189,7 +189,7 @@ def _submit_large(request: Request, operations: Generator[OperationInput, None, 
         request.app.state.client.ingest.accept(operations, **options)
 
 
-async def _visible_request(client: AsyncClient, key: ApiKey, request_id: str) -> ledger.RequestStatus:
+async def _visible_request(client: AsyncClient, key: ApiKey, request_id: str) -> RequestStatus:
     found = await client.status(request_id)
     if found.source != key.source and Scope.OPERATE not in key.scopes:
         raise NotFound("request", request_id)

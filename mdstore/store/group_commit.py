@@ -24,7 +24,8 @@ from mdstore.log import event
 from mdstore.model import SCHEMA_VERSION, Reference
 from mdstore.store.batch import MAX_BATCH_BYTES, MAX_BATCH_OPERATIONS, MAX_BATCH_REQUESTS, new_batch_id
 from mdstore.store.ingestor import Accepted, BuiltRequest, Ingestor, Publish
-from mdstore.store.ledger import Ledger, RequestStatus
+from mdstore.store.ledger import Ledger
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.payload import Encoded, Payloads
 
 _IN_FLIGHT = 64  # notes that are written at the same time

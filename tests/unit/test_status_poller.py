@@ -11,7 +11,7 @@ from mdstore.aio import status_poller
 from mdstore.aio.status_poller import StatusPoller
 from mdstore.errors import Unavailable
 from mdstore.model import Counts, Reference, State
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 
 
 def status(request_id: str, state: State) -> RequestStatus:

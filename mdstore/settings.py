@@ -165,7 +165,8 @@ class Settings(BaseModel):
     # -- Worker: its processes, their tasks, and its health endpoint
 
     concurrency: int = Field(default=2, ge=1)  # tasks that one worker runs at the same time
-    prefetch: int = Field(default=10, ge=1, le=100)  # the most messages held per process, including the running one
+    # The most messages held per process, including the running one. Sixteen messages of small requests count as one.
+    prefetch: int = Field(default=10, ge=1, le=100)
     task_time_limit: int = Field(default=120, ge=1)
     shutdown_grace: int = Field(default=25, ge=1)  # for running tasks after a stop signal; ECS kills after 30
     worker_host: str = "127.0.0.1"

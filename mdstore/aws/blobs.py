@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 
 from mdstore import exactjson
 from mdstore.aws.concurrent import Task
-from mdstore.aws.s3 import READS, Objects
+from mdstore.aws.s3 import Objects, read_again
 from mdstore.compression import compress, decompress, most
 from mdstore.errors import IntegrityError, NotFound
 
@@ -42,10 +41,7 @@ class Contents:
         """Task: do what `get` does, reading again what may have been damaged in transit."""
         if not 0 <= size <= self._max_bytes:
             raise IntegrityError(f"content {digest!r} of {size} bytes is outside of its bounds, 0 to {self._max_bytes}")
-        for _ in range(READS - 1):
-            with suppress(IntegrityError):
-                return (yield from self._get(self.key(prefix, digest), digest, size))
-        return (yield from self._get(self.key(prefix, digest), digest, size))
+        return (yield from read_again(lambda: self._get(self.key(prefix, digest), digest, size)))
 
     @staticmethod
     def key(prefix: str, digest: str) -> str:

@@ -74,15 +74,26 @@ class Run(Generic[T]):
         self._waiting: list[_TaskState[T]] = []
         self._results: dict[int, T] = {}
         self._error: MdstoreError | None = None
+        self._errors: dict[int, Exception] | None = None  # by task, if each task ends on its own
 
     def results(self, tasks: Iterable[Task[T]]) -> list[T]:
         """Run the tasks and return their results in order. A task starts when there is room for its first call."""
-        new_tasks = (_TaskState(0.0, number, task) for number, task in enumerate(tasks))
-        while self._fill(new_tasks):
-            self._wait()
+        self._run(tasks)
         if self._error is not None:
             raise self._error
         return [self._results[number] for number in sorted(self._results)]
+
+    def outcomes(self, tasks: Iterable[Task[T]]) -> list[T | Exception]:
+        """Run the tasks and return, in order, each one's result or the error that ended it. The others go on."""
+        self._errors = {}
+        self._run(tasks)
+        found: dict[int, T | Exception] = {**self._results, **self._errors}
+        return [found[number] for number in sorted(found)]
+
+    def _run(self, tasks: Iterable[Task[T]]) -> None:
+        new_tasks = (_TaskState(0.0, number, task) for number, task in enumerate(tasks))
+        while self._fill(new_tasks):
+            self._wait()
 
     def _fill(self, new_tasks: Iterator[_TaskState[T]]) -> bool:
         """Start calls while there is room; return whether there is anything left to wait for."""
@@ -125,7 +136,8 @@ class Run(Generic[T]):
     def _postpone(self, state: _TaskState[T], error: Unavailable) -> None:
         delay = self._retry.delay(state.attempt, self._deadline)
         if delay is None:
-            self._error = self._error or error
+            state.task.close()
+            self._fail(state, error)
             return
         state.attempt += 1
         state.retry_at = self._retry.clock() + delay
@@ -138,10 +150,20 @@ class Run(Generic[T]):
         except StopIteration as end:
             self._results[state.number] = end.value
         except MdstoreError as error:
-            self._error = self._error or error
+            self._fail(state, error)
+        except Exception as error:
+            if self._errors is None:
+                raise
+            self._errors[state.number] = error
         else:
             if self._error is None:
                 self._start_call(state)
+
+    def _fail(self, state: _TaskState[T], error: MdstoreError) -> None:
+        if self._errors is None:
+            self._error = self._error or error
+        else:
+            self._errors[state.number] = error
 
     def _start_call(self, state: _TaskState[T]) -> None:
         call = state.call

@@ -26,12 +26,12 @@ READS = 3
 _CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 
-def read_again(read: Callable[[], T]) -> T:
-    """Read an immutable object, up to `READS` times. An `IntegrityError` is retried, as data may be damaged in transit."""
+def read_again(read: Callable[[], Task[T]]) -> Task[T]:
+    """Task: read an immutable object, up to `READS` times. `IntegrityError` is retried: data may be damaged in transit."""
     for _ in range(READS - 1):
         with suppress(IntegrityError):
-            return read()
-    return read()
+            return (yield from read())
+    return (yield from read())
 
 
 class Objects:

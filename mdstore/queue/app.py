@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -166,6 +166,7 @@ class SqsApp(Celery):
             "sqs": self._sqs,
             "publisher": self.publisher,
             "admit": self.admit,
+            "is_small": self.is_small,
             "dead_letter": self.dead_letter,
             "fail_unexecuted": self.fail_unexecuted,
             "max_receives": settings.max_receives,
@@ -264,6 +265,13 @@ class SqsApp(Celery):
         """
         if task == "celery.chord_unlock":
             raise Malformed(f"the task {task!r} is disabled: the result backend completes chords itself")
+
+    def is_small(self, headers: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Return whether a message's headers announce work that a process may do side by side with other small work.
+
+        The task needs a method `prepare`, and its requests decide whether they are small: see `mdstore.queue.worker.jobs`.
+        """
+        return False
 
     def prepare_canvas(self, canvas: Any) -> Any:
         """Return what to send in place of a canvas (signatures, in lists or alone) that is about to be sent or stored."""

@@ -19,6 +19,7 @@ from mdstore.store.payload import Encoded, Header
 from mdstore.store.payload_builder import PayloadBuilder
 from mdstore.store.sections import SectionBuilder, assembled, spill_file
 
+_PREFIX = "batch/"
 #: The largest request that joins a batch, in operations and in bytes of its lines. A larger one has a payload of its own.
 MAX_OPERATIONS, MAX_BYTES = 100, 2**18
 #: The largest batch: in requests, in operations, and in bytes of its lines.
@@ -27,7 +28,12 @@ MAX_BATCH_REQUESTS, MAX_BATCH_OPERATIONS, MAX_BATCH_BYTES = 500, 1_000, 4 * 2**2
 
 def new_batch_id() -> str:
     """Return the id of a new batch. It is the `request_id` of its payload and of its message."""
-    return f"batch/{uuid.uuid4()}"
+    return f"{_PREFIX}{uuid.uuid4()}"
+
+
+def is_batch_id(request_id: str) -> bool:
+    """Return whether an id looks like that of a batch. Only the payload tells whether it is one."""
+    return request_id.startswith(_PREFIX)
 
 
 def is_small(builder: PayloadBuilder) -> bool:

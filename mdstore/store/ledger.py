@@ -131,6 +131,10 @@ class Ledger:
         """Run tasks of the ledger side by side, with up to `in_flight` calls at the same time."""
         return self._dynamo.run(tasks, in_flight=in_flight)
 
+    def outcomes(self, tasks: Iterable[Task[T]], *, in_flight: int) -> list[T | Exception]:
+        """Run tasks as `run` does, but let each end on its own: return its result or its error."""
+        return self._dynamo.outcomes(tasks, in_flight=in_flight)
+
     def note_task(
         self,
         request_id: str,
@@ -254,9 +258,17 @@ class Ledger:
         self, reference: Reference, *, operations: int, refused: Mapping[str, int], lane: LaneSummary | None
     ) -> RequestStatus:
         """Make the transition to completed in one write, from any other state or none, for a request of at most one lane."""
+        task = self.complete_task(reference, operations=operations, refused=refused, lane=lane)
+        (status,) = self._dynamo.run([task])
+        return status
+
+    def complete_task(
+        self, reference: Reference, *, operations: int, refused: Mapping[str, int], lane: LaneSummary | None
+    ) -> Task[RequestStatus]:
+        """Task: do what `complete` does."""
         early = Counts(refused=dict(refused))
         started, finished = (lane.started_at, lane.finished_at) if lane else (self._clock(), self._clock())
-        changed = self._update(
+        update = self._update_body(
             reference.request_id,
             always={
                 "state": State.COMPLETED,
@@ -273,9 +285,13 @@ class Ledger:
             condition="attribute_not_exists(pk) OR #state <> :completed",
             arguments={"completed": State.COMPLETED},
         )
-        if changed:
-            _log_end(changed.request_id, changed.state, changed.counts)
-        return changed or self.get(reference.request_id)
+        item = yield from self._dynamo.updated_if_task(update)
+        if item is None:
+            found = yield "GetItem", encode(self._get_body(reference.request_id, "request"))
+            return _request(from_item(found["Item"]))
+        completed = _request(from_item(item))
+        _log_end(completed.request_id, completed.state, completed.counts)
+        return completed
 
     def end_batch(
         self, reference: Reference, requests: Sequence[BatchedRequest], summaries: Sequence[LaneSummary]
@@ -477,21 +493,9 @@ class Ledger:
 
     # -- calls
 
-    def _update(
-        self,
-        request_id: str,
-        *,
-        always: Mapping[str, Any],
-        condition: str,
-        arguments: Mapping[str, Any],
-        defaults: Mapping[str, Any] = MappingProxyType({}),
-        removed: Collection[str] = (),
-    ) -> RequestStatus | None:
+    def _update(self, request_id: str, **changes: Any) -> RequestStatus | None:
         """Update a request's item if `condition` holds. Return None if not: another process has changed it, which is normal."""
-        body = self._update_body(
-            request_id, always=always, condition=condition, arguments=arguments, defaults=defaults, removed=removed
-        )
-        item = self._dynamo.update_if(body)
+        item = self._dynamo.update_if(self._update_body(request_id, **changes))
         return None if item is None else _request(from_item(item))
 
     def _update_body(
@@ -501,8 +505,8 @@ class Ledger:
         always: Mapping[str, Any],
         condition: str,
         arguments: Mapping[str, Any],
-        defaults: Mapping[str, Any],
-        removed: Collection[str],
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        removed: Collection[str] = (),
     ) -> dict[str, Any]:
         return {
             "TableName": self._table,

@@ -13,13 +13,14 @@ So a reader accepts only bytes that the producer wrote.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 import msgspec
 
+from mdstore.aws.concurrent import Task
 from mdstore.aws.s3 import READS, Objects, read_again
 from mdstore.compression import decompress, most
 from mdstore.errors import IntegrityError, InvalidRequest, NotFound, RequestConflict
@@ -81,6 +82,19 @@ _lane_decoder = msgspec.json.Decoder(Indexed)
 _refusal_decoder = msgspec.json.Decoder(Refusal)
 
 
+class OpenPayload(NamedTuple):
+    """A payload whose header was read and checked. `first` holds the object's first bytes; its body starts at `body_start`."""
+
+    reference: Reference
+    header: Header
+    body_start: int
+    first: bytes
+
+    def holds(self, section: Section) -> bool:
+        """Return whether `first` contains a section."""
+        return self.body_start + section.offset + section.length <= len(self.first)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
     """An encoded payload: its header, the header's SHA-256, and the bytes of the whole object."""
@@ -98,7 +112,7 @@ class Payloads:
         self._prefix = prefix
         self._max_lane_bytes = max_lane_bytes
         # The header is read once per process and not once per lane; it is large when there are a thousand lanes.
-        self._cached = lru_cache(maxsize=4)(self._read_header)
+        self._opened = lru_cache(maxsize=4)(lambda reference: objects.run(self.open_task(reference)))
 
     def key(self, request_id: str) -> str:
         """Return the S3 key of a request's payload."""
@@ -119,7 +133,7 @@ class Payloads:
     def put_batch(self, encoded: Encoded) -> bool:
         """Store a batch, and return whether its key has it now. If not, it has the empty batch that keeps this one away."""
         key = self.key(encoded.header.request_id)
-        return self._objects.put_new(key, encoded.body) or self._open(key)[1] == encoded.digest
+        return self._objects.put_new(key, encoded.body) or self._objects.run(self._first_task(key))[1] == encoded.digest
 
     def reference(self, encoded: Encoded) -> Reference:
         """Return the reference to a payload that is about to be stored."""
@@ -145,14 +159,14 @@ class Payloads:
     def find(self, request_id: str) -> tuple[Reference, Header]:
         """Return the reference and the header of a stored payload. Raises `NotFound` or `IntegrityError`."""
         key = self.key(request_id)
-        header, digest, _ = self._open(key)
+        header, digest, _ = self._objects.run(self._first_task(key))
         reference = _reference(header, key, digest)
         self.confine(reference)
         return reference, header
 
     def header(self, reference: Reference) -> Header:
         """Read the header, checked against `reference`. Raises `IntegrityError`."""
-        return self._cached(reference)[0]
+        return self._opened(reference).header
 
     def is_batch(self, reference: Reference) -> bool:
         """Return whether the payload is intact and holds a batch. Raises `Unavailable` or `DeploymentBroken`."""
@@ -163,14 +177,23 @@ class Payloads:
 
     def lane(self, reference: Reference, number: int) -> list[Indexed]:
         """Read the operations of lane `number`, in the order of the request. Raises `IntegrityError`."""
-        header = self.header(reference)
-        if not 0 <= number < len(header.lanes):
-            raise IntegrityError(f"lane {number}: the payload has {len(header.lanes)} lanes")
-        section = header.lanes[number]
+        return self._objects.run(self.lane_task(self._opened(reference), number))
+
+    def open_task(self, reference: Reference) -> Task[OpenPayload]:
+        """Task: read and check the header, and with it the whole of a small payload. Raises `IntegrityError`."""
+        self.confine(reference)
+        return (yield from read_again(lambda: self._open_once_task(reference)))
+
+    def lane_task(self, payload: OpenPayload, number: int) -> Task[list[Indexed]]:
+        """Task: read the operations of lane `number` of an open payload. Raises `IntegrityError`."""
+        reference, lanes = payload.reference, payload.header.lanes
+        if not 0 <= number < len(lanes):
+            raise IntegrityError(f"lane {number}: the payload has {len(lanes)} lanes")
+        section = lanes[number]
         if section.count > MAX_LANE_OPERATIONS:
             raise IntegrityError(f"lane {number} of {reference.payload!r} claims {section.count} operations")
         try:
-            operations = _lane_decoder.decode_lines(self._text(reference, section))
+            operations = _lane_decoder.decode_lines((yield from self._text_task(payload, section)))
         except (ValueError, RecursionError) as error:
             raise IntegrityError(f"lane {number} of {reference.payload!r} cannot be decoded: {error}") from error
         if len(operations) != section.count:
@@ -179,8 +202,11 @@ class Payloads:
 
     def refused(self, reference: Reference) -> list[Refusal]:
         """Read the refusals of operations that were refused before the request was published. Raises `IntegrityError`."""
-        section = self.header(reference).refused
-        return _refusal_decoder.decode_lines(self._text(reference, section)) if section.count else []
+        payload = self._opened(reference)
+        section = payload.header.refused
+        if not section.count:
+            return []
+        return _refusal_decoder.decode_lines(self._objects.run(self._text_task(payload, section)))
 
     def confine(self, reference: Reference) -> None:
         """Raise `IntegrityError` unless `reference` has an accepted version and the S3 key of its own request."""
@@ -193,44 +219,39 @@ class Payloads:
         if reference.payload != self.key(reference.request_id):
             raise IntegrityError(f"payload {reference.payload!r} is not the key of request {reference.request_id!r}")
 
-    def _text(self, reference: Reference, section: Section) -> bytes:
+    def _text_task(self, payload: OpenPayload, section: Section) -> Task[bytes]:
+        """Task: return the lines of a section, decompressed."""
+        name = payload.reference.payload
         if section.raw > self._max_lane_bytes:
-            raise IntegrityError(
-                f"a section of {reference.payload!r} claims {section.raw} bytes, more than {self._max_lane_bytes}"
-            )
+            raise IntegrityError(f"a section of {name!r} claims {section.raw} bytes, more than {self._max_lane_bytes}")
         if section.length > most(section.raw):
-            raise IntegrityError(
-                f"a section of {reference.payload!r} claims more bytes than its {section.raw} can take"
-            )
-        for data in self._section_reads(reference, section):
-            if hashlib.sha256(data).hexdigest() == section.digest:
-                break
-        else:
-            raise IntegrityError(f"a section of {reference.payload!r} does not have the digest that its header says")
+            raise IntegrityError(f"a section of {name!r} claims more bytes than its {section.raw} can take")
+        data = yield from self._section_task(payload, section)
         try:
             text = decompress(data, section.raw)
         except ValueError as error:
-            raise IntegrityError(f"a section of {reference.payload!r} cannot be decompressed: {error}") from error
+            raise IntegrityError(f"a section of {name!r} cannot be decompressed: {error}") from error
         if text.count(b"\n") != section.count or section.count * _SHORTEST_LINE > section.raw:
-            raise IntegrityError(f"a section of {reference.payload!r} does not hold what its header says")
+            raise IntegrityError(f"a section of {name!r} does not hold what its header says")
         return text
 
-    def _section_reads(self, reference: Reference, section: Section) -> Iterator[bytes]:
-        """Yield a section from the first read of the object, if that contains it, and then from up to `READS` new reads."""
-        _, body_start, first = self._cached(reference)
-        start, end = body_start + section.offset, body_start + section.offset + section.length
-        if end <= len(first):
-            yield first[start:end]
+    def _section_task(self, payload: OpenPayload, section: Section) -> Task[bytes]:
+        """Task: return a section from the object's first read, if it is intact there, or else from up to `READS` new reads."""
+        start = payload.body_start + section.offset
+        end = start + section.length
+        if payload.holds(section) and _is_intact(payload.first[start:end], section):
+            return payload.first[start:end]
         for _ in range(READS):
-            yield self._objects.get(reference.payload, start, end)
+            data = yield from self._objects.get_task(payload.reference.payload, start, end)
+            if _is_intact(data, section):
+                return data
+        raise IntegrityError(
+            f"a section of {payload.reference.payload!r} does not have the digest that its header says"
+        )
 
-    def _read_header(self, reference: Reference) -> tuple[Header, int, bytes]:
-        self.confine(reference)
-        return read_again(lambda: self._read_header_once(reference))
-
-    def _read_header_once(self, reference: Reference) -> tuple[Header, int, bytes]:
+    def _open_once_task(self, reference: Reference) -> Task[OpenPayload]:
         try:
-            header, digest, first = self._open(reference.payload)
+            header, digest, first = yield from self._first_task(reference.payload)
         except NotFound as error:
             raise IntegrityError(f"payload {reference.payload!r} does not exist") from error
         if digest != reference.digest:
@@ -241,21 +262,25 @@ class Payloads:
         if (header.request_id, header.source, len(header.lanes)) != expected:
             raise IntegrityError(f"the header of {reference.payload!r} belongs to another request than the message")
         body_start = _PREFIX + int.from_bytes(first[len(MAGIC) : _PREFIX], "big")
-        return header, body_start, first if body_start < len(first) else b""
+        return OpenPayload(reference, header, body_start, first if body_start < len(first) else b"")
 
-    def _open(self, key: str) -> tuple[Header, str, bytes]:
-        """Read the header of the payload at `key`; return it, its SHA-256, and the first bytes of the object."""
-        first = self._objects.get(key, 0, _FIRST_READ)
+    def _first_task(self, key: str) -> Task[tuple[Header, str, bytes]]:
+        """Task: read the header of the payload at `key`; return it, its SHA-256, and the first bytes of the object."""
+        first = yield from self._objects.get_task(key, 0, _FIRST_READ)
         length = int.from_bytes(first[len(MAGIC) : _PREFIX], "big")
         if first[: len(MAGIC)] != MAGIC or length > _MAX_HEADER:
             raise IntegrityError(f"{key!r} is not a payload")
         text = first[_PREFIX : _PREFIX + length]
         if len(text) < length:
-            text += self._objects.get(key, _PREFIX + len(text), _PREFIX + length)
+            text += yield from self._objects.get_task(key, _PREFIX + len(text), _PREFIX + length)
         try:
             return _header_decoder.decode(text), hashlib.sha256(text).hexdigest(), first
         except ValueError as error:
             raise IntegrityError(f"the header of {key!r} cannot be decoded: {error}") from error
+
+
+def _is_intact(data: bytes, section: Section) -> bool:
+    return hashlib.sha256(data).hexdigest() == section.digest
 
 
 def _reference(header: Header, key: str, digest: str) -> Reference:

@@ -41,12 +41,12 @@ from mdstore.aws.dynamodb.client import DynamoClient, transact
 from mdstore.errors import IntegrityError, LaneUnfinished, RequestRejected, TransactionCancelled, Unavailable
 from mdstore.model import MAX_AGE, BatchedRequest, Counts, Reason, Reference, Refusal, State
 from mdstore.settings import DAY
-from mdstore.store.batch import counts_by_request
+from mdstore.store.batch import MAX_OPERATIONS, counts_by_request
 from mdstore.store.folding import Fold, folds_of
 from mdstore.store.ledger import LaneSummary, Ledger, Receipt, RequestStatus, receipt_of
 from mdstore.store.operations import OPERATIONS, Indexed, Needs, merged
 from mdstore.store.packing import Transaction, pack, refusal
-from mdstore.store.payload import Header, Payloads
+from mdstore.store.payload import Header, OpenPayload, Payloads
 from mdstore.store.records import Records
 from mdstore.store.validation import FieldError, Validator
 from mdstore.store.writes import (
@@ -61,6 +61,8 @@ from mdstore.store.writes import (
 #: Bytes of JSON in one call. DynamoDB allows 4 MB per transaction, and counts fewer bytes than the JSON has.
 _MAX_BODY = 3_500_000
 _UPLOADS = 8  # concurrent uploads of large data to S3
+#: The most bytes of JSON and waves of a request that is applied side by side with others.
+_SMALL_JSON, _SMALL_WAVES = 2**20, 4
 _COMPLETIONS = 32  # requests of a batch that are completed at the same time
 _encode = msgspec.json.Encoder().encode
 
@@ -240,11 +242,49 @@ class Writer:
         ]
         self._ledger.run(self._ledger.end_batch(reference, header.requests, summaries), in_flight=_COMPLETIONS)
 
-    def _apply(self, reference: Reference, lane: int, had_turns: bool) -> _AppliedLane:
+    def apply_small_task(self, payload: OpenPayload) -> Task[RequestStatus | None]:
+        """Task: apply a small request as `apply_request` does, one call after the other, and complete it.
+
+        Return None, and change nothing, if the request is not small: it has more than one lane, 100 operations, 1 MiB of JSON
+        or 4 waves, its first read does not hold its lane, or the payload is a batch. Raises the errors of `apply_lane`, except
+        `LaneUnfinished`.
+        """
+        reference, header = payload.reference, payload.header
+        if not is_small_payload(payload):
+            return None
+        summary = None
+        if header.lanes:
+            started = self._begin(header)
+            waves = pack((yield from self._payloads.lane_task(payload, 0)), reference.v)
+            if len(waves) > _SMALL_WAVES:
+                return None
+            run = _LaneRun(reference=reference, lane=0, deadline=self._monotonic() + self._budget)
+            receipts: list[Receipt] = []
+            for wave in waves:
+                self._check_budget(run)
+                run.blobs = {}
+                for item in _large(wave):
+                    run.blobs[item.index] = yield from self._blobs.put_task(bytes(item.data))
+                for transaction in wave:
+                    receipt = yield from self._apply_transaction(run, transaction)
+                    receipts.append(receipt)
+            summary = self._applied(0, started, waves, receipts).summary
+        return (
+            yield from self._ledger.complete_task(
+                reference, operations=header.operations, refused=header.refused_counts, lane=summary
+            )
+        )
+
+    def _begin(self, header: Header) -> float:
+        """Return the time at which a lane starts."""
         started = self._clock()
-        header = self._payloads.header(reference)
         if started - header.created_at > MAX_AGE + DAY / 2:
             raise IntegrityError("the request is too old: its receipts may be gone, so it could be applied twice")
+        return started
+
+    def _apply(self, reference: Reference, lane: int, had_turns: bool) -> _AppliedLane:
+        header = self._payloads.header(reference)
+        started = self._begin(header)
         run = _LaneRun(
             reference=reference, lane=lane, deadline=self._monotonic() + self._budget, requests=header.requests
         )
@@ -266,6 +306,11 @@ class Writer:
         if first:
             earlier = self._ledger.receipts(reference.request_id, lane)
             receipts = [earlier[transaction.number] for wave in waves[:first] for transaction in wave] + receipts
+        return self._applied(lane, started, waves, receipts)
+
+    def _applied(
+        self, lane: int, started: float, waves: Sequence[Sequence[Transaction]], receipts: list[Receipt]
+    ) -> _AppliedLane:
         return _AppliedLane(
             lane=lane,
             transactions=_transactions(waves),
@@ -339,8 +384,7 @@ class Writer:
 
     def _upload_large_data(self, run: _LaneRun, wave: Sequence[Transaction]) -> dict[int, Blob]:
         """Put data that is too large for an item in S3, and return the pointers by operation index."""
-        operations = (item for transaction in wave for item in transaction.operations)
-        large = [item for item in operations if item.data and not item.is_merged]
+        large = _large(wave)
         if not large:
             return {}
         blobs = self._dynamo.run(
@@ -526,6 +570,25 @@ def count(transactions: Sequence[Transaction], receipts: Sequence[Receipt]) -> C
         reasons.update(str(one.reason) for one in receipt.refused)
         applied.update([item.op for item in transaction.operations if item.index not in refused])
     return Counts(applied=dict(sorted(applied.items())), refused=dict(sorted(reasons.items())))
+
+
+def is_small_payload(payload: OpenPayload) -> bool:
+    """Return whether a payload holds one small request (see `Writer.apply_small_task`), as far as its header tells."""
+    header = payload.header
+    return (
+        not header.requests
+        and header.operations <= MAX_OPERATIONS
+        and (
+            not header.lanes
+            or (len(header.lanes) == 1 and header.lanes[0].raw <= _SMALL_JSON and payload.holds(header.lanes[0]))
+        )
+    )
+
+
+def _large(wave: Sequence[Transaction]) -> list[Indexed]:
+    """Return the operations of a wave whose data is too large for an item."""
+    operations = (item for transaction in wave for item in transaction.operations)
+    return [item for item in operations if item.data and not item.is_merged]
 
 
 def _invalid(item: Indexed, message: str) -> Refusal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mdstore.queue.app import SqsApp
@@ -9,8 +10,10 @@ from mdstore.queue.broker.canvas import signatures
 from mdstore.queue.broker.envelope import Malformed
 from mdstore.settings import Settings
 from mdstore.store import Store
+from mdstore.store.batch import MAX_OPERATIONS
 from mdstore.store.group_commit import GroupCommit
 from mdstore.tasks.follow_ups import by_reference, is_by_reference
+from mdstore.tasks.ingest import OPERATIONS
 from mdstore.tasks.tasks import STORE_TASKS, register
 
 
@@ -68,6 +71,20 @@ class StoreApp(SqsApp):
         for signature in signatures(canvas):
             if signature["task"] in STORE_TASKS and not is_by_reference(signature):
                 raise Malformed(f"a follow-up to {signature['task']!r} must name an accepted request by its reference")
+
+    def is_small(self, headers: Mapping[str, Any]) -> bool:
+        """Return whether a message says that its request is small, and is delivered for the first time.
+
+        A message that was delivered before runs alone: it may be the one that killed the process it shared with others.
+        """
+        operations = headers.get(OPERATIONS)
+        return (
+            headers["task"] == STORE_TASKS[0]
+            and type(operations) is int
+            and 0 < operations <= MAX_OPERATIONS
+            and headers.get("receives") == 1 < self.settings.max_receives
+            and not headers.get("group")
+        )
 
     def prepare_canvas(self, canvas: Any) -> Any:
         """Accept the requests in a canvas, and return it with references to them in place of their operations."""

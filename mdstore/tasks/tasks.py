@@ -15,6 +15,7 @@ from celery import chord
 
 from mdstore.errors import IntegrityError, InvalidRequest, MdstoreError, NotFound
 from mdstore.model import FINAL_STATES, Reference, State
+from mdstore.queue.small_tasks import prepared
 from mdstore.store.ledger import RequestStatus
 from mdstore.tasks.ingest import IngestTask, fairness_options
 from mdstore.tasks.task import StoreTask, read_reference, start
@@ -47,8 +48,12 @@ def ingest(self: IngestTask, message: dict[str, Any]) -> dict[str, Any]:
         )
 
     def apply_or_start(reference: Reference) -> tuple[RequestStatus, list[int]]:
-        models = self.store.payloads.header(reference).models
-        self.store.entities.report_other_models(models, request_id=reference.request_id, source=reference.source)
+        outcome = prepared()
+        if isinstance(outcome, Exception):
+            raise outcome
+        if isinstance(outcome, RequestStatus):
+            return outcome, []
+        self.report_models(self.store.payloads.header(reference), reference)
         if reference.lanes <= 1:
             return self.store.writer.apply_request(reference, had_turns=self.is_sent_again), []
         status, missing = start(self.store, reference, by=self.request.id)

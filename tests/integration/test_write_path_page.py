@@ -36,12 +36,17 @@ def recording_worker(environ: dict[str, str], log: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "count", "patches"),
-    [("A request of one lane", 1, 0), ("A request of several lanes", 250, 0), ("A lane of many waves", 1, 2)],
-    ids=["one", "several", "many waves"],
+    ("heading", "count", "patches", "requests"),
+    [
+        ("A request of one lane", 1, 0, 1),
+        ("Small requests side by side", 1, 0, 20),
+        ("A request of several lanes", 250, 0, 1),
+        ("A lane of many waves", 1, 2, 1),
+    ],
+    ids=["one", "side by side", "several", "many waves"],
 )
 def test_a_request_calls_the_functions_in_the_order_of_the_page(
-    aws: EmbeddedAws, tmp_path: Path, heading: str, count: int, patches: int
+    aws: EmbeddedAws, tmp_path: Path, heading: str, count: int, patches: int, requests: int
 ) -> None:
     """Producer and worker call every listed function, and their first calls are in the order of the rows."""
     listed, calls = hops(heading), tmp_path / "calls"
@@ -63,7 +68,8 @@ def test_a_request_calls_the_functions_in_the_order_of_the_page(
     operations += [{"op": "patch", "entity": "thing", "key": "k0", "data": {"n": n}} for n in range(patches)]
 
     with recorded(calls, listed):
-        submission = client.submit(operations)
+        for _ in range(requests):
+            submission = client.submit(operations)
     with recording_worker(environ, tmp_path / "worker.log"):
         assert submission.wait(60).status().state is State.COMPLETED
         until(lambda: listed[-1] in first_calls(calls), what=f"{listed[-1]} is called")

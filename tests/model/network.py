@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,10 +13,7 @@ from mdstore.errors import ConditionFailed, RequestRejected, TransactionCancelle
 from mdstore.model import Reason
 from tests.model.history import Commit, require
 from tests.model.model import Key, Known
-from tests.unit.fakes import Actions, MemoryDynamo, meets, updated
-
-_DEFAULT = re.compile(r"(#\w+) = if_not_exists\(\1, (:\w+)\)")
-_ONE_OF = re.compile(r"(#\w+) IN \((:\w+), (:\w+)\)")
+from tests.unit.fakes import Actions, MemoryDynamo
 
 
 class Service(Protocol):
@@ -31,7 +27,7 @@ class Service(Protocol):
 
 
 class Tables(MemoryDynamo):
-    """Tables in memory that support the ledger's `UpdateItem` calls, and reject the writes of one entity as malformed."""
+    """Tables in memory that reject the writes of one entity as malformed."""
 
     def __init__(self, odd: str) -> None:
         super().__init__()
@@ -43,25 +39,6 @@ class Tables(MemoryDynamo):
             body = next(iter(action.values()))
             if (body.get("Key") or body["Item"])["pk"]["S"].startswith(self._odd):
                 raise RequestRejected("one or more parameter values were invalid", code="ValidationException")
-
-    def _updateitem(self, body: dict[str, Any]) -> Any:
-        place = body["TableName"], body["Key"]["pk"]["S"], body["Key"]["sk"]["S"]
-        old = self.items.get(place)
-        body["ConditionExpression"] = _ONE_OF.sub(r"(\1 = \2 OR \1 = \3)", body["ConditionExpression"])
-        if not meets(body, old):
-            raise ConditionFailed("UpdateItem: the conditional request failed")
-        names = body["ExpressionAttributeNames"]
-        sets, _, removes = body["UpdateExpression"].partition(" REMOVE ")
-        changes = [
-            _DEFAULT.sub(r"\1 = \2", change)
-            for change in re.split(r", (?=#)", sets.removeprefix("SET "))
-            if not ((default := _DEFAULT.fullmatch(change)) and old and names[default[1]] in old)
-        ]
-        expression = f"SET {', '.join(changes)} REMOVE {removes or '#nothing'}"
-        named = {**names, "#nothing": ""}
-        change = {**body, "UpdateExpression": expression, "ExpressionAttributeNames": named}
-        self.items[place] = updated(old, change)
-        return {"Attributes": self.items[place]}
 
 
 class MemoryService:

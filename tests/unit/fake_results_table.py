@@ -45,6 +45,21 @@ class ResultsTable(DynamoClient):
     ) -> list[T]:
         return [self._run_task(task) for task in tasks]
 
+    def outcomes(
+        self,
+        tasks: Iterable[Task[T]],
+        *,
+        in_flight: int,  # noqa: ARG002
+        deadline: float | None = None,  # noqa: ARG002
+    ) -> list[T | Exception]:
+        return [self._outcome(task) for task in tasks]
+
+    def _outcome(self, task: Task[T]) -> T | Exception:
+        try:
+            return self._run_task(task)
+        except Exception as error:
+            return error
+
     def _run_task(self, task: Task[T]) -> T:
         try:
             call = next(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import IO, Any, TypeVar
@@ -21,6 +22,8 @@ from mdstore.store.operations import Indexed
 
 T = TypeVar("T")
 Actions = list[dict[str, Any]]
+_DEFAULT = re.compile(r"(#\w+) = if_not_exists\(\1, (:\w+)\)")
+_ONE_OF = re.compile(r"(#\w+) IN \((:\w+), (:\w+)\)")
 
 
 def operation_of(item: Indexed) -> Operation:
@@ -95,6 +98,21 @@ class MemoryDynamo(DynamoClient):
     ) -> list[T]:
         return [self._run_task(task) for task in tasks]
 
+    def outcomes(
+        self,
+        tasks: Iterable[Task[T]],
+        *,
+        in_flight: int,  # noqa: ARG002
+        deadline: float | None = None,  # noqa: ARG002
+    ) -> list[T | Exception]:
+        return [self._outcome(task) for task in tasks]
+
+    def _outcome(self, task: Task[T]) -> T | Exception:
+        try:
+            return self._run_task(task)
+        except Exception as error:
+            return error
+
     def _run_task(self, task: Task[T]) -> T:
         step: Callable[[], Call | ServiceCall] = partial(next, task)
         while True:
@@ -158,6 +176,25 @@ class MemoryDynamo(DynamoClient):
             raise ConditionFailed("PutItem: the conditional request failed")
         self.items[_place(body)] = body["Item"]
         return {}
+
+    def _updateitem(self, body: dict[str, Any]) -> Any:
+        place = body["TableName"], body["Key"]["pk"]["S"], body["Key"]["sk"]["S"]
+        old = self.items.get(place)
+        body["ConditionExpression"] = _ONE_OF.sub(r"(\1 = \2 OR \1 = \3)", body["ConditionExpression"])
+        if not meets(body, old):
+            raise ConditionFailed("UpdateItem: the conditional request failed")
+        names = body["ExpressionAttributeNames"]
+        sets, _, removes = body["UpdateExpression"].partition(" REMOVE ")
+        changes = [
+            _DEFAULT.sub(r"\1 = \2", change)
+            for change in re.split(r", (?=#)", sets.removeprefix("SET "))
+            if not ((default := _DEFAULT.fullmatch(change)) and old and names[default[1]] in old)
+        ]
+        expression = f"SET {', '.join(changes)} REMOVE {removes or '#nothing'}"
+        named = {**names, "#nothing": ""}
+        change = {**body, "UpdateExpression": expression, "ExpressionAttributeNames": named}
+        self.items[place] = updated(old, change)
+        return {"Attributes": self.items[place]}
 
     def _batchgetitem(self, body: Mapping[str, Any]) -> Any:
         ((table, wanted),) = body["RequestItems"].items()

@@ -62,16 +62,15 @@ def read(_: str, answer: Response) -> Any:
     return answer.body
 
 
-def run(
-    tasks: Any,
+def new_run(
     concurrent_calls: ConcurrentCalls,
     time: FakeTime,
     *,
     in_flight: int = 4,
     deadline: float | None = None,
     base: float = 0.1,
-) -> list[Any]:
-    one: Run[Any] = Run(
+) -> Run[Any]:
+    return Run(
         concurrent_calls,
         begin=lambda _, body: ("url", (), body),
         read=read,
@@ -79,7 +78,10 @@ def run(
         in_flight=in_flight,
         deadline=deadline,
     )
-    return one.results(tasks)
+
+
+def run(tasks: Any, concurrent_calls: ConcurrentCalls, time: FakeTime, **options: Any) -> list[Any]:
+    return new_run(concurrent_calls, time, **options).results(tasks)
 
 
 def calling(*bodies: bytes) -> Task[list[Any]]:
@@ -249,3 +251,53 @@ def test_a_yielded_call_reaches_begin_and_read(time: FakeTime) -> None:
 
     assert one.results([task()]) == [("GetItem", [1])]
     assert calls == [("GetItem", b"[1]")]
+
+
+# -- tasks that end on their own
+
+
+def busy_for(*bodies: bytes) -> Callable[[bytes], Response | Unavailable]:
+    """Return a service that is never available for calls with one of `bodies`."""
+    return lambda body: Unavailable("busy", code="x") if body in bodies else echo(body)
+
+
+def failing(error: Exception, *bodies: bytes) -> Task[Any]:
+    yield from calling(*bodies)
+    raise error
+
+
+def test_an_error_ends_only_its_own_task(time: FakeTime) -> None:
+    """Each outcome is a task's result or its error, of whatever class; the other tasks make all their calls."""
+    concurrent_calls = ScriptedCalls(busy_for(b"never"))
+    own, other = RequestRejected("no", code="x"), ValueError("a bug")
+    tasks = [calling(b"1", b"2"), failing(own, b"3"), calling(b"never"), failing(other), calling(b"4", b"5")]
+    first, second, third, fourth, fifth = new_run(concurrent_calls, time, deadline=1_001.0).outcomes(tasks)
+    assert (first, second, fourth, fifth) == ([b"1", b"2"], own, other, [b"4", b"5"])
+    assert isinstance(third, Unavailable)
+    assert time.now <= 1_001.0
+
+
+def test_a_task_whose_time_is_over_is_closed(time: FakeTime) -> None:
+    """What a task must do at its end, it does, though no call answers it."""
+    ended = []
+
+    def task() -> Task[None]:
+        try:
+            yield "Op", b"never"
+        finally:
+            ended.append(True)
+
+    (outcome,) = new_run(ScriptedCalls(busy_for(b"never")), time, deadline=1_001.0).outcomes([task()])
+    assert isinstance(outcome, Unavailable)
+    assert ended == [True]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=20), st.integers(1, 6))
+def test_outcomes_are_in_the_order_of_the_tasks(shapes: list[tuple[int, bool]], in_flight: int) -> None:
+    """Whichever tasks fail, and however many calls each makes first."""
+    errors = [RequestRejected(str(number), code="x") if fails else None for number, (_, fails) in enumerate(shapes)]
+    bodies = [[b"%d.%d" % (number, call) for call in range(size)] for number, (size, _) in enumerate(shapes)]
+    tasks = [failing(error, *some) if error else calling(*some) for error, some in zip(errors, bodies, strict=True)]
+    found = new_run(ScriptedCalls(echo), FakeTime(), in_flight=in_flight).outcomes(tasks)
+    assert found == [error or some for error, some in zip(errors, bodies, strict=True)]

@@ -412,3 +412,76 @@ def test_receivers_that_compete_for_the_last_room_keep_running(sqs: FakeSqs) -> 
             for _ in range(40):
                 poll.delete(take(poll))
             poll._pace._at -= 60  # a minute without work
+
+
+# -- small messages
+
+
+def small(message: Any) -> bool:
+    return str(message).startswith("small")
+
+
+def arrive_small(sqs: FakeSqs, count: int) -> None:
+    for number in range(count):
+        sqs.arrive(QUEUE, f"small{number}")
+
+
+def test_sixteen_small_messages_take_the_room_of_one(sqs: FakeSqs) -> None:
+    """Room for two others is room for 32 small ones. Those that are done make room for the next."""
+    arrive_small(sqs, 100)
+    with poller(sqs, room=2, is_small=small) as poll:
+        until(lambda: poll.count() == 32)
+        time.sleep(0.3)
+        assert poll.count() == 32
+        for held in [take(poll) for _ in range(16)]:
+            poll.delete(held)
+        until(lambda: len(sqs.all_deleted) == 16)
+        until(lambda: poll.count() == 32)
+
+
+def test_few_polls_bring_small_messages(sqs: FakeSqs) -> None:
+    """Where the last message was small, a poll asks for as many as there may be room for, and within the bound."""
+    arrive_small(sqs, 100)
+    with poller(sqs, room=1, ahead=20, is_small=small) as poll:
+        until(lambda: poll.count() >= 16)
+        del sqs.asked[:]
+        for held in [take(poll) for _ in range(16)]:
+            poll.delete(held)
+        until(lambda: poll.count() >= 16)
+    assert max(sqs.asked) == 10
+
+
+def test_small_messages_are_taken_while_others_have_no_room(sqs: FakeSqs) -> None:
+    """And the other way round."""
+    for body in ("large", "small"):
+        sqs.arrive(QUEUE, body)
+    with poller(sqs, is_small=small) as poll:
+        until(lambda: poll.count() == 2)
+        first = poll.take(timeout=5, only_urgent=True)
+        assert first is not None
+        assert (first.payload, first.is_small) == ("small", True)
+        assert poll.take(only_urgent=True) is None
+        arrive_small(sqs, 1)
+        until(lambda: poll.count() == 3)
+        second = poll.take(timeout=5, no_small=True)
+        assert second is not None
+        assert (second.payload, second.is_small) == ("large", False)
+        assert poll.take(no_small=True) is None
+
+
+def test_waiting_small_messages_are_given_back_too(sqs: FakeSqs) -> None:
+    arrive_small(sqs, 2)
+    with poller(sqs, is_small=small) as poll:
+        until(lambda: poll.count() == 2)
+        poll.cancel(QUEUE)
+        until(lambda: sorted(sqs.visibility_changes) == [("handle of small0", 0), ("handle of small1", 0)])
+        assert (poll.count(), poll.take()) == (0, None)
+
+
+def test_a_small_message_counts_less_at_the_pace() -> None:
+    """A pace of small messages does not make a worker hold as many others."""
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    for _ in range(32):
+        pace.count(1 / 16)
+    assert pace.rate() == pytest.approx(2.0)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 from urllib.parse import unquote
 
 import pytest
@@ -14,11 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdstore.aws.clients import AwsClients, make_client
+from mdstore.aws.concurrent import Task
 from mdstore.aws.http import Body, Response, SignedHttp
 from mdstore.aws.s3 import READS, Objects, find_bucket_url, path_url, read_again
 from mdstore.errors import DeploymentBroken, IntegrityError, MdstoreError, NotFound, Unavailable
 from mdstore.settings import load_settings
 from tests.unit.endpoint import Endpoint, FakeTime, Keys
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -269,18 +273,27 @@ def test_a_failed_write_names_the_code(
 # -- reading again
 
 
+def result_of(task: Task[T]) -> T:
+    """Run a task that makes no calls."""
+    with pytest.raises(StopIteration) as end:
+        next(task)
+    found: T = end.value.value
+    return found
+
+
 @pytest.mark.parametrize("damaged", range(READS))
 def test_damaged_content_is_read_again(damaged: int) -> None:
     """The first undamaged read counts, and is the last one."""
     reads = iter([IntegrityError("damaged")] * damaged + ["whole", "never read"])
 
-    def read() -> str:
+    def read() -> Task[str]:
+        yield from ()
         found = next(reads)
         if isinstance(found, IntegrityError):
             raise found
         return str(found)
 
-    assert read_again(read) == "whole"
+    assert result_of(read_again(read)) == "whole"
     assert next(reads) == "never read"
 
 
@@ -288,10 +301,11 @@ def test_content_that_stays_damaged_is_read_three_times() -> None:
     """The caller gets the last error."""
     tries = iter(range(10))
 
-    def read() -> None:
+    def read() -> Task[None]:
+        yield from ()
         raise IntegrityError(f"try {next(tries)}")
 
-    assert str(failure(lambda: read_again(read))) == "try 2"
+    assert str(failure(lambda: result_of(read_again(read)))) == "try 2"
     assert next(tries) == READS == 3
 
 
@@ -299,7 +313,8 @@ def test_other_errors_are_not_read_again() -> None:
     """An error that does not concern the content is raised at once."""
     tries = iter(range(10))
 
-    def read() -> None:
+    def read() -> Task[None]:
+        yield from ()
         raise NotFound("object", f"try {next(tries)}")
 
-    assert "try 0" in str(failure(lambda: read_again(read)))
+    assert "try 0" in str(failure(lambda: result_of(read_again(read))))

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from queue import Empty
 from typing import Any
@@ -17,7 +18,7 @@ from kombu.message import Message
 from mdstore.errors import InvalidRequest, Unavailable
 from mdstore.queue.broker.channel import Channel
 from mdstore.queue.broker.claim_check import ClaimChecks, is_claim
-from mdstore.queue.broker.poller import backoff
+from mdstore.queue.broker.poller import Pace, backoff
 from mdstore.queue.broker.publisher import BatchPublisher
 from tests.unit.fake_sqs import FakeSqs
 from tests.unit.fakes import MemoryObjects
@@ -345,3 +346,34 @@ def test_a_delayed_message_of_a_fifo_queue_keeps_its_deduplication_id(
     publish(channel, "x", "work.fifo", seconds=30, MessageGroupId="erp", MessageDeduplicationId="order-7")
     ((*_, deduplication_id, _group),) = delayed_table
     assert deduplication_id == "order-7"
+
+
+# -- small messages
+
+
+def test_small_messages_have_room_of_their_own(channel: Channel, sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They neither wait for others nor take their room. Each process has 32, and 32 wait for the first one that is free."""
+    monkeypatch.setattr(Pace, "rate", lambda _: 1_000.0)
+    channel.connection.client.transport_options |= {
+        "ahead": 100,
+        "is_small": lambda headers: bool(headers.get("small")),
+    }
+    channel.basic_qos(prefetch_count=1)
+    for number in range(80):
+        sqs.arrive("url of work", text(small=True), message_id=f"s{number}")
+    for number in range(2):
+        sqs.arrive("url of work", text(), message_id=f"m{number}")
+    found = consume(channel)
+    with suppress(Empty):
+        while True:
+            channel.drain_events(timeout=0.5)
+    large = [message for message in found if not message.headers.get("small")]
+    assert (len(found) - len(large), len(large)) == (64, 1)
+    for message in (next(one for one in found if one not in large), large[0]):
+        message.ack()
+    until(lambda: len(sqs.all_deleted) == 2)
+    for _ in range(2):
+        channel.drain_events(timeout=5)
+    assert sum(bool(message.headers.get("small")) for message in found[-2:]) == 1
+    assert not channel.qos.can_consume()
+    assert not channel.qos.can_consume_small()

@@ -21,7 +21,9 @@ def test_the_page_names_existing_functions(name: str) -> None:
     assert inspect.getsourcefile(inspect.unwrap(found)) == str(ROOT / name.partition(":")[0])
 
 
-@pytest.mark.parametrize("heading", ["A request of one lane", "A request of several lanes"])
+@pytest.mark.parametrize(
+    "heading", ["A request of one lane", "Small requests side by side", "A request of several lanes"]
+)
 def test_the_hops_of_a_section_are_numbered_in_order(heading: str) -> None:
     """The rows count from 1, and each function has one row, so a number identifies a hop."""
     section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from mdstore.aws.concurrent import Call, Run, Task
 from mdstore.aws.dynamodb.attributes import Item
 from mdstore.aws.event_loop import EventLoopRunner
-from mdstore.aws.http import Response, SignedHttp
+from mdstore.aws.http import ConcurrentCalls, Response, SignedHttp
 from mdstore.aws.json_protocol import JsonProtocol, decode, encode, failure, is_retryable
 from mdstore.aws.retry import Retry
 from mdstore.errors import (
@@ -61,6 +61,15 @@ class DynamoClient:
             item: Item = self.call("UpdateItem", {**body, "ReturnValues": "ALL_NEW"}, deadline=deadline)["Attributes"]
         except ConditionFailed:
             return None
+        return item
+
+    def updated_if_task(self, body: Mapping[str, Any]) -> Task[Item | None]:
+        """Task: do what `update_if` does."""
+        try:
+            answer = yield "UpdateItem", encode({**body, "ReturnValues": "ALL_NEW"})
+        except ConditionFailed:
+            return None
+        item: Item = answer["Attributes"]
         return item
 
     def put_if(self, body: Mapping[str, Any], *, deadline: float | None = None) -> bool:
@@ -113,16 +122,25 @@ class DynamoClient:
         `call`. Once a task raises or the deadline passes, no further call is started: the running ones are awaited, and
         the first error is raised.
         """
-        with self._http.concurrent_calls() as concurrent_calls:
-            run: Run[T] = Run(
-                concurrent_calls,
-                begin=self._protocol.request,
-                read=_read,
-                retry=self.retry,
-                in_flight=in_flight,
-                deadline=deadline,
-            )
-            return run.results(tasks)
+        with self._http.concurrent_calls() as calls:
+            return self._new_run(calls, in_flight, deadline).results(tasks)
+
+    def outcomes(
+        self, tasks: Iterable[Task[T]], *, in_flight: int, deadline: float | None = None
+    ) -> list[T | Exception]:
+        """Run all tasks as `run` does, but let each end on its own. Return, in order, its result or the error that ended it."""
+        with self._http.concurrent_calls() as calls:
+            return self._new_run(calls, in_flight, deadline).outcomes(tasks)
+
+    def _new_run(self, calls: ConcurrentCalls, in_flight: int, deadline: float | None) -> Run[Any]:
+        return Run(
+            calls,
+            begin=self._protocol.request,
+            read=_read,
+            retry=self.retry,
+            in_flight=in_flight,
+            deadline=deadline,
+        )
 
     def event_loop_runner(self) -> EventLoopRunner:
         """Return what runs tasks on the running event loop."""

@@ -38,6 +38,7 @@ from mdstore.queue.broker.publisher import BatchPublisher, Unsent
 from mdstore.queue.broker.wakeup import WakeupPipe
 from mdstore.queue.control.fanout import FanoutChannel
 from mdstore.queue.delayed.table import DelayedTable
+from mdstore.queue.small_tasks import SMALL_PER_JOB
 
 logger = get_logger(__name__)
 
@@ -54,9 +55,27 @@ _decode = Decoder[dict[str, Any]]().decode
 
 
 class QoS(virtual.QoS):
-    """Counts the messages that tasks work on. The poller, not kombu, gives them back at shutdown."""
+    """Counts the messages that tasks work on. The poller, not kombu, gives them back at shutdown.
+
+    `small` holds the delivery tags of small messages. Others do not wait for them: each process may work on a job of small
+    messages, and one more job waits for the first process that is free.
+    """
 
     restore_at_shutdown = False
+
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        super().__init__(channel, prefetch_count)
+        self.small: set[str] = set()
+
+    def can_consume(self) -> bool:
+        """Return whether there is room for a message that is not small."""
+        return (
+            not self.prefetch_count or len(self._delivered) - len(self._dirty) - len(self.small) < self.prefetch_count
+        )
+
+    def can_consume_small(self) -> bool:
+        """Return whether there is room for a small message."""
+        return not self.prefetch_count or len(self.small) < (self.prefetch_count + 1) * SMALL_PER_JOB
 
 
 class Channel(FanoutChannel):
@@ -64,7 +83,8 @@ class Channel(FanoutChannel):
 
     `sqs`, `claim_checks` and `delayed_table` are functions that return the objects of the calling process. `publisher` is the
     app's batch publisher. `admit` raises `Malformed` for a task or a canvas that no message may name. `dead_letter` stores a
-    message that must not be executed, with its reason, and `fail_unexecuted` fails its task. `max_receives` is the number of
+    message that must not be executed, with its reason, and `fail_unexecuted` fails its task. `is_small` returns whether a
+    task's headers announce small work, which a process does side by side with other small work. `max_receives` is the number of
     the last delivery. `ahead` is how many messages the worker may hold for each one that it can work on at a time. `weights`
     are the queues' shares of a worker.
     """
@@ -163,7 +183,7 @@ class Channel(FanoutChannel):
         if self._poller is None:
             raise Empty
         wait = _CLIENT_WAIT if timeout is None else timeout
-        held = self._poller.take(timeout=wait, only_urgent=not self.qos.can_consume())
+        held = self._take(timeout=wait)
         if held is None:
             raise Empty
         self._hand_out(held)
@@ -231,6 +251,7 @@ class Channel(FanoutChannel):
             wake=self._wake,
             is_alive=self._is_alive,
             lost=self._lost,
+            is_small=self._is_small,
             weights=self.transport_options.get("weights"),
         )
 
@@ -242,8 +263,17 @@ class Channel(FanoutChannel):
         if self._wakeup is None or self._poller is None:
             return
         self._wakeup.clear()
-        while self._poller is not None and (held := self._poller.take(only_urgent=not self.qos.can_consume())):
+        while held := self._take():
             self._hand_out(held)
+
+    def _take(self, *, timeout: float = 0.0) -> Held | None:
+        """Take the next message for which there is room."""
+        if self._poller is None:
+            return None
+        qos = self.qos
+        return self._poller.take(
+            timeout=timeout, only_urgent=not qos.can_consume(), no_small=not qos.can_consume_small()
+        )
 
     def _tick(self) -> None:
         self._ticked_at = time.monotonic()
@@ -306,6 +336,11 @@ class Channel(FanoutChannel):
         }
         return payload
 
+    def _is_small(self, payload: dict[str, Any]) -> bool:
+        """Return whether the work of a decoded message is small."""
+        is_small: Callable[[dict[str, Any]], bool] = self.transport_options.get("is_small", _never)
+        return is_small(payload["headers"])
+
     def _refuse(self, message: Message, text: str, error: Exception) -> None:
         """Fail the task of a message that must not be executed, and dead-letter the message. Raises `Unavailable`."""
         fail = self.transport_options.get("fail_unexecuted", _report_to_nobody)
@@ -362,6 +397,8 @@ class Channel(FanoutChannel):
             return
         if held.queue not in self._noack_queues:
             self._at_work[held.id] = held
+            if held.is_small:
+                self.qos.small.add(held.id)
         try:
             callback(held.payload)
         except Exception:
@@ -417,6 +454,7 @@ class Channel(FanoutChannel):
 
     def _make_room(self, delivery_tag: str) -> None:
         self.qos.ack(delivery_tag)
+        self.qos.small.discard(delivery_tag)
         self._wake()
 
     def _store_dead_letter(self, message: Message, reason: str) -> bool:
@@ -437,6 +475,11 @@ def _signed(authenticator: Authenticator, queue: str, store: Callable[[str], str
 
 def _admit_all(_task: str, _canvas: dict[str, Any]) -> None:
     """Admit every message: without an app, no task is disabled."""
+
+
+def _never(_headers: dict[str, Any]) -> bool:
+    """Return False: without an app, no work is known to be small."""
+    return False
 
 
 def _report_to_nobody(_text: str, _error: Exception) -> None:

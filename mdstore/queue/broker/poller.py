@@ -24,7 +24,7 @@ from kombu.log import get_logger
 from mdstore.aws.sqs import Message, Sqs
 from mdstore.errors import MdstoreError, Unavailable
 from mdstore.queue.broker.leases import LeaseExtender
-from mdstore.queue.broker.schedule import Poll, PolledQueue, Schedule
+from mdstore.queue.broker.schedule import SMALL, Poll, PolledQueue, Schedule
 
 logger = get_logger(__name__)
 
@@ -40,8 +40,8 @@ _REMEMBERED = 10_000  # deleted messages whose ids are kept, because SQS may red
 class Held:
     """Describes a message that this worker holds.
 
-    `payload` is the opened message. `renew_at` is when its lease must be renewed, in seconds of the poller's clock. `is_lost`
-    returns whether its work is lost.
+    `payload` is the opened message, and `is_small` says whether its work is small. `renew_at` is when its lease must be
+    renewed, in seconds of the poller's clock. `is_lost` returns whether its work is lost.
     """
 
     queue: str
@@ -49,6 +49,7 @@ class Held:
     message: Message
     payload: Any
     renew_at: float
+    is_small: bool = False
     is_lost: Callable[[], bool] = field(default=lambda: False)
 
     @property
@@ -67,7 +68,8 @@ class Poller:
 
     `room` returns how many messages the worker works on at the same time (0: any number); up to `ahead` times as many are
     held. While several queues have a backlog, each gets a share by its weight in `weights`, which is 1 by default.
-    `open_message` decodes a message, or returns None if it is invalid and dealt with. `wake` is called when there is a message
+    `open_message` decodes a message, or returns None if it is invalid and dealt with. `is_small` returns whether the work of a
+    decoded message is small: of such messages, sixteen times as many are held. `wake` is called when there is a message
     to take. `is_alive` returns whether the worker's loop ticks. `lost` is called with a message whose work is lost.
     """
 
@@ -83,6 +85,7 @@ class Poller:
         wake: Callable[[], None],
         is_alive: Callable[[], bool] = lambda: True,
         lost: Callable[[Held], None] = lambda _: None,
+        is_small: Callable[[Any], bool] = lambda _: False,
         weights: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -93,11 +96,14 @@ class Poller:
         self._wake = wake
         self._is_alive = is_alive
         self._lost = lost
+        self._is_small = is_small
         self._clock = clock
         self._lock = threading.RLock()
         self._arrived = threading.Condition(self._lock)  # there is a message to take, or a poll has ended
         self._freed = threading.Condition(self._lock)  # there may be room for another poll
         self._waiting: deque[Held] = deque()
+        self._small: deque[Held] = deque()  # waiting, too
+        self._small_held = 0
         self._urgent: deque[Held] = deque()
         self._held: dict[str, Held] = {}
         self._done: OrderedDict[str, None] = OrderedDict()
@@ -129,29 +135,37 @@ class Poller:
                 return
             found.cancelled.set()
             self._receivers -= found.polls  # a receiver ends after the poll of a queue that is no longer consumed
-            unstarted = [held for held in self._waiting if held.queue == queue]
+            unstarted = [held for held in (*self._waiting, *self._small) if held.queue == queue]
             self._waiting = deque(held for held in self._waiting if held.queue != queue)
+            self._small = deque(held for held in self._small if held.queue != queue)
             self._freed.notify_all()
         for held in unstarted:
             self.release(held)
 
-    def take(self, *, timeout: float = 0.0, only_urgent: bool = False) -> Held | None:
+    def take(self, *, timeout: float = 0.0, only_urgent: bool = False, no_small: bool = False) -> Held | None:
         """Return the next message, or None if there is none within `timeout` seconds.
 
-        `only_urgent` leaves out messages that need room.
+        `only_urgent` leaves out messages that need room, except small ones, which `no_small` leaves out.
         """
         with self._lock:
-            if not self._urgent and (only_urgent or not self._waiting):
-                self._arrived.wait_for(lambda: self._urgent or (self._waiting and not only_urgent), timeout)
+            if not (self._urgent or self._next_with_room(only_urgent, no_small)):
+                self._arrived.wait_for(lambda: self._urgent or self._next_with_room(only_urgent, no_small), timeout)
             if self._urgent:
                 self._freed.notify()
                 return self._urgent.popleft()
-            return self._waiting.popleft() if self._waiting and not only_urgent else None
+            waiting = self._next_with_room(only_urgent, no_small)
+            return waiting.popleft() if waiting else None
+
+    def _next_with_room(self, only_urgent: bool, no_small: bool) -> deque[Held] | None:
+        """Return the messages that need room and may be taken now, or None if there are none."""
+        if self._waiting and not only_urgent:
+            return self._waiting
+        return self._small if self._small and not no_small else None
 
     def delete(self, held: Held) -> None:
         """Record that a message is done, and queue it for deletion."""
         with self._lock:
-            self._pace.count()
+            self._pace.count(1 / SMALL if held.is_small else 1)
             self._forget(held, done=True)
         self._lease_extender.delete(held)
 
@@ -264,7 +278,8 @@ class Poller:
         return poll
 
     def _next_poll(self) -> Poll | None:
-        return self._schedule.next(len(self._held), takes_urgent=len(self._urgent) < _URGENT)
+        held = len(self._held) - self._small_held + self._small_held // SMALL
+        return self._schedule.next(held, takes_urgent=len(self._urgent) < _URGENT)
 
     def _receive(self, poll: Poll) -> None:
         """Hold every message of a poll first, because opening one may take long; then open them one by one."""
@@ -306,7 +321,8 @@ class Poller:
             queue.returned_at = self._clock()
             cancelled = queue.cancelled.is_set()
             if read is not None and not cancelled:
-                (self._waiting if queue.needs_room else self._urgent).append(read)
+                waiting = self._small if read.is_small else self._waiting
+                (waiting if queue.needs_room else self._urgent).append(read)
                 self._arrived.notify_all()
         if read is not None and cancelled:
             self.release(read)
@@ -354,6 +370,11 @@ class Poller:
             return None
         if not queue.needs_room:
             self.delete(held)
+        else:
+            queue.is_small = self._is_small(held.payload)
+            with self._lock:
+                held.is_small = queue.is_small
+                self._small_held += held.is_small and held.id in self._held
         return held
 
     # -- held messages
@@ -361,6 +382,7 @@ class Poller:
     def _forget(self, held: Held, *, done: bool = False) -> None:
         if self._held.get(held.id) is held:
             del self._held[held.id]
+            self._small_held -= held.is_small
         if done:
             self._done[held.id] = None
             if len(self._done) > _REMEMBERED:
@@ -389,8 +411,9 @@ class Poller:
         A waiting message is not started here. If a task is working on it, a redelivery to this worker resumes the renewals.
         """
         with self._lock:
-            if held in self._waiting:
-                self._waiting.remove(held)
+            waiting = self._small if held.is_small else self._waiting
+            if held in waiting:
+                waiting.remove(held)
                 self._forget(held)
             else:
                 held.renew_at = math.inf
@@ -404,9 +427,9 @@ class Pace:
         self._count = 0.0
         self._at = clock()
 
-    def count(self) -> None:
-        """Count one message."""
-        self._count = self.rate() + 1
+    def count(self, messages: float = 1.0) -> None:
+        """Count a message, or a part of one."""
+        self._count = self.rate() + messages
         self._at = self._clock()
 
     def rate(self) -> float:

@@ -27,6 +27,7 @@ from enum import Enum
 from mdstore.aws.sqs import MAX_ENTRIES
 
 _POLLS = 2  # at the same time per queue, at most
+SMALL = 16  # so many small messages take the room of one
 _SHORT_WAIT = 1  # seconds that a poll waits if it keeps room that another queue may need
 
 
@@ -42,7 +43,8 @@ class Use(Enum):
 class PolledQueue:
     """Describes a queue that is consumed.
 
-    Without `needs_room`, its messages are urgent: they are deleted on arrival and handed out first.
+    Without `needs_room`, its messages are urgent: they are deleted on arrival and handed out first. `is_small` says whether
+    the message that arrived last is small.
     """
 
     name: str
@@ -53,6 +55,7 @@ class PolledQueue:
     is_idle: bool = False  # the last poll returned no message
     has_backlog: bool = False  # the last poll returned as many messages as it asked for
     is_failing: bool = False
+    is_small: bool = False
     polls: int = 0  # under way, or with messages that are not yet opened
     reserved: int = 0  # messages that receives under way asked for
     unopened: int = 0  # messages that were received and are not yet opened
@@ -168,10 +171,14 @@ class Schedule:
         return Poll(queue, 1, 0, Use.BOUND)
 
     def _drain(self, ready: list[PolledQueue], held: int, target: int, bound: int, wait: int) -> Poll | None:
-        free = min(target - held - self._reserved[Use.TARGET], self._free(held, bound), MAX_ENTRIES)
-        if not ready or free < 1:
+        if not ready:
             return None
-        may_grow = free < MAX_ENTRIES < target and held > 0
+        # Small messages are expected where the last one was small. If others come, the bound holds all the same.
+        expected = SMALL if ready[0].is_small else 1
+        free = min((target - held - self._reserved[Use.TARGET]) * expected, self._free(held, bound), MAX_ENTRIES)
+        if free < 1:
+            return None
+        may_grow = free < MAX_ENTRIES < target and held > 0 and expected == 1
         return Poll(ready[0], free, wait, Use.TARGET, may_grow=may_grow)
 
     def _free(self, held: int, bound: int) -> int:

@@ -16,6 +16,7 @@ class WakeupPipe:
         os.set_blocking(self._write_end, False)
         self._lock = threading.Lock()
         self._is_closed = False
+        self._is_awake = False  # a wake-up is in the pipe
 
     def fileno(self) -> int:
         """Return the end that the loop reads."""
@@ -23,14 +24,16 @@ class WakeupPipe:
 
     def wake(self) -> None:
         """Wake the loop. Do nothing once the pipe is closed, because another file may have its number by then."""
-        with self._lock, suppress(BlockingIOError):  # a full pipe wakes the loop anyway
-            if not self._is_closed:
+        with self._lock:
+            if not (self._is_closed or self._is_awake):
                 os.write(self._write_end, b"!")
+                self._is_awake = True
 
     def clear(self) -> None:
         """Discard past wake-ups, so that only a new one wakes the loop."""
-        with suppress(BlockingIOError):
-            os.read(self._read_end, 4_096)
+        with self._lock, suppress(BlockingIOError):
+            self._is_awake = False
+            os.read(self._read_end, 1)
 
     def close(self) -> None:
         """Close both ends."""

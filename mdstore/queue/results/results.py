@@ -21,6 +21,7 @@ from kombu.utils.encoding import bytes_to_str
 
 from mdstore import exactjson
 from mdstore.aws.blobs import Blob, Blobs
+from mdstore.aws.concurrent import Task
 from mdstore.aws.dynamodb.attributes import from_item, to_item
 from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.aws.dynamodb.updates import expressions
@@ -87,6 +88,7 @@ class DynamoResults(KeyValueStoreBackend):
     supports_autoexpire = True
     persistent = True
     _is_provisional = False
+    _later: list[Task[Any]] | None = None
 
     @property
     def _dynamo(self) -> DynamoClient:
@@ -201,6 +203,16 @@ class DynamoResults(KeyValueStoreBackend):
         finally:
             self._is_provisional = False
 
+    @contextmanager
+    def storing_later(self) -> Iterator[list[Task[Any]]]:
+        """Collect the writes of successes inside the context, as tasks for the caller to run, instead of making them."""
+        writes: list[Task[Any]] = []
+        self._later = writes
+        try:
+            yield writes
+        finally:
+            self._later = None
+
     def _put(self, key: Any, value: Any, *, seconds: int, state: str | None = None, replaces: bool = False) -> None:
         text = self._store_text(bytes_to_str(value), "result", inline=_MAX_INLINE_RESULT)
         body: dict[str, Any] = {
@@ -215,7 +227,9 @@ class DynamoResults(KeyValueStoreBackend):
         elif state is not None and not replaces:
             body |= expressions(condition="attribute_not_exists(#state) OR #state <> :success")
             body["ExpressionAttributeValues"] = to_item({":success": states.SUCCESS})
-        if not self._dynamo.put_if(body):
+        if self._later is not None and state == states.SUCCESS:
+            self._later.append(self._dynamo.put_if_task(body))
+        elif not self._dynamo.put_if(body):
             logger.debug("%s has ended already: the state %s is not stored", key, state)
 
     def _store_text(self, text: str, name: str, *, inline: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from kombu.message import Message
 from mdstore.queue.control.events import HEARTBEAT
 from mdstore.queue.control.remote import ControlStep
 from mdstore.queue.task import sqs_request
+from mdstore.queue.worker.jobs import Jobs
 from mdstore.queue.worker.patches import await_started
 from mdstore.queue.worker.request import SqsRequest
 from mdstore.queue.worker.unexecuted import fail_message
@@ -43,7 +44,8 @@ class Consumer(CeleryConsumer):
     ) -> None:
         options = worker_options or {}
         options["heartbeat_interval"] = options.get("heartbeat_interval") or HEARTBEAT
-        super().__init__(lambda request: request.begin(on_task_request), *args, worker_options=options, **kwargs)
+        jobs = Jobs(on_task_request)
+        super().__init__(lambda request: request.begin(jobs.execute), *args, worker_options=options, **kwargs)
 
     def update_strategies(self) -> None:
         """Make the requests of all tasks count deliveries, whatever the class of a task or of its requests."""

@@ -36,6 +36,11 @@ class SqsRequest(Request):
         """Return how often SQS has delivered the message, this time included."""
         return int(self.request_dict.get("receives") or 1)
 
+    @property
+    def is_small(self) -> bool:
+        """Return whether the task may run side by side with others like it: see `mdstore.queue.worker.jobs`."""
+        return False
+
     def maybe_expire(self) -> bool:
         """Return whether the task has expired.
 

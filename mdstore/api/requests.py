@@ -5,7 +5,6 @@ A request's id is `{source}:{idempotency key}`, so no source can use or guess th
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Generator
 from contextlib import closing
 from functools import partial
@@ -24,6 +23,7 @@ from mdstore.async_client import AsyncClient
 from mdstore.errors import InvalidRequest, NotFound
 from mdstore.model import MAX_REQUEST_ID, check_request_id
 from mdstore.store.api_keys import ApiKey, Scope
+from mdstore.store.ingestor import new_id
 from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.outcomes import Only
 from mdstore.store.payload_builder import OperationInput
@@ -166,7 +166,7 @@ def status_path(request_id: str) -> str:
 
 def _request_id(source: str, idempotency_key: str | None) -> str:
     if idempotency_key is None:
-        return f"{source}:{uuid.uuid4()}"
+        return new_id(f"{source}:")
     key = _unquoted(idempotency_key)
     try:
         if key:

@@ -7,6 +7,8 @@
 
 There is no timer: a lone request is committed at once, with a payload of its own. The next commit starts when this one has
 written its notes. No request fails another: each is refused, or repeats an earlier one, on its own account.
+
+If the ids of the requests are new, there is nothing to decide, so their payload is stored while their notes are written.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+from mdstore.aws.concurrent import Task
 from mdstore.errors import DeploymentBroken, Unavailable
 from mdstore.log import event
 from mdstore.model import SCHEMA_VERSION, Reference
@@ -40,19 +44,25 @@ class Waiting:
     is_taken: bool = False
 
 
+_Group = tuple[str, bool]  # the source of requests, and whether their ids are new
+
+
 @dataclass(eq=False, slots=True)
 class _Commit:
-    """The requests of one source in one commit. `encoded` is the payload of a lone one; several have a batch, encoded later."""
+    """The requests of one group in one commit, and the reference that their notes have.
 
-    source: str
+    A lone request has a payload of its own, and others a batch. `encoded` is the payload, as soon as it is known which of the
+    requests it holds. `is_stored` is whether S3 has it.
+    """
+
+    group: _Group
     requests: list[Waiting]
     reference: Reference
+    is_batch: bool
     encoded: Encoded | None = None
+    is_stored: bool = False
 
-    def __enter__(self) -> None:
-        """Use the commit."""
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Discard the payload."""
         if self.encoded is not None:
             self.encoded.body.close()
@@ -99,34 +109,38 @@ class GroupCommit:
 
         Do nothing if the request `unless_taken` has been taken by another thread's commit when it is this thread's turn.
         """
-        with self._committing:
-            if unless_taken is not None and unless_taken.is_taken:
-                return
-            taken = self._take()
-            commits: list[_Commit] = []
-            repeats: list[tuple[Waiting, RequestStatus]] = []
-            with _failing(one for group in taken.values() for one in group):
-                commits = [self._begin(source, group) for source, group in taken.items()]
-                repeats = self._note(commits)
-        for commit in commits:
-            with _failing(commit.requests), commit:
-                self._store(commit)
-        for waiting, known in repeats:
-            with _failing([waiting]):
-                waiting.accepted.set_result(self._ingestor.repeat(waiting.built, known, publish=self._publish))
+        with ExitStack() as stack:
+            with self._committing:
+                if unless_taken is not None and unless_taken.is_taken:
+                    return
+                taken = self._take()
+                commits: list[_Commit] = []
+                repeats: list[tuple[Waiting, RequestStatus]] = []
+                with _failing(one for group in taken.values() for one in group):
+                    for group, requests in taken.items():
+                        commits.append(self._begin(group, requests))
+                        stack.callback(commits[-1].close)
+                    repeats = self._note(commits)
+            for commit in commits:
+                with _failing(commit.requests):
+                    self._store(commit)
+            for waiting, known in repeats:
+                with _failing([waiting]):
+                    waiting.accepted.set_result(self._ingestor.repeat(waiting.built, known, publish=self._publish))
 
-    def _take(self) -> dict[str, list[Waiting]]:
-        """Take the requests of the next commit: for each source, as many as a batch may have, and each id once."""
-        groups: dict[str, list[Waiting]] = defaultdict(list)
-        sizes: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    def _take(self) -> dict[_Group, list[Waiting]]:
+        """Take the requests of the next commit: of each group as many as a batch may have, and each id once."""
+        groups: dict[_Group, list[Waiting]] = defaultdict(list)
+        sizes: dict[_Group, tuple[int, int]] = defaultdict(lambda: (0, 0))
         ids: set[str] = set()
         left: list[Waiting] = []
         for _ in range(len(self._waiting)):
             waiting = self._waiting.popleft()
             built = waiting.built
-            operations, size = sizes[built.source]
+            kind = built.source, built.has_new_id
+            operations, size = sizes[kind]
             operations, size = operations + built.builder.count, size + built.builder.raw
-            group = groups[built.source]
+            group = groups[kind]
             is_full = len(group) == MAX_BATCH_REQUESTS or operations > MAX_BATCH_OPERATIONS or size > MAX_BATCH_BYTES
             if built.request_id in ids or (group and is_full):
                 left.append(waiting)
@@ -135,31 +149,49 @@ class GroupCommit:
             if waiting.accepted.set_running_or_notify_cancel():  # else its submitter has gone
                 ids.add(built.request_id)
                 group.append(waiting)
-                sizes[built.source] = operations, size
+                sizes[kind] = operations, size
         self._waiting.extendleft(reversed(left))
-        return {source: group for source, group in groups.items() if group}
+        return {kind: group for kind, group in groups.items() if group}
 
-    def _begin(self, source: str, group: list[Waiting]) -> _Commit:
-        if len(group) == 1:
-            encoded = self._ingestor.encode(group[0].built)
-            return _Commit(source, group, self._payloads.reference(encoded), encoded)
+    def _begin(self, group: _Group, requests: list[Waiting]) -> _Commit:
+        source, have_new_ids = group
+        if len(requests) == 1 or have_new_ids:
+            is_batch = len(requests) > 1
+            encoded = (
+                self._encoded(source, new_batch_id(), requests)
+                if is_batch
+                else self._ingestor.encode(requests[0].built)
+            )
+            return _Commit(group, requests, self._payloads.reference(encoded), is_batch, encoded)
         batch_id = new_batch_id()
         key = self._payloads.key(batch_id)
         # The digest is not known before the notes have decided which requests the batch has.
         reference = Reference(v=SCHEMA_VERSION, request_id=batch_id, payload=key, digest="", lanes=1, source=source)
-        return _Commit(source, group, reference)
+        return _Commit(group, requests, reference, is_batch=True)
+
+    def _encoded(self, source: str, batch_id: str, requests: Sequence[Waiting]) -> Encoded:
+        pairs = [(waiting.built.request_id, waiting.built.builder) for waiting in requests]
+        return self._ingestor.encode_batch(batch_id, source, pairs)
 
     def _note(self, commits: Sequence[_Commit]) -> list[tuple[Waiting, RequestStatus]]:
-        """Write the notes of all requests, and keep only those in the commits whose ids were free; return the others."""
+        """Write the notes of all requests, and keep only those in the commits whose ids were free; return the others.
+
+        Store the payloads of new ids at the same time.
+        """
         pairs = [(commit, waiting) for commit in commits for waiting in commit.requests]
-        tasks = [self._ingestor.note_task(waiting.built, commit.reference) for commit, waiting in pairs]
-        repeats: list[tuple[Waiting, RequestStatus]] = []
+        early = [(commit, commit.encoded) for commit in commits if commit.encoded and commit.group[1]]
+        tasks: list[Task[Any]] = [self._payloads.put_task(encoded) for _, encoded in early]
+        tasks += [self._ingestor.note_task(waiting.built, commit.reference) for commit, waiting in pairs]
         for commit in commits:
             commit.requests = []
-        for (commit, waiting), outcome in zip(pairs, self._ledger.outcomes(tasks, in_flight=_IN_FLIGHT), strict=True):
+        outcomes = self._ledger.outcomes(tasks, in_flight=_IN_FLIGHT)
+        for (commit, _), outcome in zip(early, outcomes[: len(early)], strict=True):
+            commit.is_stored = outcome is True  # if it is not, the next attempt finds out why
+        repeats: list[tuple[Waiting, RequestStatus]] = []
+        for (commit, waiting), outcome in zip(pairs, outcomes[len(early) :], strict=True):
             if isinstance(outcome, Exception):
                 waiting.accepted.set_exception(outcome)
-            elif outcome is not None:
+            elif outcome is not None and not waiting.built.has_new_id:
                 repeats.append((waiting, outcome))
             else:
                 commit.requests.append(waiting)
@@ -169,39 +201,47 @@ class GroupCommit:
         """Store the payload of a commit and publish its message, and resolve its requests."""
         if not commit.requests:
             return
-        if commit.encoded is not None:
-            (waiting,) = commit.requests
-            waiting.accepted.set_result(self._ingestor.finish(waiting.built, commit.encoded, publish=self._publish))
+        if not commit.is_batch:
+            self._finish_lone(commit)
             return
-        reference = self._store_batch(commit)
-        if reference is None:  # another process has given up on this one, and keeps the batch from being stored
+        if not commit.is_stored and not self._store_batch(commit):
+            # Another process has given up on this one, and keeps the batch from being stored.
             self._accept_one_by_one(commit)
             return
-        published = self._publish(reference)
+        published = self._publish(commit.reference)
         for waiting in commit.requests:
             builder = waiting.built.builder
             event("request.accepted", request_id=waiting.built.request_id, operations=builder.count, lanes=1)
             waiting.accepted.set_result(
                 Accepted(
                     request_id=waiting.built.request_id,
-                    reference=reference,
+                    reference=commit.reference,
                     operations=builder.count,
                     refused=builder.refused_counts,
                     new=True,
                     published=published,
                 )
             )
+        if commit.group[1]:  # nobody can repeat requests whose ids are new
+            return
         try:  # the requests are accepted whether this succeeds or not
-            self._ledger.record_sent(reference.request_id)
+            self._ledger.record_sent(commit.reference.request_id)
         except (Unavailable, DeploymentBroken) as error:
-            event("batch.unnoted", level=logging.WARNING, batch_id=reference.request_id, error=str(error))
+            event("batch.unnoted", level=logging.WARNING, batch_id=commit.reference.request_id, error=str(error))
 
-    def _store_batch(self, commit: _Commit) -> Reference | None:
-        """Store a batch, and return its reference. Return None if an empty batch has taken its place."""
-        requests = [(waiting.built.request_id, waiting.built.builder) for waiting in commit.requests]
-        encoded = self._ingestor.encode_batch(commit.reference.request_id, commit.source, requests)
-        with closing(encoded.body):
-            return self._payloads.reference(encoded) if self._payloads.put_batch(encoded) else None
+    def _finish_lone(self, commit: _Commit) -> None:
+        (waiting,), encoded = commit.requests, commit.encoded
+        if encoded is None:
+            raise ValueError("a lone request has no payload")
+        accepted = self._ingestor.finish(waiting.built, encoded, publish=self._publish, is_stored=commit.is_stored)
+        waiting.accepted.set_result(accepted)
+
+    def _store_batch(self, commit: _Commit) -> bool:
+        """Store a batch, and return whether S3 has it. If not, an empty batch has taken its place."""
+        if commit.encoded is None:
+            commit.encoded = self._encoded(commit.group[0], commit.reference.request_id, commit.requests)
+            commit.reference = self._payloads.reference(commit.encoded)
+        return self._payloads.put_batch(commit.encoded)
 
     def _accept_one_by_one(self, commit: _Commit) -> None:
         for waiting in commit.requests:

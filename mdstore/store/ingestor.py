@@ -66,16 +66,29 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     published: Any = None
 
 
+class NewId(str):
+    """A request id that was just made, and that nobody else knows. So no other request can have it."""
+
+    __slots__ = ()
+
+
+def new_id(prefix: str = "") -> NewId:
+    """Make the id of a request whose caller gives none."""
+    return NewId(f"{prefix}{uuid.uuid4()}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuiltRequest:
     """A request whose operations were read and checked, and of which nothing is stored yet.
 
-    `invalid` is why it cannot be accepted, unless it was accepted before. Whoever built it must close `builder`.
+    `has_new_id` means that no other request can have its id. `invalid` is why it cannot be accepted, unless it was accepted
+    before. Whoever built it must close `builder`.
     """
 
     request_id: str
     source: str
     builder: PayloadBuilder
+    has_new_id: bool = False
     invalid: InvalidRequest | None = None
 
 
@@ -168,8 +181,8 @@ class Ingestor:
         is_follow_up: bool = False,
     ) -> BuiltRequest:
         """Read and check the operations of a request, and store nothing. Raises the errors of `accept` about invalid ones."""
-        given_id = request_id
-        request_id = check_request_id(request_id if request_id is not None else str(uuid.uuid4()))
+        given_id = None if isinstance(request_id, NewId) else request_id
+        request_id = check_request_id(new_id() if request_id is None else request_id)
         check_source(source)
         builder = PayloadBuilder(
             validator=self._validator,
@@ -185,7 +198,13 @@ class Ingestor:
             if invalid and given_id is None:
                 raise invalid
             on_error.pop_all()
-        return BuiltRequest(request_id=request_id, source=source, builder=builder, invalid=invalid)
+        return BuiltRequest(
+            request_id=str(request_id),
+            source=source,
+            builder=builder,
+            has_new_id=given_id is None,
+            invalid=invalid,
+        )
 
     def accept_built(
         self, built: BuiltRequest, *, publish: Publish, republish: bool = False, replaces: str = ""
@@ -224,9 +243,12 @@ class Ingestor:
             replaces=replaces,
         )
 
-    def finish(self, built: BuiltRequest, encoded: Encoded, *, publish: Publish) -> Accepted:
-        """Store the payload of a request that was noted, and publish it."""
-        reference, header, new = self._put(built, encoded)
+    def finish(self, built: BuiltRequest, encoded: Encoded, *, publish: Publish, is_stored: bool = False) -> Accepted:
+        """Store the payload of a request that was noted, unless it is stored already, and publish it."""
+        if is_stored:
+            reference, header, new = self._payloads.reference(encoded), encoded.header, True
+        else:
+            reference, header, new = self._put(built, encoded)
         published = publish(reference)
         event("request.accepted", request_id=built.request_id, operations=header.operations, lanes=reference.lanes)
         return Accepted(

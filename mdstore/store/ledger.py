@@ -107,7 +107,10 @@ class Ledger:
             item = (yield "GetItem", encode(self._get_body(request_id, "request"))).get("Item")
         if item is None:
             raise Unavailable(f"the note of request {request_id!r} vanished while it was read", code="NoteVanished")
-        return request_of(from_item(item))
+        found = request_of(from_item(item))
+        if found.is_batched and found.reference.request_id == reference.request_id:
+            return None  # an earlier attempt of this call, whose answer was lost
+        return found
 
     def withdraw(self, request_id: str, content: str) -> None:
         """Delete the note of a request that cannot be accepted after all, because its id has another payload."""

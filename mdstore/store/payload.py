@@ -130,6 +130,10 @@ class Payloads:
         reference, header = self.known(header.request_id, source=header.source, contents=(header.content,))
         return reference, header, False
 
+    def put_task(self, encoded: Encoded) -> Task[bool]:
+        """Task: store a payload unless its key has one; return whether it was stored now."""
+        return self._objects.put_new_task(self.key(encoded.header.request_id), encoded.body)
+
     def put_batch(self, encoded: Encoded) -> bool:
         """Store a batch, and return whether its key has it now. If not, it has the empty batch that keeps this one away."""
         key = self.key(encoded.header.request_id)

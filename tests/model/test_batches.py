@@ -168,6 +168,11 @@ def verified(status: RequestStatus, parts: Parts) -> Verification:
     return parts.verifier.verify(status)
 
 
+def looked_up(key: str, parts: Parts) -> dict[Any, Record]:
+    """Read a record of the entity `e`, if it exists."""
+    return parts.records.look_up([("e", key)])
+
+
 def applying(reference: Reference) -> Work:
     """Return the work of a worker that applies a message, in as many turns as it takes."""
 
@@ -418,3 +423,41 @@ def test_a_request_whose_submitter_has_gone_is_not_committed(world: World) -> No
     assert [one.accepted.result().request_id for one in others] == ["r2", "r3"]
     with pytest.raises(NotFound):
         world.status("r1")
+
+
+@pytest.mark.parametrize("takes_effect", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_new_ids_are_noted_while_their_payload_is_stored(count: int, takes_effect: bool) -> None:
+    """A producer that dies at any step loses nothing that it acknowledged, and applies nothing twice."""
+    given = [REQUESTS[name] for name in [*REQUESTS][:count]]
+    for step in range(100):
+        world = made_world()
+        waiting: list[Waiting] = []
+
+        def work(parts: Parts, publish: Callable[[Reference], Any], waiting: list[Waiting] = waiting) -> None:
+            group = GroupCommit(ingestor=parts.ingestor, payloads=parts.payloads, ledger=parts.ledger, publish=publish)
+            waiting += [group.add(parts.ingestor.build(some)) for some in given]
+            group.commit()
+
+        producer = world.start(work)
+        world.go_on(producer, step)
+        if producer.over:
+            break
+        if takes_effect:
+            world.take_effect(producer)
+        producer.kill()
+        world.apply()
+        for one, operations in zip(waiting, given, strict=True):
+            key = operations[0].key
+            if one.accepted.done() and one.accepted.exception() is None:
+                assert world.status(one.accepted.result().request_id).state is State.COMPLETED, step
+                assert world.record(key).version == 1
+            else:
+                found: dict[Any, Record] = world.ask(partial(looked_up, key))
+                assert all(record.version == 1 for record in found.values()), step
+    else:
+        pytest.fail("the commit does not end")
+    assert all(one.accepted.result().new for one in waiting)
+    assert step > 3
+    world.apply()
+    assert all(world.status(one.accepted.result().request_id).state is State.COMPLETED for one in waiting)

@@ -208,13 +208,18 @@ class Ledger:
         """
         now = _milliseconds(self._clock())
         defaults = {
-            **_request_values(reference, operations, refused),
+            **_counted_values(operations, refused),
             "accepted_at": now,
             "expires_at": self.expires_at(),
         }
         changed = self._update(
             reference.request_id,
-            always={"state": State.RUNNING, "started_at": now, "started_by": by},
+            always={
+                "state": State.RUNNING,
+                "started_at": now,
+                "started_by": by,
+                "reference": msgspec.to_builtins(reference),
+            },
             defaults=defaults,
             removed=("error", "finished_at"),
             condition="attribute_not_exists(pk) OR #state IN (:accepted, :failed)",
@@ -271,9 +276,10 @@ class Ledger:
                 "started_at": _milliseconds(started),
                 "finished_at": _milliseconds(finished),
                 "counts": _counts_value(lane.counts + early if lane else early),
+                "reference": msgspec.to_builtins(reference),  # the note's may be of a payload that was never stored
             },
             defaults={
-                **_request_values(reference, operations, refused),
+                **_counted_values(operations, refused),
                 "accepted_at": _milliseconds(started),
                 "expires_at": self.expires_at(),
             },
@@ -309,10 +315,9 @@ class Ledger:
         }
         if summary.error:
             always["error"] = summary.error
-        values = _request_values(reference, request.operations, request.refused_counts)
         defaults = {
             "content": request.content,
-            **{name: value for name, value in values.items() if name != "reference"},
+            **_counted_values(request.operations, request.refused_counts),
             "accepted_at": _milliseconds(summary.started_at),
             "expires_at": self.expires_at(),
         }
@@ -578,11 +583,11 @@ def _put_body(table: str, values: Mapping[str, Any], condition: str, arguments: 
 
 
 def _request_values(reference: Reference, operations: int, refused: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "operations": operations,
-        "reference": msgspec.to_builtins(reference),
-        "early": _counts_value(Counts(refused=dict(refused))),
-    }
+    return {**_counted_values(operations, refused), "reference": msgspec.to_builtins(reference)}
+
+
+def _counted_values(operations: int, refused: Mapping[str, int]) -> dict[str, Any]:
+    return {"operations": operations, "early": _counts_value(Counts(refused=dict(refused)))}
 
 
 def _request(item: Mapping[str, Any]) -> RequestStatus:

@@ -24,6 +24,7 @@ from mdstore.errors import (
 from mdstore.model import Operation, Outcome, Reason, State
 
 if TYPE_CHECKING:
+    from mdstore.async_client import AsyncClient, AsyncSubmission
     from mdstore.client import Client, Submission
 
     _default = Client()
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AsyncClient",
+    "AsyncSubmission",
     "Client",
     "ConfigurationError",
     "InvalidOperations",
@@ -76,6 +79,10 @@ def __getattr__(name: str) -> Any:
         from mdstore import client  # noqa: PLC0415
 
         return getattr(client, name)
+    if name in ("AsyncClient", "AsyncSubmission"):
+        from mdstore import async_client  # noqa: PLC0415
+
+        return getattr(async_client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
+from mdstore.aio.reads import Reads
 from mdstore.errors import NotFound, Unavailable
 from mdstore.model import FINAL_STATES, Outcome
 from mdstore.settings import Settings, load_settings
 from mdstore.store import Store
 from mdstore.store.ingestor import Accepted, OnInvalid
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.outcomes import Only
 from mdstore.store.payload_builder import OperationInput
 from mdstore.store.records import Record
@@ -33,21 +35,28 @@ _LANES_PER_SECOND = (
 )
 
 
-class Submission:
-    """A request that is stored durably.
+class Receipt:
+    """Tells that a request is stored durably.
 
     `new` is False if the request had been accepted before. `sent` is False if no message had to be sent.
     """
 
-    def __init__(self, client: Client, accepted: Accepted) -> None:
-        self._client = client
+    def __init__(self, accepted: Accepted) -> None:
         self.request_id = accepted.request_id
         self.operations = accepted.operations
         self.new = accepted.new
         self.sent = accepted.published is not None
 
     def __repr__(self) -> str:
-        return f"<Submission {self.request_id!r}, {self.operations} operations>"
+        return f"<{type(self).__name__} {self.request_id!r}, {self.operations} operations>"
+
+
+class Submission(Receipt):
+    """A request that is stored durably."""
+
+    def __init__(self, client: Client, accepted: Accepted) -> None:
+        super().__init__(accepted)
+        self._client = client
 
     def status(self) -> RequestStatus:
         """Return the request's state and its counts so far. Raises `NotFound`."""
@@ -71,6 +80,7 @@ class Client:
         self._app = app
         self._store: Store | None = None
         self._lock = threading.Lock()
+        self._reads: WeakKeyDictionary[asyncio.AbstractEventLoop, Reads] = WeakKeyDictionary()
 
     @cached_property
     def settings(self) -> Settings:
@@ -162,7 +172,7 @@ class Client:
             if is_final:
                 return request
             if time.monotonic() >= deadline:
-                raise Unavailable(f"request {request_id!r} is still {request.state} after {timeout} s", code="Timeout")
+                raise still_waiting(request, timeout)
             time.sleep(pause)
             pause = min(interval, pause * 1.5)
 
@@ -182,8 +192,12 @@ class Client:
         return self.store.records.get(entity, key)
 
     async def aget(self, entity: str, key: str) -> Record:
-        """Read one record like `get`, without blocking the event loop."""
-        return await asyncio.to_thread(self.get, entity, key)
+        """Read one record like `get`, without blocking the event loop. Reads share calls, as those of `AsyncClient`."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._reads:
+            store = await asyncio.to_thread(lambda: self.store)  # building it takes some tenths of a second
+            self._reads.setdefault(loop, Reads(store))
+        return await self._reads[loop].record(entity, key)
 
     def export(self, entity: str | None = None) -> Iterator[Record]:
         """Yield all records, or those of one `entity`, in no particular order."""
@@ -192,3 +206,9 @@ class Client:
     def verify(self, request_id: str) -> Verification:
         """Compare the request's inputs with its outcomes and effects. Raises `NotFound`."""
         return self.store.verifier.verify(self.status(request_id))
+
+
+def still_waiting(request: RequestStatus, timeout: float) -> Unavailable:
+    """Return the error of a wait that has ended before its request."""
+    text = f"request {request.request_id!r} is still {request.state} after {timeout} s"
+    return Unavailable(text, code="Timeout")

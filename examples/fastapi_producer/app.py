@@ -1,7 +1,6 @@
 """A service that accepts price lists over HTTP and submits them to mdstore: `uvicorn fastapi_producer.app:app`.
 
-The routes are plain functions, not coroutines: FastAPI runs plain functions on threads, so the event loop stays free while
-`submit` waits for S3 and SQS.
+The routes are coroutines, so the service uses `AsyncClient`: the event loop stays free while `submit` waits for S3 and SQS.
 """
 
 from __future__ import annotations
@@ -15,18 +14,27 @@ from fastapi import FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from mdstore import Client, InvalidOperations, InvalidRequest, NotFound, Operation, RequestConflict, State, Unavailable
+from mdstore import (
+    AsyncClient,
+    InvalidOperations,
+    InvalidRequest,
+    NotFound,
+    Operation,
+    RequestConflict,
+    State,
+    Unavailable,
+)
 
 SOURCE = "price-service"
 logger = logging.getLogger(__name__)
-client = Client()
+client = AsyncClient()
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-    """Build the AWS clients at the start, not while the first caller waits; nothing connects yet."""
-    _ = client.store
-    yield
+    """Use the client while the service runs. It builds the AWS clients now, not while the first caller waits."""
+    async with client:
+        yield
 
 
 app = FastAPI(title="Prices", lifespan=lifespan)
@@ -64,7 +72,7 @@ class Status(BaseModel):
 
 
 @app.post("/price-lists", status_code=202)
-def post_price_list(
+async def post_price_list(
     price_list: PriceList, idempotency_key: Annotated[str, Header()], request: Request, response: Response
 ) -> Accepted:
     """Accept a price list. A repeat with the same key and content gets the same answer and changes nothing."""
@@ -72,17 +80,17 @@ def post_price_list(
         Operation(op="upsert", entity="price", key=price.article, data={"cents": price.cents})
         for price in price_list.prices
     )
-    submission = client.submit(operations, request_id=f"{SOURCE}:{idempotency_key}", source=SOURCE)
+    submission = await client.submit(operations, request_id=f"{SOURCE}:{idempotency_key}", source=SOURCE)
     status_url = str(request.url_for("get_price_list", request_id=submission.request_id))
     response.headers["Location"] = status_url
     return Accepted(request_id=submission.request_id, status_url=status_url)
 
 
 @app.get("/price-lists/{request_id:path}")
-def get_price_list(request_id: str) -> Status:
+async def get_price_list(request_id: str) -> Status:
     """Return a price list's state and the counts so far."""
     try:
-        found = client.status(request_id)
+        found = await client.status(request_id)
     except NotFound as error:
         raise HTTPException(404, str(error)) from error
     return Status(**found.summary(), error=found.error)

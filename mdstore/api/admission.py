@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
-import anyio
 from fastapi import HTTPException
 
 from mdstore.settings import Settings
@@ -15,21 +15,30 @@ _LARGEST_BODIES = 8  # all bodies together may have the bytes of this many bodie
 
 
 class _Share:
-    """What may be held at the same time, in all or by one source."""
+    """What may be held at the same time, in all or by one source. In its context, the caller has one of the slots."""
 
     def __init__(self, *, bodies: int, size: int, status: int, whose: str) -> None:
-        self._slots = anyio.Semaphore(bodies)
+        self._slots = asyncio.Semaphore(bodies)
         self._most = size
         self._status, self._whose = status, whose
         self.users = 0
         self.size = 0
 
-    async def wait(self, stack: AsyncExitStack) -> None:
-        """Take a slot until `stack` is closed."""
-        with anyio.move_on_after(_PATIENCE) as patience:
-            await stack.enter_async_context(self._slots)
-        if patience.cancelled_caught:
-            raise self._busy()
+    async def __aenter__(self) -> None:
+        if self._slots.locked():
+            await self._wait()
+        else:
+            await self._slots.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._slots.release()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise self._busy() from None
 
     def check(self, size: int) -> None:
         """Raise an `HTTPException` if `size` more bytes are too many."""
@@ -88,12 +97,12 @@ class Admission:
             self._sources[source] = own
         own.users += 1
         try:
-            async with AsyncExitStack() as stack:
-                await own.wait(stack)
-                await self._all.wait(stack)
+            async with own, self._all:
                 slot = Slot(own, self._all)
-                stack.callback(slot.release)
-                yield slot
+                try:
+                    yield slot
+                finally:
+                    slot.release()
         finally:
             own.users -= 1
             if not own.users:

@@ -17,7 +17,8 @@ from mdstore.api import health, models, problems, records, requests
 from mdstore.api.admission import Admission
 from mdstore.api.connections import Connections, limit_logs
 from mdstore.api.conventions import Conventions, check_repetitions
-from mdstore.api.status_poller import StatusPoller
+from mdstore.api.fast_paths import FastPaths
+from mdstore.async_client import AsyncClient
 from mdstore.client import Client
 from mdstore.settings import Settings
 
@@ -45,7 +46,8 @@ def create_api(settings: Settings | None = None, *, client: Client | None = None
         redoc_url=None,
         dependencies=[Depends(check_repetitions)],
     )
-    api.add_middleware(Conventions)
+    api.add_middleware(FastPaths)
+    api.add_middleware(Conventions)  # it comes first
     api.state.client = client
     api.add_api_route("/", _root, include_in_schema=False)
     for part in (requests, records, health):
@@ -61,15 +63,11 @@ async def _lifespan(api: FastAPI) -> AsyncIterator[dict[str, Any]]:
     limit_logs()
     api.state.admission = Admission(settings)
     api.state.readiness = health.Readiness()
-    api.state.small_submit_threads = anyio.CapacityLimiter(requests.SUBMIT_THREADS)
-    api.state.large_submit_threads = anyio.CapacityLimiter(requests.SUBMIT_THREADS)
+    api.state.large_submit_threads = anyio.CapacityLimiter(requests.LARGE_SUBMIT_THREADS)
     api.state.health_threads = anyio.CapacityLimiter(health.THREADS)
-    store = await run_in_threadpool(lambda: api.state.client.store)  # build it now, not while the first call waits
-    api.state.status_poller = StatusPoller(store.ledger.get_many)
-    async with anyio.create_task_group() as background:
-        background.start_soon(api.state.status_poller.run)
+    await run_in_threadpool(lambda: api.state.client.ingest)  # load Celery now, not while the first call waits
+    async with AsyncClient(client=api.state.client) as api.state.async_client:
         yield {"connections": Connections(settings)}
-        background.cancel_scope.cancel()
 
 
 async def _root(request: Request) -> RedirectResponse:

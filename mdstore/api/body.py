@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, nullcontext
 from enum import StrEnum
 from typing import IO
 
-import anyio
 import msgspec
 from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from mdstore import exactjson
 from mdstore.api.admission import Slot
@@ -24,6 +25,7 @@ from mdstore.store.payload_builder import OperationInput
 
 _IN_MEMORY = 2**18  # bytes
 _SLOWEST = 10 * 2**10  # bytes a second: a body that comes more slowly is refused
+SHORT = 2**14  # bytes of a body: it is split within a millisecond
 LARGE = 2**18  # bytes of a body, or of one of its lines
 _large = threading.Lock()  # held while a large line or JSON body is decoded
 #: The most bytes of a JSON body. Decoding it as a whole takes up to 40 times its size in memory. NDJSON is decoded by line.
@@ -73,33 +75,42 @@ async def received(request: Request, *, slot: Slot, limit: int, timeout: float) 
         raise _too_large(int(announced), limit)
     slot.hold(int(announced) if announced.isdecimal() else 0)
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
-        size = 0
-        async for chunk in _in_time(request.stream(), timeout):
-            size += len(chunk)
-            if size > limit:
-                raise _too_large(size, limit)
-            slot.hold(size)
-            if size <= _IN_MEMORY:
-                file.write(chunk)
-            else:  # a slow disk must not block the event loop
-                await run_in_threadpool(file.write, chunk)
+        await _receive(request, file, slot, limit, timeout)
         file.seek(0)
         yield file
 
 
-async def _in_time(stream: AsyncGenerator[bytes, None], timeout: float) -> AsyncIterator[bytes]:
-    size, waited = 0, 0.0
-    while True:
-        began = time.monotonic()
-        with anyio.move_on_after(timeout + size / _SLOWEST - waited) as patience:
-            chunk = await anext(stream, None)
-        if patience.cancelled_caught:
-            raise HTTPException(408, "The body came too slowly. Send the call again.", headers={"Connection": "close"})
-        if chunk is None:
-            return
-        waited += time.monotonic() - began
-        size += len(chunk)
-        yield chunk
+async def _receive(request: Request, file: IO[bytes], slot: Slot, limit: int, timeout: float) -> None:
+    size, more = 0, True
+    deadline = asyncio.get_running_loop().time() + timeout
+    try:
+        async with asyncio.timeout_at(deadline) as patience:
+            while more:
+                chunk, more = await _next_chunk(request)
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(size, limit)
+                slot.hold(size)
+                if size <= _IN_MEMORY:
+                    file.write(chunk)
+                else:  # a slow disk must not block the event loop, nor count as the caller's slowness
+                    patience.reschedule(None)
+                    began = time.monotonic()
+                    await run_in_threadpool(file.write, chunk)
+                    deadline += time.monotonic() - began
+                if more:
+                    patience.reschedule(deadline + size / _SLOWEST)
+    except TimeoutError:
+        detail = "The body came too slowly. Send the call again."
+        raise HTTPException(408, detail, headers={"Connection": "close"}) from None
+
+
+async def _next_chunk(request: Request) -> tuple[bytes, bool]:
+    """Receive the next part of the body. Return it, and whether there may be more."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
 
 
 def operations(file: IO[bytes], form: Form, *, max_record_bytes: int) -> Generator[OperationInput, None, None]:

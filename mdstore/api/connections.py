@@ -16,9 +16,8 @@ import time
 from collections import Counter
 from typing import Any
 
-import h11
 from uvicorn.config import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from mdstore.errors import ConfigurationError
@@ -30,6 +29,9 @@ BACKLOG = 128
 _MOST, _FEWEST = 2_000, 32  # connections, if the setting says nothing
 _OTHER_FILES = 256  # open files besides: connections of up to 60 threads to AWS, payloads that are built, logs
 _MINUTE = 60.0
+_INVALID = "Invalid HTTP request received."  # as uvicorn says it
+_PIECE = 4_096  # bytes that are parsed at once
+_LARGEST_HEAD = 16_384  # bytes of a request's line and headers, or of any other part of a message but the body
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
     b'{"type":"urn:mdstore:problem:unavailable","title":"Too many connections","status":503,'
@@ -98,7 +100,7 @@ class Connections:
         connection.drop()
 
 
-class LimitedConnection(H11Protocol):
+class LimitedConnection(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 connection with limits. `Connections` is in the state that the application's lifespan yields."""
 
     def __init__(
@@ -109,9 +111,14 @@ class LimitedConnection(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        # A length that is given in two ways is refused with a problem document, by `conventions`.
+        self.parser.set_dangerous_leniencies(lenient_chunked_length=True)
         self._all: Connections = app_state["connections"]
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
+        self._is_message_complete = True
+        self._undigested = 0  # bytes since the last complete part of a message
+        self._held = bytearray()  # what came behind a request that waits for its turn
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         super().connection_made(transport)
@@ -127,15 +134,42 @@ class LimitedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self.pipeline:
+            self._held += data
+            self.flow.pause_reading()
+            return
+        self._parse(data)
         self._limit_reading()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_message_complete = False
+
+    def on_headers_complete(self) -> None:
+        self._undigested = 0
+        self._check_headers()
+        super().on_headers_complete()
+        self.headers = []  # a chunked body may end with more headers, which no one may take for those above it
+
+    def on_body(self, body: bytes) -> None:
+        self._undigested = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._undigested = 0
+        self._is_message_complete = True
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # Between two requests uvicorn's keep-alive timeout applies, unless the caller still sends a body that nobody reads.
-        if self.conn.their_state is h11.SEND_BODY or self.transport.is_closing() or self._has_request():
+        if self.transport.is_closing():
+            return
+        if self._held and not self.pipeline:
+            held, self._held = bytes(self._held), bytearray()
+            self._parse(held)
+        if self._has_request() or not self._is_message_complete:
             self._limit_reading()
-        else:
+        else:  # uvicorn's keep-alive timeout applies
             self._all.mark(self, busy=False)
 
     def pause_writing(self) -> None:
@@ -152,6 +186,32 @@ class LimitedConnection(H11Protocol):
         """Close the connection at once, without waiting until the caller has read what was written."""
         self._all.remove(self)
         self.transport.abort()
+
+    def _check_headers(self) -> None:
+        """Refuse what the parser lets pass. It turns the error into a response with status 400."""
+        hosts = 0
+        for name, value in self.headers:
+            hosts += name == b"host"
+            if name == b"transfer-encoding" and value.lower() != b"chunked":
+                raise ValueError("expected the transfer encoding chunked")
+        if hosts != 1 and self.parser.get_http_version() == "1.1":
+            raise ValueError("expected one Host header")
+
+    def _parse(self, data: bytes) -> None:
+        """Parse piece by piece, and hold what comes behind a request that waits: many small requests take much memory."""
+        for start in range(0, len(data), _PIECE):
+            if self.transport.is_closing():
+                return
+            if self.pipeline:
+                self._held += data[start:]
+                self.flow.pause_reading()
+                return
+            piece = data[start : start + _PIECE]
+            self._undigested += len(piece)
+            super().data_received(piece)
+            if self._undigested > _LARGEST_HEAD and not self.transport.is_closing():
+                self.logger.warning(_INVALID)
+                self.send_400_response(_INVALID)
 
     def _has_request(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

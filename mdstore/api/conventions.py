@@ -28,11 +28,11 @@ class Conventions:
         """Serve one call."""
         app = self._app
         if scope["type"] == "http":
-            request = Request(scope)
-            if "content-length" in request.headers and "transfer-encoding" in request.headers:
+            names = {name for name, _ in scope["headers"]}
+            if b"content-length" in names and b"transfer-encoding" in names:
                 detail = "Send either Content-Length or Transfer-Encoding."
                 app = problems.answer(
-                    request, status=400, title="Bad Request", detail=detail, headers={"Connection": "close"}
+                    Request(scope), status=400, title="Bad Request", detail=detail, headers={"Connection": "close"}
                 )
             elif scope["method"] == "HEAD":  # the server keeps the original scope, and sends no body
                 scope = {**scope, "method": "GET"}

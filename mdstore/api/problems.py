@@ -87,11 +87,15 @@ _KINDS: Mapping[type[Exception], Kind] = {
 }
 
 
+#: The errors that are answered and not raised any further. The server logs all others, after their answer.
+EXPECTED: tuple[type[Exception], ...] = (HTTPException, *(kind for kind in _KINDS if kind is not Exception))
+
+
 def install(api: FastAPI) -> None:
     """Answer every error of `api` with a problem document."""
-    for kind in _KINDS:
+    kinds: tuple[type[Exception], ...] = (Exception, *EXPECTED)
+    for kind in kinds:
         api.add_exception_handler(kind, _on_error)
-    api.add_exception_handler(HTTPException, _on_http_error)
 
 
 def answer(
@@ -122,7 +126,10 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
-async def _on_error(request: Request, error: Exception) -> Response:
+def answer_to(request: Request, error: Exception) -> Response:
+    """Return the response to an error."""
+    if isinstance(error, HTTPException):
+        return _answer_to_http_error(request, error)
     kind = next(_KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in _KINDS)
     if kind.status >= 500:
         logger.error("%s %r: %s", request.method, request.scope["path"], kind.name, exc_info=error)
@@ -132,8 +139,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return answer(request, status=kind.status, title=kind.title, detail=detail, name=kind.name, headers=headers, **more)
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101  the handler is registered for this class
+async def _on_error(request: Request, error: Exception) -> Response:
+    return answer_to(request, error)
+
+
+def _answer_to_http_error(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     headers = dict(error.headers or {})
     if headers.get("Allow") == "GET":  # HEAD is answered wherever GET is

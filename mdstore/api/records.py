@@ -13,7 +13,7 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from mdstore.api import answers, models, problems
-from mdstore.api.auth import Reader, TheClient
+from mdstore.api.auth import Reader, TheAsyncClient, TheClient
 from mdstore.errors import InvalidRequest
 from mdstore.store.records import Record
 from mdstore.store.validation import FieldError, check_entity, check_key
@@ -43,8 +43,8 @@ _position_decoder = msgspec.json.Decoder(_Position)
         **problems.documented(401, 403, 404, 422, 503),
     },
 )
-def record(
-    client: TheClient,
+async def record(
+    client: TheAsyncClient,
     _: Reader,
     entity: models.EntityPath,
     key: models.KeyPath,
@@ -53,7 +53,7 @@ def record(
     """Read one record."""
     check_entity(entity)
     check_key(key)
-    found = client.get(entity, key)
+    found = await client.get(entity, key)
     headers = {"ETag": f'"{found.version}"'}
     if _matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)

@@ -6,29 +6,31 @@ A request's id is `{source}:{idempotency key}`, so no source can use or guess th
 from __future__ import annotations
 
 import uuid
+from collections.abc import Generator
 from contextlib import closing
 from functools import partial
-from typing import IO, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 from urllib.parse import quote
 
 import anyio
 from fastapi import APIRouter, Header, Query, Request
 from pydantic.json_schema import SkipJsonSchema
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from mdstore.api import answers, body, models, problems
-from mdstore.api.auth import Reader, TheClient, Writer
-from mdstore.api.status_poller import StatusPoller
-from mdstore.client import Client
+from mdstore.api.auth import Reader, TheAsyncClient, Writer
+from mdstore.async_client import AsyncClient
 from mdstore.errors import InvalidRequest, NotFound
 from mdstore.model import MAX_REQUEST_ID, check_request_id
-from mdstore.store import ledger
 from mdstore.store.api_keys import ApiKey, Scope
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.outcomes import Only
+from mdstore.store.payload_builder import OperationInput
 
 router = APIRouter(tags=["requests"])
-#: The most small requests that are encoded at once, and likewise the most large ones. Small ones do not wait for large ones.
-SUBMIT_THREADS = 8
+#: The most large requests that are encoded at once. Small ones have threads of their own, and so do not wait for large ones.
+LARGE_SUBMIT_THREADS = 8
 
 _EXAMPLE = {"op": "upsert", "entity": "airport", "key": "KJFK", "data": {"name": "John F. Kennedy"}}
 _BODY = {
@@ -78,7 +80,7 @@ NewestWins = Annotated[
 async def submit(
     *,
     request: Request,
-    client: TheClient,
+    client: TheAsyncClient,
     key: Writer,
     wait: Wait = 0,
     newest_wins: NewestWins = False,
@@ -95,18 +97,17 @@ async def submit(
         request.app.state.admission.slot(key.source) as slot,
         body.received(request, slot=slot, limit=limit, timeout=settings.api_body_timeout) as file,
     ):
-        submit_one = partial(
-            _submit, client, file, form, request_id=request_id, source=key.source, newest_wins=newest_wins
-        )
-        shared = request.app.state
-        threads = shared.large_submit_threads if slot.size > body.LARGE else shared.small_submit_threads
-        await anyio.to_thread.run_sync(submit_one, limiter=threads)
+        operations = body.operations(file, form, max_record_bytes=settings.max_record_bytes)
+        options: Any = {"request_id": request_id, "source": key.source, "newest_wins": newest_wins}
+        if slot.size > body.LARGE:
+            threads = request.app.state.large_submit_threads
+            await anyio.to_thread.run_sync(partial(_submit_large, request, operations, **options), limiter=threads)
+        else:
+            # A short body is split now, so that its operations are checked without a thread.
+            await client.submit(list(operations) if slot.size <= body.SHORT else operations, **options)
     status_url = request.scope.get("root_path", "") + status_path(request_id)
     headers = {"Location": status_url}
-    poller: StatusPoller = request.app.state.status_poller
-    final = (
-        await poller.until_final(request_id, seconds=wait, is_disconnected=request.is_disconnected) if wait else None
-    )
+    final = await client.until_final(request_id, seconds=wait, is_gone=request.is_disconnected) if wait else None
     if final is None:
         return answers.json({"request_id": request_id, "status_url": status_url}, 202, headers)
     return answers.json({**final.summary(), "status_url": status_url}, 200, headers)
@@ -116,10 +117,10 @@ async def submit(
     "/v1/requests/{request_id:path}/outcomes",
     responses={200: {"model": models.OutcomePage}, **problems.documented(401, 403, 404, 422, 503)},
 )
-def outcomes(
+async def outcomes(
     *,
     request: Request,
-    client: TheClient,
+    client: TheAsyncClient,
     key: Reader,
     request_id: models.RequestIdPath,
     only: OnlyQuery = None,
@@ -131,9 +132,10 @@ def outcomes(
     Read on until `cursor` is null: any page may be short, or empty. Operations without an outcome yet are left out.
     """
     if not request.scope["raw_path"].endswith(b"/outcomes"):  # then the path ends with `%2Foutcomes`, a part of the id
-        return state(client, key, f"{request_id}/outcomes")
-    found = _visible_request(client, key, request_id)
-    page, next_cursor = client.store.outcomes.page(found, only=only, limit=limit, cursor=cursor)
+        return await state(client, key, f"{request_id}/outcomes")
+    found = await _visible_request(client, key, request_id)
+    pages = request.app.state.client.store.outcomes
+    page, next_cursor = await run_in_threadpool(pages.page, found, only=only, limit=limit, cursor=cursor)
     return answers.json({"outcomes": page, "cursor": next_cursor})
 
 
@@ -141,9 +143,9 @@ def outcomes(
     "/v1/requests/{request_id:path}",
     responses={200: {"model": models.RequestState}, **problems.documented(401, 403, 404, 422, 503)},
 )
-def state(client: TheClient, key: Reader, request_id: models.RequestIdPath) -> Response:
+async def state(client: TheAsyncClient, key: Reader, request_id: models.RequestIdPath) -> Response:
     """Read a request's state with its counts so far. Requests of other sources are visible only with the scope `operate`."""
-    found = _visible_request(client, key, request_id)
+    found = await _visible_request(client, key, request_id)
     return answers.json(
         {
             **found.summary(),
@@ -181,14 +183,14 @@ def _unquoted(key: str) -> str:
     return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
 
 
-def _submit(client: Client, file: IO[bytes], form: body.Form, **options: Any) -> None:
+def _submit_large(request: Request, operations: Generator[OperationInput, None, None], **options: Any) -> None:
     # Closing the generator releases its lock on large bodies, however `accept` ends.
-    with closing(body.operations(file, form, max_record_bytes=client.settings.max_record_bytes)) as operations:
-        client.ingest.accept(operations, **options)
+    with closing(operations):
+        request.app.state.client.ingest.accept(operations, **options)
 
 
-def _visible_request(client: Client, key: ApiKey, request_id: str) -> ledger.RequestStatus:
-    found = client.status(request_id)
+async def _visible_request(client: AsyncClient, key: ApiKey, request_id: str) -> RequestStatus:
+    found = await client.status(request_id)
     if found.source != key.source and Scope.OPERATE not in key.scopes:
         raise NotFound("request", request_id)
     return found

@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from io import BytesIO
 from typing import IO, Any, NamedTuple, Protocol, TypeVar
@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError
 from botocore.httpsession import get_cert_path
 
 from mdstore.aws.forks import note_socket
-from mdstore.aws.transfers import Transfers
+from mdstore.aws.transfers import ThreadTransfers, Transfers
 from mdstore.errors import ConfigurationError, Unavailable
 
 #: The oldest libcurl whose signatures we found equal to botocore's. Version 7.88 signs a header that it does not send.
@@ -143,6 +143,16 @@ class SignedHttp:
         server_now = date + time.monotonic() - came_at
         return now if abs(server_now - now) <= _DATE_TOLERANCE else server_now
 
+    def must_renew_keys(self) -> bool:
+        """Return whether the next call renews the keys of a role first, which blocks its thread."""
+        refresh_needed = getattr(self._credentials, "refresh_needed", None)  # fixed keys have no such method
+        return refresh_needed is not None and bool(refresh_needed())
+
+    def renew_keys(self) -> None:
+        """Renew the keys of a role if they are about to expire. A failure shows in the next call."""
+        with suppress(BotoCoreError):
+            self._credentials.get_frozen_credentials()
+
     def close(self) -> None:
         """Close all idle connections."""
         while self._idle_concurrent:
@@ -195,19 +205,19 @@ class SignedHttp:
         return curl
 
 
-class ConcurrentCalls:
-    """Calls that run at the same time, driven by the one thread that waits for them."""
+class RunningCalls:
+    """Calls that run at the same time."""
 
-    def __init__(self, http: SignedHttp) -> None:
+    def __init__(self, http: SignedHttp, transfers: Transfers) -> None:
         self._http = http
-        self._transfers = Transfers()
+        self._transfers = transfers
         self._running: dict[pycurl.Curl, tuple[Any, _Call]] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
     def start(self, tag: Any, url: str, headers: Sequence[str], body: Body, *, http: SignedHttp | None = None) -> None:
-        """Start a call, and send it before the caller goes on computing. `completed` returns `tag` with the call's response.
+        """Start a call. `ended` returns `tag` with the call's response.
 
         A call to another service than the others' is signed by `http`.
         """
@@ -216,12 +226,16 @@ class ConcurrentCalls:
         self._running[call.curl] = tag, call
         self._transfers.start(call.curl)
 
-    def completed(self, timeout: float) -> list[tuple[Any, Response | Unavailable]]:
-        """Return ended calls as `(tag, response or error)`, after waiting up to `timeout` seconds for the first one."""
-        found = self._collect()
-        if not found and self._running:
-            self._transfers.wait(timeout)
-            found = self._collect()
+    def ended(self) -> list[tuple[Any, Response | Unavailable]]:
+        """Return the calls that have ended since, as `(tag, response or error)`."""
+        found: list[tuple[Any, Response | Unavailable]] = []
+        for curl, error in self._transfers.ended():
+            tag, call = self._running.pop(curl)
+            if error is None:
+                found.append((tag, call.completed()))
+            else:
+                curl.close()
+                found.append((tag, _unavailable(*error)))
         return found
 
     def close(self) -> None:
@@ -232,15 +246,20 @@ class ConcurrentCalls:
         self._running.clear()
         self._transfers.close()
 
-    def _collect(self) -> list[tuple[Any, Response | Unavailable]]:
-        found: list[tuple[Any, Response | Unavailable]] = []
-        for curl, error in self._transfers.ended():
-            tag, call = self._running.pop(curl)
-            if error is None:
-                found.append((tag, call.completed()))
-            else:
-                curl.close()
-                found.append((tag, _unavailable(*error)))
+
+class ConcurrentCalls(RunningCalls):
+    """Calls that run at the same time, driven by the one thread that waits for them. `start` sends a call at once."""
+
+    def __init__(self, http: SignedHttp) -> None:
+        self._driven = ThreadTransfers()
+        super().__init__(http, self._driven)
+
+    def completed(self, timeout: float) -> list[tuple[Any, Response | Unavailable]]:
+        """Return ended calls as `ended` does, after waiting up to `timeout` seconds for the first one."""
+        found = self.ended()
+        if not found and self._running:
+            self._driven.wait(timeout)
+            found = self.ended()
         return found
 
 

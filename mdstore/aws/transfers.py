@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pycurl
 
@@ -23,26 +23,19 @@ _BROKEN = select.POLLERR | select.POLLNVAL
 
 
 class Transfers:
-    """The running transfers of one thread, and their connections."""
+    """Running transfers, and their connections. What makes them progress is the caller's choice.
 
-    def __init__(self) -> None:
-        self._wanted = _Wanted()
+    `watch` and `set_timer` are libcurl's callbacks: it tells them which sockets and which timer it waits for.
+    """
+
+    def __init__(self, *, watch: Callable[[int, int, object, object], None], set_timer: Callable[[int], None]) -> None:
         self._multi = pycurl.CurlMulti()
-        # `_Wanted` does not refer to the multi handle. Such a cycle would keep connections until a garbage collection.
-        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._wanted.watch)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._wanted.set_timer)
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, watch)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, set_timer)
 
     def start(self, curl: pycurl.Curl) -> None:
-        """Start a transfer, and send what can be sent without waiting."""
+        """Start a transfer."""
         self._multi.add_handle(curl)
-        self._run_timer()
-
-    def wait(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds until some transfer can make progress, and let it."""
-        for descriptor, events in self._wanted.poll(timeout):
-            self._multi.socket_action(descriptor, _curl_events(events))
-        if self._wanted.due <= time.monotonic():
-            self._run_timer()
 
     def ended(self) -> Iterator[tuple[pycurl.Curl, tuple[int, str] | None]]:
         """Yield each ended transfer with its error, or with None. A transfer is yielded once."""
@@ -63,6 +56,27 @@ class Transfers:
     def close(self) -> None:
         """Close all connections. No transfer may be running."""
         self._multi.close()
+
+
+class ThreadTransfers(Transfers):
+    """The running transfers of one thread, which waits for them."""
+
+    def __init__(self) -> None:
+        self._wanted = _Wanted()
+        # `_Wanted` does not refer to the multi handle. Such a cycle would keep connections until a garbage collection.
+        super().__init__(watch=self._wanted.watch, set_timer=self._wanted.set_timer)
+
+    def start(self, curl: pycurl.Curl) -> None:
+        """Start a transfer, and send what can be sent without waiting."""
+        super().start(curl)
+        self._run_timer()
+
+    def wait(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds until some transfer can make progress, and let it."""
+        for descriptor, events in self._wanted.poll(timeout):
+            self._multi.socket_action(descriptor, _curl_events(events))
+        if self._wanted.due <= time.monotonic():
+            self._run_timer()
 
     def _run_timer(self) -> None:
         self._wanted.due = math.inf  # libcurl sets the timer again if it needs it

@@ -30,7 +30,7 @@ from mdstore.errors import DeploymentBroken, InvalidRequest, Unavailable
 from mdstore.files import FIELDS, OperationFile, check_readable, read_operations
 from mdstore.files.csv_file import Dialect
 from mdstore.model import FINAL_STATES, State
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.operations import OPERATIONS, WRITING_OPS, Effect
 
 _NO_WORKER_AFTER = 10.0  # seconds in the state `accepted`, after which a hint is printed

@@ -86,9 +86,13 @@ def worker(concurrency: int | None, log_level: str, quiet: bool, as_json: bool) 
 @click.command()
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=_PORT, help="Port to listen on.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of server processes.")
 @json_option
-def api(host: str | None, port: int | None, as_json: bool) -> None:
-    """Serve the HTTP API."""
+def api(host: str | None, port: int | None, workers: int, as_json: bool) -> None:
+    """Serve the HTTP API.
+
+    With several processes, each has the limits of `docs/http-api.md` for itself. One that dies is replaced.
+    """
     try:
         from mdstore.api.server import serve  # noqa: PLC0415  an extra
     except ImportError as error:
@@ -97,7 +101,7 @@ def api(host: str | None, port: int | None, as_json: bool) -> None:
         ) from error
     _ = as_json  # a server has no result
     settings = load_settings().settings
-    serve(settings, host=host or settings.api_host, port=port or settings.api_port)
+    serve(settings, host=host or settings.api_host, port=port or settings.api_port, workers=workers)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

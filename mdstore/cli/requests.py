@@ -21,7 +21,7 @@ from mdstore.cli.console import (
 )
 from mdstore.client import Client
 from mdstore.model import FINAL_STATES
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.timestamps import moment
 
 

@@ -75,8 +75,14 @@ class ApiKeys:
         """Return the source and permissions of `key`, or None. A found key is cached for a minute, an unknown one is not."""
         if not _KEY_FORM.fullmatch(key):
             return None
-        digest = _digest(key)
-        return self._cached(digest) or self._look_up(digest)
+        return self.cached(key) or self._look_up(_digest(key))
+
+    def cached(self, key: str) -> ApiKey | None:
+        """Return what `find` returns, if that is known without a call to AWS."""
+        with self._lock:
+            since, found = self._cache.get(_digest(key), (0.0, None))
+            # Setting the clock back must not extend the cache time.
+            return found if 0 <= self._clock() - since < CACHE_SECONDS else None
 
     def revoke(self, key: str) -> bool:
         """Revoke a key: at once in this process, within a minute in others. Return whether the key existed."""
@@ -86,12 +92,6 @@ class ApiKeys:
         with self._lock:
             self._cache.pop(digest, None)
         return bool(answer.get("Attributes"))
-
-    def _cached(self, digest: str) -> ApiKey | None:
-        with self._lock:
-            since, found = self._cache.get(digest, (0.0, None))
-            # Setting the clock back must not extend the cache time.
-            return found if 0 <= self._clock() - since < CACHE_SECONDS else None
 
     def _look_up(self, digest: str) -> ApiKey | None:
         body = {"TableName": self._table, "Key": to_item(_primary_key(digest)), "ConsistentRead": True}

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mdstore.model import SCHEMA_VERSION, BatchedRequest, Counts
-from mdstore.store.ledger import Receipt
+from mdstore.store.ledger_items import Receipt
 from mdstore.store.packing import Transaction
 from mdstore.store.payload import Encoded, Header
 from mdstore.store.payload_builder import PayloadBuilder

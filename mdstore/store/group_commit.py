@@ -19,13 +19,13 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
-from mdstore.aws.concurrent import Task
-from mdstore.errors import DeploymentBroken, MdstoreError, Unavailable
+from mdstore.errors import DeploymentBroken, Unavailable
 from mdstore.log import event
 from mdstore.model import SCHEMA_VERSION, Reference
 from mdstore.store.batch import MAX_BATCH_BYTES, MAX_BATCH_OPERATIONS, MAX_BATCH_REQUESTS, new_batch_id
 from mdstore.store.ingestor import Accepted, BuiltRequest, Ingestor, Publish
-from mdstore.store.ledger import Ledger, RequestStatus
+from mdstore.store.ledger import Ledger
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.payload import Encoded, Payloads
 
 _IN_FLIGHT = 64  # notes that are written at the same time
@@ -152,12 +152,12 @@ class GroupCommit:
     def _note(self, commits: Sequence[_Commit]) -> list[tuple[Waiting, RequestStatus]]:
         """Write the notes of all requests, and keep only those in the commits whose ids were free; return the others."""
         pairs = [(commit, waiting) for commit in commits for waiting in commit.requests]
-        tasks = [_outcome(self._ingestor.note_task(waiting.built, commit.reference)) for commit, waiting in pairs]
+        tasks = [self._ingestor.note_task(waiting.built, commit.reference) for commit, waiting in pairs]
         repeats: list[tuple[Waiting, RequestStatus]] = []
         for commit in commits:
             commit.requests = []
-        for (commit, waiting), outcome in zip(pairs, self._ledger.run(tasks, in_flight=_IN_FLIGHT), strict=True):
-            if isinstance(outcome, MdstoreError):
+        for (commit, waiting), outcome in zip(pairs, self._ledger.outcomes(tasks, in_flight=_IN_FLIGHT), strict=True):
+            if isinstance(outcome, Exception):
                 waiting.accepted.set_exception(outcome)
             elif outcome is not None:
                 repeats.append((waiting, outcome))
@@ -210,14 +210,6 @@ class GroupCommit:
                     waiting.built, publish=self._publish, replaces=commit.reference.request_id
                 )
                 waiting.accepted.set_result(accepted)
-
-
-def _outcome(task: Task[RequestStatus | None]) -> Task[RequestStatus | MdstoreError | None]:
-    """Task: return what `task` returns, or its error."""
-    try:
-        return (yield from task)
-    except MdstoreError as error:
-        return error
 
 
 @contextmanager

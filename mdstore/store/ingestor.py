@@ -38,7 +38,8 @@ from mdstore.log import event
 from mdstore.model import MAX_AGE, Counts, Reference, Refusal, State, check_request_id, check_source
 from mdstore.settings import Settings
 from mdstore.store.batch import encode_batch
-from mdstore.store.ledger import Ledger, RequestStatus
+from mdstore.store.ledger import Ledger
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.payload import Encoded, Header, Payloads
 from mdstore.store.payload_builder import OperationInput, PayloadBuilder
 from mdstore.store.validation import Validator

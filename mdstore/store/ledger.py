@@ -30,88 +30,23 @@ from mdstore.aws.dynamodb.updates import expressions, given, placeholders, unles
 from mdstore.aws.json_protocol import encode
 from mdstore.errors import ConditionFailed, NotFound, Unavailable
 from mdstore.log import event
-from mdstore.model import FINAL_STATES, BatchedRequest, Counts, Reference, Refusal, State
+from mdstore.model import BatchedRequest, Counts, Reference, State
 from mdstore.settings import DAY
+from mdstore.store.ledger_items import (
+    LaneSummary,
+    Receipt,
+    RequestStatus,
+    counted_values,
+    counts_value,
+    lane_of,
+    milliseconds,
+    receipt_key,
+    receipt_of,
+    request_of,
+    request_values,
+)
 
 T = TypeVar("T")
-_MOST_DOUBLINGS = 12  # by then, a lease of a few minutes exceeds the 14 days that SQS keeps a message
-
-
-class LaneSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of one lane. `state` is completed or failed, `error` says why it failed, and times are in Unix seconds."""
-
-    lane: int
-    state: State
-    counts: Counts
-    started_at: float
-    finished_at: float
-    error: str = ""
-
-
-class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A request's state. Times are in Unix seconds.
-
-    `early` counts the operations that were refused before the request was published. `counts` covers all lanes once the state
-    is final. `started_by` is the id of the task that started it. `sent_again` counts how often it was sent again.
-    `active_at` is the last sign of work; lanes count only where their summaries were read. `content` is the digest of the
-    operations; items of release 0.1.0 have none. In a batch, `reference` is that of the batch, without a digest until the
-    request is completed. `is_follow_up` means that the message of another task sends the request, if that task succeeds.
-    """
-
-    request_id: str
-    state: State
-    source: str
-    operations: int
-    lanes: int
-    reference: Reference
-    early: Counts
-    counts: Counts
-    accepted_at: float
-    started_at: float | None = None
-    finished_at: float | None = None
-    error: str = ""
-    started_by: str = ""
-    sent_again: int = 0
-    active_at: float = 0.0
-    content: str = ""
-    is_follow_up: bool = False
-
-    @property
-    def is_batched(self) -> bool:
-        """Return whether the request is one of a batch."""
-        return self.reference.request_id != self.request_id
-
-    def is_abandoned(self, now: float, lease: float) -> bool:
-        """Return whether the request is abandoned and must be sent again: it failed, or its lease is over.
-
-        Without a sign of work, the messages may be lost, or may wait in a long queue. So the lease doubles each time the
-        request is sent again, which keeps a long queue from filling with copies.
-        """
-        if self.state in FINAL_STATES:
-            return self.state is State.FAILED
-        doublings = min(self.sent_again, _MOST_DOUBLINGS)
-        return now - self.active_at > lease * (1 << doublings)
-
-    def summary(self) -> dict[str, Any]:
-        """Return the result of the `ingest` task: JSON scalars and two small maps."""
-        counts = self.counts
-        return {
-            "request_id": self.request_id,
-            "state": str(self.state),
-            "operations": self.operations,
-            "applied": sum(counts.applied.values()),
-            "refused": sum(counts.refused.values()),
-            "failed": counts.failed,
-            "applied_by_op": counts.applied,
-            "refused_by_reason": counts.refused,
-        }
-
-
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """The proof that transaction `number` of a lane applied all of its operations except the `refused` ones."""
-
-    number: int
-    refused: tuple[Refusal, ...] = ()
 
 
 class Ledger:
@@ -130,6 +65,10 @@ class Ledger:
     def run(self, tasks: Iterable[Task[T]], *, in_flight: int = 1) -> list[T]:
         """Run tasks of the ledger side by side, with up to `in_flight` calls at the same time."""
         return self._dynamo.run(tasks, in_flight=in_flight)
+
+    def outcomes(self, tasks: Iterable[Task[T]], *, in_flight: int) -> list[T | Exception]:
+        """Run tasks as `run` does, but let each end on its own: return its result or its error."""
+        return self._dynamo.outcomes(tasks, in_flight=in_flight)
 
     def note_task(
         self,
@@ -155,9 +94,9 @@ class Ledger:
             "sk": "request",
             "state": State.ACCEPTED,
             "content": content,
-            **_request_values(reference, operations, refused),
+            **request_values(reference, operations, refused),
             **({"is_follow_up": True} if is_follow_up else {}),
-            "accepted_at": _milliseconds(self._clock()),
+            "accepted_at": milliseconds(self._clock()),
             "expires_at": self.expires_at(),
         }
         body = _put_body(self._table, values, condition, arguments)
@@ -169,7 +108,7 @@ class Ledger:
             item = (yield "GetItem", encode(self._get_body(request_id, "request"))).get("Item")
         if item is None:
             raise Unavailable(f"the note of request {request_id!r} vanished while it was read", code="NoteVanished")
-        return _request(from_item(item))
+        return request_of(from_item(item))
 
     def withdraw(self, request_id: str, content: str) -> None:
         """Delete the note of a request that cannot be accepted after all, because its id has another payload."""
@@ -206,9 +145,9 @@ class Ledger:
 
         `by` is the id of the task that starts the request.
         """
-        now = _milliseconds(self._clock())
+        now = milliseconds(self._clock())
         defaults = {
-            **_counted_values(operations, refused),
+            **counted_values(operations, refused),
             "accepted_at": now,
             "expires_at": self.expires_at(),
         }
@@ -244,7 +183,7 @@ class Ledger:
             request.request_id,
             always={
                 "state": State.ACCEPTED,
-                "sent_at": _milliseconds(self._clock()),
+                "sent_at": milliseconds(self._clock()),
                 "sent_again": request.sent_again + 1,
             },
             removed=("counts", "error", "finished_at"),
@@ -273,14 +212,14 @@ class Ledger:
             reference.request_id,
             always={
                 "state": State.COMPLETED,
-                "started_at": _milliseconds(started),
-                "finished_at": _milliseconds(finished),
-                "counts": _counts_value(lane.counts + early if lane else early),
+                "started_at": milliseconds(started),
+                "finished_at": milliseconds(finished),
+                "counts": counts_value(lane.counts + early if lane else early),
                 "reference": msgspec.to_builtins(reference),  # the note's may be of a payload that was never stored
             },
             defaults={
-                **_counted_values(operations, refused),
-                "accepted_at": _milliseconds(started),
+                **counted_values(operations, refused),
+                "accepted_at": milliseconds(started),
                 "expires_at": self.expires_at(),
             },
             removed=("error",),
@@ -290,8 +229,8 @@ class Ledger:
         item = yield from self._dynamo.updated_if_task(update)
         if item is None:
             found = yield "GetItem", encode(self._get_body(reference.request_id, "request"))
-            return _request(from_item(found["Item"]))
-        completed = _request(from_item(item))
+            return request_of(from_item(found["Item"]))
+        completed = request_of(from_item(item))
         _log_end(completed.request_id, completed.state, completed.counts)
         return completed
 
@@ -308,17 +247,17 @@ class Ledger:
     def _end_batched(self, reference: Reference, request: BatchedRequest, summary: LaneSummary) -> Task[bool]:
         always: dict[str, Any] = {
             "state": summary.state,
-            "started_at": _milliseconds(summary.started_at),
-            "finished_at": _milliseconds(summary.finished_at),
-            "counts": _counts_value(summary.counts),
+            "started_at": milliseconds(summary.started_at),
+            "finished_at": milliseconds(summary.finished_at),
+            "counts": counts_value(summary.counts),
             "reference": msgspec.to_builtins(reference),
         }
         if summary.error:
             always["error"] = summary.error
         defaults = {
             "content": request.content,
-            **_counted_values(request.operations, request.refused_counts),
-            "accepted_at": _milliseconds(summary.started_at),
+            **counted_values(request.operations, request.refused_counts),
+            "accepted_at": milliseconds(summary.started_at),
             "expires_at": self.expires_at(),
         }
         body = self._update_body(
@@ -339,7 +278,7 @@ class Ledger:
         """Record that a lane has had its turn and is about to be sent again, which is a sign of work. The state stays."""
         self._update(
             request_id,
-            always={"sent_at": _milliseconds(self._clock())},
+            always={"sent_at": milliseconds(self._clock())},
             condition="attribute_exists(pk) AND #state <> :completed",
             arguments={"completed": State.COMPLETED},
         )
@@ -352,8 +291,8 @@ class Ledger:
         errors = [f"lane {lane.lane}: {lane.error}" for lane in summaries if lane.state is State.FAILED]
         values = {
             "state": State.FAILED if errors else State.COMPLETED,
-            "finished_at": _milliseconds(self._clock()),
-            "counts": _counts_value(sum((lane.counts for lane in summaries), start=request.early)),
+            "finished_at": milliseconds(self._clock()),
+            "counts": counts_value(sum((lane.counts for lane in summaries), start=request.early)),
             "error": "; ".join(errors)[:1000],
         }
         changed = self._update(
@@ -368,8 +307,8 @@ class Ledger:
         request, lanes = self._request_and_lanes(request_id)
         values = {
             "state": State.FAILED,
-            "finished_at": _milliseconds(self._clock()),
-            "counts": _counts_value(sum((lane.counts for lane in lanes), start=request.early)),
+            "finished_at": milliseconds(self._clock()),
+            "counts": counts_value(sum((lane.counts for lane in lanes), start=request.early)),
             "error": error[:1000],
         }
         changed = self._update(
@@ -383,12 +322,12 @@ class Ledger:
         item = self._get(request_id, "request")
         if item is None:
             raise NotFound("request", request_id)
-        return _request(item)
+        return request_of(item)
 
     def get_many(self, request_ids: Sequence[str]) -> dict[str, RequestStatus]:
         """Read several requests, strongly consistent, 100 per call. Unknown ones are left out."""
         items = self._get_all({"pk": request_id, "sk": "request"} for request_id in request_ids)
-        return {item["pk"]: _request(item) for item in items}
+        return {item["pk"]: request_of(item) for item in items}
 
     def progress(self, request_id: str) -> RequestStatus:
         """Read one request, with counts of the lanes that have a summary so far. Raises `NotFound`."""
@@ -401,8 +340,8 @@ class Ledger:
         items = {item["sk"]: item for item in self._query(request_id)}
         if "request" not in items:
             raise NotFound("request", request_id)
-        request = _request(items.pop("request"))
-        lanes = [_lane(item) for item in items.values()]
+        request = request_of(items.pop("request"))
+        lanes = [lane_of(item) for item in items.values()]
         active_at = max([request.active_at, *(lane.finished_at for lane in lanes)])
         return msgspec.structs.replace(request, active_at=active_at), lanes
 
@@ -414,9 +353,9 @@ class Ledger:
             "pk": request_id,
             "sk": _lane_key(summary.lane),
             "state": summary.state,
-            "counts": _counts_value(summary.counts),
-            "started_at": _milliseconds(summary.started_at),
-            "finished_at": _milliseconds(summary.finished_at),
+            "counts": counts_value(summary.counts),
+            "started_at": milliseconds(summary.started_at),
+            "finished_at": milliseconds(summary.finished_at),
             "error": summary.error or None,
             "expires_at": self.expires_at(),
         }
@@ -425,20 +364,20 @@ class Ledger:
         )
         if is_new:
             level = logging.INFO if summary.state is State.COMPLETED else logging.ERROR
-            milliseconds = _milliseconds(summary.finished_at - summary.started_at)
+            took = milliseconds(summary.finished_at - summary.started_at)
             event(
                 f"lane.{summary.state}",
                 level=level,
                 request_id=request_id,
                 lane=summary.lane,
                 operations=summary.counts.total,
-                ms=milliseconds,
+                ms=took,
             )
 
     def lane(self, request_id: str, number: int) -> LaneSummary | None:
         """Read the summary of one lane; None if it has none yet."""
         item = self._get(request_id, _lane_key(number))
-        return _lane(item) if item else None
+        return lane_of(item) if item else None
 
     def lanes(self, request_id: str) -> list[LaneSummary]:
         """Read the summaries written so far, in the order of the lanes."""
@@ -497,7 +436,7 @@ class Ledger:
     def _update(self, request_id: str, **changes: Any) -> RequestStatus | None:
         """Update a request's item if `condition` holds. Return None if not: another process has changed it, which is normal."""
         item = self._dynamo.update_if(self._update_body(request_id, **changes))
-        return None if item is None else _request(from_item(item))
+        return None if item is None else request_of(from_item(item))
 
     def _update_body(
         self,
@@ -545,19 +484,8 @@ class Ledger:
         }
 
 
-def receipt_key(request_id: str, lane: int, number: int) -> dict[str, str]:
-    """Return the primary key of a receipt."""
-    return {"pk": f"{request_id}#{lane:05d}", "sk": f"tx#{number:05d}"}
-
-
 def _lane_key(number: int) -> str:
     return f"lane#{number:05d}"
-
-
-def receipt_of(item: Mapping[str, Any]) -> Receipt:
-    """Read a receipt from its item."""
-    number = int(item["sk"].removeprefix("tx#"))
-    return Receipt(number=number, refused=tuple(msgspec.convert(item.get("refused", []), list[Refusal])))
 
 
 def _receipts(items: Iterable[Mapping[str, Any]]) -> dict[int, Receipt]:
@@ -580,55 +508,3 @@ def _put_body(table: str, values: Mapping[str, Any], condition: str, arguments: 
     if arguments:
         body["ExpressionAttributeValues"] = to_item(placeholders(arguments))
     return body
-
-
-def _request_values(reference: Reference, operations: int, refused: Mapping[str, int]) -> dict[str, Any]:
-    return {**_counted_values(operations, refused), "reference": msgspec.to_builtins(reference)}
-
-
-def _counted_values(operations: int, refused: Mapping[str, int]) -> dict[str, Any]:
-    return {"operations": operations, "early": _counts_value(Counts(refused=dict(refused)))}
-
-
-def _request(item: Mapping[str, Any]) -> RequestStatus:
-    reference = msgspec.convert(item["reference"], Reference)
-    early = msgspec.convert(item["early"], Counts)
-    return RequestStatus(
-        request_id=item["pk"],
-        state=State(item["state"]),
-        source=reference.source,
-        operations=item["operations"],
-        lanes=reference.lanes,
-        reference=reference,
-        early=early,
-        counts=msgspec.convert(item["counts"], Counts) if "counts" in item else early,
-        accepted_at=item["accepted_at"] / 1000,
-        started_at=item["started_at"] / 1000 if "started_at" in item else None,
-        finished_at=item["finished_at"] / 1000 if "finished_at" in item else None,
-        error=item.get("error", ""),
-        started_by=item.get("started_by", ""),
-        sent_again=item.get("sent_again", 0),
-        active_at=max(item.get(name, 0) for name in ("accepted_at", "sent_at", "started_at")) / 1000,
-        content=item.get("content", ""),
-        is_follow_up=item.get("is_follow_up", False),
-    )
-
-
-def _lane(item: Mapping[str, Any]) -> LaneSummary:
-    return LaneSummary(
-        lane=int(item["sk"].removeprefix("lane#")),
-        state=State(item["state"]),
-        counts=msgspec.convert(item["counts"], Counts),
-        started_at=item["started_at"] / 1000,
-        finished_at=item["finished_at"] / 1000,
-        error=item.get("error", ""),
-    )
-
-
-def _counts_value(counts: Counts) -> dict[str, Any]:
-    value: dict[str, Any] = msgspec.to_builtins(counts)
-    return value
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)

@@ -9,7 +9,8 @@ import msgspec
 
 from mdstore.errors import IntegrityError, InvalidRequest
 from mdstore.model import Outcome, Reference, Refusal, State
-from mdstore.store.ledger import Ledger, RequestStatus
+from mdstore.store.ledger import Ledger
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.operations import Indexed
 from mdstore.store.packing import pack
 from mdstore.store.payload import Payloads

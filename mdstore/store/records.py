@@ -48,10 +48,7 @@ class Records:
 
     def get(self, entity: str, key: str) -> Record:
         """Read one record. Raises `NotFound`."""
-        record = self.look_up([(entity, key)]).get((entity, key))
-        if record is None or record.deleted:
-            raise NotFound("record", f"{entity}/{key}")
-        return record
+        return existing(self.look_up([(entity, key)]).get((entity, key)), entity, key)
 
     def look_up(self, keys: Iterable[Key]) -> dict[Key, Record]:
         """Read the existing records of `keys`, including tombstones."""
@@ -137,6 +134,13 @@ class Records:
             body["FilterExpression"] += " AND entity = :entity"
             body["ExpressionAttributeValues"] = to_item({":entity": entity})
         return body
+
+
+def existing(record: Record | None, entity: str, key: str) -> Record:
+    """Return `record`. Raises `NotFound` if there is none, or only its tombstone."""
+    if record is None or record.deleted:
+        raise NotFound("record", f"{entity}/{key}")
+    return record
 
 
 def primary_key(entity: str, key: str) -> str:

@@ -11,7 +11,8 @@ from mdstore.aws.dynamodb.attributes import from_attribute
 from mdstore.errors import IntegrityError
 from mdstore.model import Outcome, State
 from mdstore.store.entities import Entities
-from mdstore.store.ledger import Ledger, RequestStatus
+from mdstore.store.ledger import Ledger
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.operations import OPERATIONS, Effect, Indexed, Needs, effect_on
 from mdstore.store.outcomes import Outcomes
 from mdstore.store.packing import pack

@@ -43,7 +43,8 @@ from mdstore.model import MAX_AGE, BatchedRequest, Counts, Reason, Reference, Re
 from mdstore.settings import DAY
 from mdstore.store.batch import MAX_OPERATIONS, counts_by_request
 from mdstore.store.folding import Fold, folds_of
-from mdstore.store.ledger import LaneSummary, Ledger, Receipt, RequestStatus, receipt_of
+from mdstore.store.ledger import Ledger
+from mdstore.store.ledger_items import LaneSummary, Receipt, RequestStatus, receipt_of
 from mdstore.store.operations import OPERATIONS, Indexed, Needs, merged
 from mdstore.store.packing import Transaction, pack, refusal
 from mdstore.store.payload import Header, OpenPayload, Payloads

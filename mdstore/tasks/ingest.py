@@ -18,7 +18,7 @@ from mdstore.queue.broker.publisher import Unsent
 from mdstore.queue.small_tasks import SMALL_PER_JOB
 from mdstore.store.batch import MAX_OPERATIONS, is_batch_id, is_small
 from mdstore.store.ingestor import Accepted, OnInvalid
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.payload import Header
 from mdstore.store.writer import is_small_payload
 from mdstore.tasks.result import KnownRequestResult, RequestResult

@@ -12,7 +12,7 @@ from celery.result import AsyncResult, assert_will_not_block
 
 from mdstore.errors import NotFound
 from mdstore.model import State
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 
 
 class RequestResult(AsyncResult):  # Celery has no types

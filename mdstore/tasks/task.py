@@ -20,7 +20,7 @@ from mdstore.model import Reference, State
 from mdstore.queue.broker import ascii_json
 from mdstore.queue.worker.request import SqsRequest
 from mdstore.store import Store
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.tasks.decisions import Continue, DeadLetter, Decision, Deliveries, Done, Pause, Postpone, Redeliver, decide
 
 if TYPE_CHECKING:

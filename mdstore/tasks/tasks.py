@@ -16,7 +16,7 @@ from celery import chord
 from mdstore.errors import IntegrityError, InvalidRequest, MdstoreError, NotFound
 from mdstore.model import FINAL_STATES, Reference, State
 from mdstore.queue.small_tasks import prepared
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.tasks.ingest import IngestTask, fairness_options
 from mdstore.tasks.task import StoreTask, read_reference, start
 

@@ -123,6 +123,19 @@ def test_the_readmes_python_lines_do_what_their_comments_say(up: Up) -> None:
     assert "reason='exists'" in refused
 
 
+def test_the_readmes_coroutine_runs(up: Up) -> None:
+    """The block with `AsyncClient` runs unchanged on a store that has the airport of the block before it."""
+    up.sh('mdstore load - <<< \'{"op":"upsert","entity":"airport","key":"KJFK","data":{}}\'')
+    ran = subprocess.run(
+        [sys.executable, "-c", block("python", "AsyncClient")],
+        env=up.environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    records, outcomes = ran.stdout.strip().split("\n")
+    assert "{'name': 'Berlin'}" in records
+    assert "outcome='applied'" in outcomes
+
+
 def test_the_readmes_commands_run(up: Up, tmp_path: Path) -> None:
     """Every `mdstore` line of the README runs unchanged; without the airports, some of the changes are refused."""
     inserted = up.sh('mdstore load - <<< \'{"op":"upsert","entity":"airport","key":"KJFK","data":{}}\'')

@@ -24,7 +24,7 @@ from mdstore.model import Counts, Operation, Reference
 from mdstore.provision import provision
 from mdstore.settings import load_settings
 from mdstore.store import Store
-from mdstore.store.ledger import Receipt
+from mdstore.store.ledger_items import Receipt
 from mdstore.store.writer import Writer
 from tests.chaos.expected import Expected, families, random_operations
 from tests.chaos.messages import Messages

@@ -16,7 +16,8 @@ from mdstore.aws.dynamodb.client import DynamoClient, transact
 from mdstore.errors import TransactionCancelled
 from mdstore.model import Counts, Operation, OpName, Reason, Reference
 from mdstore.store.entities import Entities
-from mdstore.store.ledger import Ledger, Receipt
+from mdstore.store.ledger import Ledger
+from mdstore.store.ledger_items import Receipt
 from mdstore.store.operations import Indexed
 from mdstore.store.payload import Payloads
 from mdstore.store.payload_builder import PayloadBuilder

@@ -14,7 +14,7 @@ from mdstore.model import Counts, Reference, State
 from mdstore.queue import create_app
 from mdstore.queue.results.chord_state import ChordStates
 from mdstore.queue.results.shard import Part
-from mdstore.store.ledger import LaneSummary, RequestStatus
+from mdstore.store.ledger_items import LaneSummary, RequestStatus
 from tests.conformance.bench import Bench
 from tests.waiting import until
 

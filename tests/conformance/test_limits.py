@@ -13,7 +13,7 @@ import pytest
 from mdstore.aws.dynamodb.attributes import MAX_NESTING, to_attribute, to_item
 from mdstore.errors import RequestRejected
 from mdstore.model import OpName, Reason, Refusal
-from mdstore.store.ledger import Receipt
+from mdstore.store.ledger_items import Receipt
 from mdstore.store.records import primary_key
 from mdstore.store.validation import MAX_KEY_BYTES
 from tests.conformance.bench import Action, Bench, codes

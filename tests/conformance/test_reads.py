@@ -9,7 +9,7 @@ import pytest
 from mdstore.aws.dynamodb.attributes import Item, to_item
 from mdstore.errors import RequestRejected
 from mdstore.model import Reason, Refusal
-from mdstore.store.ledger import Receipt
+from mdstore.store.ledger_items import Receipt
 from tests.conformance.bench import Bench
 
 ITEM = 390 * 2**10  # bytes; 43 such items exceed the 16 MB of one BatchGetItem

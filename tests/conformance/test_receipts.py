@@ -8,7 +8,7 @@ from mdstore.aws.dynamodb.attributes import from_item
 from mdstore.aws.dynamodb.client import transact
 from mdstore.errors import RequestRejected
 from mdstore.model import Reason, Refusal
-from mdstore.store.ledger import Receipt, receipt_of
+from mdstore.store.ledger_items import Receipt, receipt_of
 from tests.conformance.bench import Bench, codes, encode
 
 FAILED = "ConditionalCheckFailed"

@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,16 @@ LIMITED = "mdstore.api.connections:LimitedConnection"
 class ApiProcess:
     """A running HTTP API, and a client of it that has the key of the source `erp`."""
 
-    pid: int
+    running: subprocess.Popen[bytes]
     http: httpx.Client
     client: Client
     log: Path
+    environ: Mapping[str, str]
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.running.pid
 
     @property
     def port(self) -> int:
@@ -86,13 +92,18 @@ def process(
 
 @contextmanager
 def served(
-    environ: Mapping[str, str], log: Path, *, files: int | None = None, with_uvicorn: bool = False
-) -> Iterator[tuple[int, httpx.Client]]:
-    """Serve the HTTP API with `mdstore api` or uvicorn's command; yields its process id and a client without a key."""
+    environ: Mapping[str, str],
+    log: Path,
+    *,
+    files: int | None = None,
+    with_uvicorn: bool = False,
+    options: Sequence[str] = (),
+) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """Serve the HTTP API with `mdstore api` or uvicorn's command; yields its process and a client without a key."""
     port = free_port()
-    command = ["mdstore", "api", "--port", str(port)]
+    command = ["mdstore", "api", "--port", str(port), *options]
     if with_uvicorn:
-        command = ["uvicorn", "--factory", "mdstore.api:create_api", "--port", str(port), "--http", LIMITED]
+        command = ["uvicorn", "--factory", "mdstore.api:create_api", "--port", str(port), "--http", LIMITED, *options]
     with (
         process(*command, environ=environ, log=log, files=files) as running,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as http,
@@ -106,12 +117,18 @@ def served(
                 return False
 
         until(serves)
-        yield running.pid, http
+        yield running, http
 
 
 @contextmanager
 def api_process(
-    endpoint: str, log: Path, *, files: int | None = None, with_uvicorn: bool = False, **settings: object
+    endpoint: str,
+    log: Path,
+    *,
+    files: int | None = None,
+    with_uvicorn: bool = False,
+    options: Sequence[str] = (),
+    **settings: object,
 ) -> Iterator[ApiProcess]:
     """Provision a namespace, and serve the HTTP API on it."""
     environ = {
@@ -123,7 +140,7 @@ def api_process(
     }
     client = Client(load_settings(environ).settings)
     list(provision(client.settings))
-    with served(environ, log, files=files, with_uvicorn=with_uvicorn) as (pid, http):
-        found = ApiProcess(pid=pid, http=http, client=client, log=log)
+    with served(environ, log, files=files, with_uvicorn=with_uvicorn, options=options) as (running, http):
+        found = ApiProcess(running=running, http=http, client=client, log=log, environ=environ)
         http.headers.update(found.key("write", "read", source="erp"))
         yield found

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mdstore.aws.concurrent import Task
-from mdstore.store.ledger import Ledger, RequestStatus
+from mdstore.store.ledger import Ledger
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.tasks import create_store_app
 from mdstore.tasks.ingest import IngestTask
 from tests.integration.transport_app import record

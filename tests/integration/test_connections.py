@@ -187,6 +187,85 @@ def test_malformed_requests_are_logged_once(api: ApiProcess) -> None:
     assert api.log.read_text().count("Invalid HTTP request") - before <= 1
 
 
+def exchanged(api: ApiProcess, *sent: bytes, pause: float = 0.0) -> bytes:
+    """Send bytes in a new connection; returns what comes until it is closed, or until nothing comes for two seconds."""
+    with connected(api) as connection:
+        answer = b""
+        try:
+            for one in sent:
+                connection.sendall(one)
+                time.sleep(pause)
+            connection.settimeout(2)
+            while found := connection.recv(2**16):
+                answer += found
+        except (TimeoutError, ConnectionResetError, BrokenPipeError):
+            pass
+        return answer
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD + b"X: " + b"x" * 100_000,
+        HEAD + b"X: y\r\n" * 20_000,
+        b"GET /" + b"x" * 100_000,
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        HEAD + b"Host: other\r\n\r\n",
+        HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"x" * 100_000,
+    ],
+    ids=["long header", "many headers", "long line", "no host", "two hosts", "other encoding", "long chunk extension"],
+)
+def test_impossible_heads_are_refused(api: ApiProcess, sent: bytes) -> None:
+    """The answer is 400, and the connection is closed."""
+    answer = exchanged(api, sent)
+    assert b"HTTP/1.1 400 " in answer or answer == b""  # a reset may overtake the answer if more was sent than read
+    assert b"HTTP/1.1 200 " not in answer.partition(b"HTTP/1.1 400 ")[2]
+
+
+def test_trailers_are_no_headers(api: ApiProcess) -> None:
+    """What follows a chunked body changes nothing about the request, and endless trailers close the connection."""
+    key = f"Authorization: {api.http.headers['authorization']}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    body = b'{"op":"upsert","entity":"item","key":"k","data":{}}'
+    chunk = b"%x\r\n%b\r\n0\r\n" % (len(body), body)
+    answer = exchanged(api, POST + key + chunk + b"Idempotency-Key: trailer\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert b"trailer" not in answer
+    assert b"HTTP/1.1 202 " not in exchanged(api, POST + key + chunk + b"X: " + b"x" * 100_000)
+
+
+def test_requests_that_come_at_once_are_answered_in_turn(api: ApiProcess) -> None:
+    """A thousand in one go are answered, whatever their bodies are, and use little memory."""
+    key = f"Authorization: {api.http.headers['authorization']}\r\n".encode()
+    body = b'{"op":"upsert","entity":"item","key":"k","data":{}}'
+    post = POST + key + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    get = HEAD + b"\r\n"
+    before = api.peak()
+    answer = exchanged(api, (get * 9 + post) * 100 + get)
+    assert answer.count(b"HTTP/1.1 200 OK") == 901
+    assert answer.count(b"HTTP/1.1 202 Accepted") == 100
+    assert answer.index(b"HTTP/1.1 202 ") > answer.index(b"HTTP/1.1 200 ")
+    assert api.peak() - before < 20 * 2**20
+
+
+def test_a_request_in_pieces_is_answered(api: ApiProcess) -> None:
+    """Its pieces may end anywhere, and the next request follows in the same connection."""
+    key = f"Authorization: {api.http.headers['authorization']}\r\n".encode()
+    body = b'{"op":"upsert","entity":"item","key":"k","data":{}}'
+    whole = POST + key + b"Content-Length: %d\r\n\r\n%b" % (len(body), body) + HEAD + b"\r\n"
+    pieces = [whole[start : start + 7] for start in range(0, len(whole), 7)]
+    answer = exchanged(api, *pieces, pause=0.001)
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+
+
+def test_another_protocol_is_not_taken(api: ApiProcess) -> None:
+    """A client that offers an upgrade gets its answer, and may go on with the connection."""
+    upgrade = HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n"
+    answer = exchanged(api, upgrade, HEAD + b"\r\n", pause=0.5)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
 def test_bodies_under_way_are_bounded(aws: EmbeddedAws, tmp_path: Path) -> None:
     """A source has half of the places, so one that holds all of its own holds up no other."""
     with api_process(aws.url, tmp_path / "log", api_max_bodies=4, api_max_body_bytes=2**20) as api:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from mdstore.model import Counts, Operation, Reason, State
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from tests.model.deliveries import Clock
 from tests.model.environment import RULES, Environment, Parts, at_once, known
 from tests.model.history import History, Outcomes, check_prediction, require

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mdstore.aws.concurrent import Task
 from mdstore.model import Reference, State
-from mdstore.store.ledger import LaneSummary, RequestStatus
+from mdstore.store.ledger_items import LaneSummary, RequestStatus
 from tests.model.environment import Parts
 from tests.model.model import OperationInput
 

@@ -15,7 +15,7 @@ from mdstore.aws.http import Response
 from mdstore.errors import LaneUnfinished, NotFound, RequestConflict
 from mdstore.model import Counts, Operation, OpName, Reference, State
 from mdstore.store.group_commit import GroupCommit, Waiting
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.records import Record
 from mdstore.store.verify import Verification
 from tests.model.deliveries import Call, Clock, Delivery

@@ -14,7 +14,8 @@ from mdstore.model import MAX_AGE, Counts, Reference, State
 from mdstore.settings import Settings
 from mdstore.store.entities import Entities
 from mdstore.store.ingestor import Ingestor
-from mdstore.store.ledger import Ledger, RequestStatus
+from mdstore.store.ledger import Ledger
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.payload import Payloads
 from mdstore.store.validation import Validator
 from tests.unit.fakes import MemoryObjects

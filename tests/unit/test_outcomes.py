@@ -10,7 +10,7 @@ import pytest
 from mdstore.aws.dynamodb.attributes import to_attribute
 from mdstore.model import Counts, Operation, OpName, State
 from mdstore.store.entities import Entities
-from mdstore.store.ledger import LaneSummary, RequestStatus
+from mdstore.store.ledger_items import LaneSummary, RequestStatus
 from mdstore.store.outcomes import Outcomes
 from mdstore.store.verify import Verification, Verifier
 from tests.unit.bench import Bench

@@ -11,9 +11,9 @@ import mdstore
 def test_the_public_names() -> None:
     """Adding or removing a name is a decision, so it must be made here too."""
     assert mdstore.__all__ == [
-        "Client", "ConfigurationError", "InvalidOperations", "InvalidRequest", "MdstoreError", "NotFound", "Operation",
-        "Outcome", "PayloadTooLarge", "Reason", "RequestConflict", "State", "Submission", "Unavailable",
-        "aget", "export", "get", "ingest", "submit", "verify",
+        "AsyncClient", "AsyncSubmission", "Client", "ConfigurationError", "InvalidOperations", "InvalidRequest",
+        "MdstoreError", "NotFound", "Operation", "Outcome", "PayloadTooLarge", "Reason", "RequestConflict", "State",
+        "Submission", "Unavailable", "aget", "export", "get", "ingest", "submit", "verify",
     ]  # fmt: skip
     assert all(hasattr(mdstore, name) for name in mdstore.__all__)
 

@@ -11,7 +11,8 @@ from mdstore.model import Counts, Reference, State
 from mdstore.settings import Settings
 from mdstore.store.entities import Entities
 from mdstore.store.ingestor import Ingestor
-from mdstore.store.ledger import LaneSummary, Ledger, RequestStatus
+from mdstore.store.ledger import Ledger
+from mdstore.store.ledger_items import LaneSummary, RequestStatus
 from mdstore.store.payload import Payloads
 from mdstore.store.validation import Validator
 from tests.model.network import Tables

@@ -16,7 +16,7 @@ from mdstore.errors import DeploymentBroken, IntegrityError, LaneUnfinished, Una
 from mdstore.model import MAX_AGE, Counts, Operation, Reference, State
 from mdstore.settings import DAY, load_settings
 from mdstore.store.batch import encode_batch, new_batch_id
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.payload_builder import PayloadBuilder
 from mdstore.tasks import StoreApp, create_store_app
 from mdstore.tasks.ingest import IngestRequest, IngestTask

@@ -11,7 +11,7 @@ import pytest
 from mdstore.client import Client
 from mdstore.model import Counts, Outcome, Reference, State
 from mdstore.store.entities import Entities
-from mdstore.store.ledger import RequestStatus
+from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.verify import Verifier
 
 LANES, LANE = 200, 1_000

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mdstore.errors import RequestRejected, TransactionCancelled, Unavailable
 from mdstore.model import Counts, Operation, OpName, Reason, Refusal, State
-from mdstore.store.ledger import Receipt
+from mdstore.store.ledger_items import Receipt
 from mdstore.store.operations import Indexed
 from mdstore.store.packing import Transaction
 from mdstore.store.writer import count, remove_refused

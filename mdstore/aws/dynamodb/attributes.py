@@ -219,3 +219,13 @@ def from_attribute(attribute: AttributeValue) -> Any:
 def from_item(item: Item) -> dict[str, Any]:
     """Unmarshal an item."""
     return {name: from_attribute(value) for name, value in item.items()}
+
+
+def is_small(item: Item, most: int = 2_000) -> bool:
+    """Return whether an item has at most `most` values, which are unmarshalled within milliseconds."""
+    values = list(item.values())
+    for value in values:  # it grows
+        values += value.get("M", {}).values() or value.get("L", ())
+        if len(values) > most:
+            return False
+    return True

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from mdstore.aws.concurrent import Call, Run, Task
 from mdstore.aws.dynamodb.attributes import Item
+from mdstore.aws.event_loop import EventLoopRunner
 from mdstore.aws.http import ConcurrentCalls, Response, SignedHttp
 from mdstore.aws.json_protocol import JsonProtocol, decode, encode, failure, is_retryable
 from mdstore.aws.retry import Retry
@@ -140,6 +141,10 @@ class DynamoClient:
             in_flight=in_flight,
             deadline=deadline,
         )
+
+    def event_loop_runner(self) -> EventLoopRunner:
+        """Return what runs tasks on the running event loop."""
+        return EventLoopRunner(self._http, begin=self._protocol.request, read=_read, retry=self.retry)
 
     def batch_get(self, table: str, keys: Sequence[Mapping[str, Any]]) -> Task[list[dict[str, Any]]]:
         """Task: read the existing items of `keys`, strongly consistent, in any order, 100 per call. `keys` must be distinct."""

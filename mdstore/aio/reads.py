@@ -17,7 +17,7 @@ from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.records import Key, Record, existing
 
 T = TypeVar("T")
-_RECORD_CALLS = 4  # BatchGetItem calls that are under way at most; see docs/adr/0022-reads-on-the-event-loop.md
+_RECORD_CALLS = 4  # BatchGetItem calls that are under way at most; see docs/adr/0023-reads-on-the-event-loop.md
 _STATUS_CALLS = 2
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time as clock
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -169,13 +170,17 @@ def test_a_runner_goes_with_its_event_loop(endpoint: Endpoint) -> None:
     endpoint.respond_with(FOUND)
     client = client_of(endpoint.url)
 
+    runners: list[weakref.ref[EventLoopRunner]] = []
+
     async def scene() -> None:
-        await client.event_loop_runner().run(client.batch_get("t", [ITEM]))
+        runner = client.event_loop_runner()
+        runners.append(weakref.ref(runner))
+        await runner.run(client.batch_get("t", [ITEM]))
 
     for _ in range(3):
         asyncio.run(scene())
     gc.collect()
-    assert not [one for one in gc.get_objects() if isinstance(one, EventLoopRunner)]
+    assert [one() for one in runners] == [None] * 3
 
 
 @pytest.mark.parametrize(

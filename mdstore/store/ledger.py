@@ -36,6 +36,7 @@ from mdstore.store.ledger_items import (
     LaneSummary,
     Receipt,
     RequestStatus,
+    counted_values,
     counts_value,
     lane_of,
     milliseconds,
@@ -149,13 +150,18 @@ class Ledger:
         """
         now = milliseconds(self._clock())
         defaults = {
-            **request_values(reference, operations, refused),
+            **counted_values(operations, refused),
             "accepted_at": now,
             "expires_at": self.expires_at(),
         }
         changed = self._update(
             reference.request_id,
-            always={"state": State.RUNNING, "started_at": now, "started_by": by},
+            always={
+                "state": State.RUNNING,
+                "started_at": now,
+                "started_by": by,
+                "reference": msgspec.to_builtins(reference),
+            },
             defaults=defaults,
             removed=("error", "finished_at"),
             condition="attribute_not_exists(pk) OR #state IN (:accepted, :failed)",
@@ -212,9 +218,10 @@ class Ledger:
                 "started_at": milliseconds(started),
                 "finished_at": milliseconds(finished),
                 "counts": counts_value(lane.counts + early if lane else early),
+                "reference": msgspec.to_builtins(reference),  # the note's may be of a payload that was never stored
             },
             defaults={
-                **request_values(reference, operations, refused),
+                **counted_values(operations, refused),
                 "accepted_at": milliseconds(started),
                 "expires_at": self.expires_at(),
             },
@@ -250,10 +257,9 @@ class Ledger:
         }
         if summary.error:
             always["error"] = summary.error
-        values = request_values(reference, request.operations, request.refused_counts)
         defaults = {
             "content": request.content,
-            **{name: value for name, value in values.items() if name != "reference"},
+            **counted_values(request.operations, request.refused_counts),
             "accepted_at": milliseconds(summary.started_at),
             "expires_at": self.expires_at(),
         }

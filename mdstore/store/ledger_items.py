@@ -101,11 +101,11 @@ def receipt_of(item: Mapping[str, Any]) -> Receipt:
 
 
 def request_values(reference: Reference, operations: int, refused: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "operations": operations,
-        "reference": msgspec.to_builtins(reference),
-        "early": counts_value(Counts(refused=dict(refused))),
-    }
+    return {**counted_values(operations, refused), "reference": msgspec.to_builtins(reference)}
+
+
+def counted_values(operations: int, refused: Mapping[str, int]) -> dict[str, Any]:
+    return {"operations": operations, "early": counts_value(Counts(refused=dict(refused)))}
 
 
 def request_of(item: Mapping[str, Any]) -> RequestStatus:

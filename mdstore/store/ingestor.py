@@ -386,7 +386,9 @@ class Ingestor:
             except NotFound:
                 encoded = self.encode(built)
                 with closing(encoded.body):
-                    return self._put(built, encoded)[0]
+                    reference = self._put(built, encoded)[0]
+                self._ledger.correct(reference)
+                return reference
             self._report_models(reference, header)
             return reference
         batch_id = known.reference.request_id

@@ -9,12 +9,13 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from mdstore.aio.commits import Commits
+from mdstore.aio import commits
 from mdstore.aio.reads import Reads
 from mdstore.client import Client, Receipt, still_waiting
 from mdstore.model import FINAL_STATES, Outcome
 from mdstore.settings import Settings
 from mdstore.store.batch import is_small
+from mdstore.store.group_commit import GroupCommit
 from mdstore.store.ingestor import Accepted, OnInvalid
 from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.outcomes import Only
@@ -66,7 +67,7 @@ class AsyncClient:
         # Building the clients of AWS takes some tenths of a second.
         store = await asyncio.to_thread(lambda: self._client.store)
         self._reads = Reads(store, self._blocking)
-        self._commits: Commits | None = None
+        self._group_commit: GroupCommit | None = None
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -144,15 +145,14 @@ class AsyncClient:
         return await self._reads.record(entity, key)
 
     async def _accept(self, operations: Iterable[OperationInput], options: Any) -> Accepted:
-        if self._commits is None:  # loading Celery takes some tenths of a second, and readers need none
-            group_commit = await self._in_thread(lambda: self._client.app.group_commit)
-            self._commits = self._commits or Commits(group_commit, self._submits)
+        if self._group_commit is None:  # loading Celery takes some tenths of a second, and readers need none
+            self._group_commit = await self._in_thread(lambda: self._client.app.group_commit)
         ingest, ingestor = self._client.ingest, self._client.store.ingestor
         if not _is_short(operations):
             return await self._in_thread(partial(ingest.accept, operations, **options), self._submits)
         built = ingestor.build(operations, **options)
         if built.invalid is None and is_small(built.builder):
-            return await self._commits.submit(built)
+            return await commits.submit(self._group_commit, built)
         with closing(built.builder):
             return await self._in_thread(partial(ingestor.accept_built, built, publish=ingest.publish), self._submits)
 

@@ -17,7 +17,7 @@ import logging
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,8 @@ from mdstore.store.ledger import Ledger
 from mdstore.store.ledger_items import RequestStatus
 from mdstore.store.payload import Encoded, Payloads
 
+#: The most commits that are under way: while one sends its message, the next one writes its notes. More would be smaller.
+COMMITS = 2
 _IN_FLIGHT = 64  # notes that are written at the same time
 
 
@@ -85,34 +87,47 @@ class GroupCommit:
         self._publish = publish
         self._waiting: deque[Waiting] = deque()
         self._committing = threading.Lock()  # held from taking the requests until their notes are written
+        self._starting = threading.Lock()
+        self._under_way = 0
+        self._threads = ThreadPoolExecutor(COMMITS, thread_name_prefix="mdstore-commit")
 
     def submit(self, built: BuiltRequest) -> Accepted:
         """Accept a request, together with those that other threads submit, as `Ingestor.accept_built` does."""
         waiting = self.add(built)
-        while not waiting.is_taken:
-            self.commit(waiting)
+        self.start()
         return waiting.accepted.result()
 
     def add(self, built: BuiltRequest) -> Waiting:
-        """Add a request to the next commit. Whoever adds requests must see to it that `commit` is called."""
+        """Add a request to the next commit. The caller starts that by `start`."""
         waiting = Waiting(built)
         self._waiting.append(waiting)
         return waiting
+
+    def start(self) -> None:
+        """Start a commit on a thread, if a request waits and not too many are under way. Further ones follow by themselves."""
+        with self._starting:
+            if self._under_way == COMMITS or not self._waiting:
+                return
+            self._under_way += 1
+        self._threads.submit(self._run)
+
+    def _run(self) -> None:
+        try:
+            self.commit()
+        finally:
+            with self._starting:
+                self._under_way -= 1
+            self.start()
 
     @property
     def is_idle(self) -> bool:
         """Return whether no request waits to be taken."""
         return not self._waiting
 
-    def commit(self, unless_taken: Waiting | None = None) -> None:
-        """Commit the waiting requests: all of them, as long as they fit into one batch for each source.
-
-        Do nothing if the request `unless_taken` has been taken by another thread's commit when it is this thread's turn.
-        """
+    def commit(self) -> None:
+        """Commit the waiting requests: all of them, as long as they fit into one batch for each source."""
         with ExitStack() as stack:
             with self._committing:
-                if unless_taken is not None and unless_taken.is_taken:
-                    return
                 taken = self._take()
                 commits: list[_Commit] = []
                 repeats: list[tuple[Waiting, RequestStatus]] = []
@@ -124,9 +139,9 @@ class GroupCommit:
             for commit in commits:
                 with _failing(commit.requests):
                     self._store(commit)
-            for waiting, known in repeats:
-                with _failing([waiting]):
-                    waiting.accepted.set_result(self._ingestor.repeat(waiting.built, known, publish=self._publish))
+        for waiting, known in repeats:
+            with _failing([waiting]):
+                waiting.accepted.set_result(self._ingestor.repeat(waiting.built, known, publish=self._publish))
 
     def _take(self) -> dict[_Group, list[Waiting]]:
         """Take the requests of the next commit: of each group as many as a batch may have, and each id once."""

@@ -69,7 +69,7 @@ def test_a_request_calls_the_functions_in_the_order_of_the_page(
 
     with recorded(calls, listed):
         for _ in range(requests):
-            submission = client.submit(operations)
+            submission = client.submit(operations, request_id="r")
     with recording_worker(environ, tmp_path / "worker.log"):
         assert submission.wait(60).status().state is State.COMPLETED
         until(lambda: listed[-1] in first_calls(calls), what=f"{listed[-1]} is called")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
 
-from mdstore.aio.commits import Commits
+from mdstore.aio.commits import submit
 from mdstore.model import Reference
-from mdstore.store.group_commit import GroupCommit, Waiting
+from mdstore.store.group_commit import COMMITS, GroupCommit
 from mdstore.store.ingestor import Accepted, BuiltRequest
 
 
@@ -25,25 +23,19 @@ class Builder:
         self.is_closed = True
 
 
-class Commit:
+class Commit(GroupCommit):
     """A group commit whose commits end when `go` is set. A request named "bad" fails."""
 
     def __init__(self) -> None:
-        self.waiting: list[Waiting] = []
+        nothing = cast("Any", None)
+        super().__init__(ingestor=nothing, payloads=nothing, ledger=nothing, publish=nothing)
         self.groups: list[list[str]] = []
         self.closed: list[bool] = []
         self.go = threading.Event()
 
-    @property
-    def is_idle(self) -> bool:
-        return not self.waiting
-
-    def add(self, built: BuiltRequest) -> Waiting:
-        self.waiting.append(Waiting(built))
-        return self.waiting[-1]
-
     def commit(self) -> None:
-        taken, self.waiting = self.waiting, []
+        with self._committing:
+            taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
         group = [one for one in taken if one.accepted.set_running_or_notify_cancel()]
         self.groups.append([one.built.request_id for one in group])
         self.go.wait(10)
@@ -64,31 +56,24 @@ def built(request_id: str) -> BuiltRequest:
     return BuiltRequest(request_id=request_id, source="s", builder=cast("Any", Builder()))
 
 
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as found:
-        yield found
-
-
 async def reached(commit: Commit, groups: int) -> None:
     async with asyncio.timeout(10):
         while len(commit.groups) < groups:
             await asyncio.sleep(0.001)
 
 
-def test_requests_share_a_few_commits(threads: ThreadPoolExecutor) -> None:
-    """However many requests there are, each is committed once, and at most four commits are under way."""
+def test_requests_share_a_few_commits() -> None:
+    """However many requests there are, each is committed once, and few commits are under way."""
 
     async def scene() -> None:
         commit = Commit()
-        commits = Commits(cast("GroupCommit", commit), threads)
         submits = []
         for number in range(100):
-            submits.append(asyncio.ensure_future(commits.submit(built(str(number)))))
+            submits.append(asyncio.ensure_future(submit(commit, built(str(number)))))
             await asyncio.sleep(0)
-            if number < 4:
+            if number < COMMITS:
                 await reached(commit, number + 1)
-        assert commit.groups == [["0"], ["1"], ["2"], ["3"]]
+        assert commit.groups == [[str(number)] for number in range(COMMITS)]
         commit.go.set()
         assert [one.request_id for one in await asyncio.gather(*submits)] == [str(n) for n in range(100)]
         assert sorted(int(name) for group in commit.groups for name in group) == list(range(100))
@@ -96,15 +81,14 @@ def test_requests_share_a_few_commits(threads: ThreadPoolExecutor) -> None:
     asyncio.run(scene())
 
 
-def test_a_failure_is_that_of_its_request(threads: ThreadPoolExecutor) -> None:
+def test_a_failure_is_that_of_its_request() -> None:
     """The others are accepted, and all builders are closed afterwards."""
 
     async def scene() -> None:
         commit = Commit()
         commit.go.set()
-        commits = Commits(cast("GroupCommit", commit), threads)
         requests = [built(name) for name in ("a", "bad", "c")]
-        found = await asyncio.gather(*map(commits.submit, requests), return_exceptions=True)
+        found = await asyncio.gather(*(submit(commit, one) for one in requests), return_exceptions=True)
         assert [type(one) for one in found] == [Accepted, ValueError, Accepted]
         assert all(cast("Builder", one.builder).is_closed for one in requests)
         assert commit.closed == [False] * 3
@@ -112,19 +96,18 @@ def test_a_failure_is_that_of_its_request(threads: ThreadPoolExecutor) -> None:
     asyncio.run(scene())
 
 
-def test_a_cancelled_caller_takes_no_request_out_of_a_commit(threads: ThreadPoolExecutor) -> None:
+def test_a_cancelled_caller_takes_no_request_out_of_a_commit() -> None:
     """Its builder stays open until the commit has read it, because a commit fails for all if it cannot read one."""
 
     async def scene() -> None:
         commit = Commit()
-        commits = Commits(cast("GroupCommit", commit), threads)
         request = built("a")
-        submit = asyncio.ensure_future(commits.submit(request))
+        submitted = asyncio.ensure_future(submit(commit, request))
         await asyncio.sleep(0)
         await reached(commit, 1)
-        submit.cancel()
+        submitted.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await submit
+            await submitted
         commit.go.set()
         async with asyncio.timeout(10):
             while not cast("Builder", request.builder).is_closed:

@@ -105,6 +105,7 @@ async def submit(
         else:
             # A short body is split now, so that its operations are checked without a thread.
             await client.submit(list(operations) if slot.size <= body.SHORT else operations, **options)
+    request_id = str(request_id)  # a `NewId` has done its work, and is no JSON
     status_url = request.scope.get("root_path", "") + status_path(request_id)
     headers = {"Location": status_url}
     final = await client.until_final(request_id, seconds=wait, is_gone=request.is_disconnected) if wait else None

@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("browser").addoption("--pictures", type=Path, help="directory to put the tests' screenshots in")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while Playwright runs, no other test of this process can run an event loop
 def browser() -> Iterator[Browser]:
     """A headless chromium. Where there is none, `make test` could not install one: the tests fail and say what to do."""
     with sync_playwright() as playwright:

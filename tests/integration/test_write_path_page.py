@@ -68,8 +68,8 @@ def test_a_request_calls_the_functions_in_the_order_of_the_page(
     operations += [{"op": "patch", "entity": "thing", "key": "k0", "data": {"n": n}} for n in range(patches)]
 
     with recorded(calls, listed):
-        for _ in range(requests):
-            submission = client.submit(operations, request_id="r")
+        for number in range(requests):
+            submission = client.submit(operations, request_id=f"r{number}")
     with recording_worker(environ, tmp_path / "worker.log"):
         assert submission.wait(60).status().state is State.COMPLETED
         until(lambda: listed[-1] in first_calls(calls), what=f"{listed[-1]} is called")

@@ -64,7 +64,7 @@ _MAX_BODY = 3_500_000
 _UPLOADS = 8  # concurrent uploads of large data to S3
 #: The most bytes of JSON and waves of a request that is applied side by side with others.
 _SMALL_JSON, _SMALL_WAVES = 2**20, 4
-_COMPLETIONS = 32  # requests of a batch that are completed at the same time
+_COMPLETIONS = 100  # requests of a batch that are completed at the same time
 _encode = msgspec.json.Encoder().encode
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mdstore.aws.concurrent import Task
 from mdstore.errors import DeploymentBroken, Unavailable
@@ -43,10 +43,13 @@ class Waiting:
 
     built: BuiltRequest
     accepted: Future[Accepted] = field(default_factory=Future)
-    is_taken: bool = False
 
 
-_Group = tuple[str, bool]  # the source of requests, and whether their ids are new
+class _Group(NamedTuple):
+    """What the requests of one payload have in common."""
+
+    source: str
+    have_new_ids: bool
 
 
 @dataclass(eq=False, slots=True)
@@ -152,7 +155,7 @@ class GroupCommit:
         for _ in range(len(self._waiting)):
             waiting = self._waiting.popleft()
             built = waiting.built
-            kind = built.source, built.has_new_id
+            kind = _Group(built.source, built.has_new_id)
             operations, size = sizes[kind]
             operations, size = operations + built.builder.count, size + built.builder.raw
             group = groups[kind]
@@ -160,7 +163,6 @@ class GroupCommit:
             if built.request_id in ids or (group and is_full):
                 left.append(waiting)
                 continue
-            waiting.is_taken = True
             if waiting.accepted.set_running_or_notify_cancel():  # else its submitter has gone
                 ids.add(built.request_id)
                 group.append(waiting)
@@ -169,24 +171,20 @@ class GroupCommit:
         return {kind: group for kind, group in groups.items() if group}
 
     def _begin(self, group: _Group, requests: list[Waiting]) -> _Commit:
-        source, have_new_ids = group
-        if len(requests) == 1 or have_new_ids:
-            is_batch = len(requests) > 1
-            encoded = (
-                self._encoded(source, new_batch_id(), requests)
-                if is_batch
-                else self._ingestor.encode(requests[0].built)
-            )
-            return _Commit(group, requests, self._payloads.reference(encoded), is_batch, encoded)
         batch_id = new_batch_id()
-        key = self._payloads.key(batch_id)
-        # The digest is not known before the notes have decided which requests the batch has.
-        reference = Reference(v=SCHEMA_VERSION, request_id=batch_id, payload=key, digest="", lanes=1, source=source)
-        return _Commit(group, requests, reference, is_batch=True)
+        if len(requests) == 1:
+            encoded = self._ingestor.encode(requests[0].built)
+        elif group.have_new_ids:
+            encoded = self._encoded(group, batch_id, requests)
+        else:  # the notes decide which requests the batch has, so its digest is not known yet
+            key, source = self._payloads.key(batch_id), group.source
+            noted = Reference(v=SCHEMA_VERSION, request_id=batch_id, payload=key, digest="", lanes=1, source=source)
+            return _Commit(group, requests, noted, is_batch=True)
+        return _Commit(group, requests, self._payloads.reference(encoded), len(requests) > 1, encoded)
 
-    def _encoded(self, source: str, batch_id: str, requests: Sequence[Waiting]) -> Encoded:
+    def _encoded(self, group: _Group, batch_id: str, requests: Sequence[Waiting]) -> Encoded:
         pairs = [(waiting.built.request_id, waiting.built.builder) for waiting in requests]
-        return self._ingestor.encode_batch(batch_id, source, pairs)
+        return self._ingestor.encode_batch(batch_id, group.source, pairs)
 
     def _note(self, commits: Sequence[_Commit]) -> list[tuple[Waiting, RequestStatus]]:
         """Write the notes of all requests, and keep only those in the commits whose ids were free; return the others.
@@ -194,7 +192,7 @@ class GroupCommit:
         Store the payloads of new ids at the same time.
         """
         pairs = [(commit, waiting) for commit in commits for waiting in commit.requests]
-        early = [(commit, commit.encoded) for commit in commits if commit.encoded and commit.group[1]]
+        early = [(commit, commit.encoded) for commit in commits if commit.encoded and commit.group.have_new_ids]
         tasks: list[Task[Any]] = [self._payloads.put_task(encoded) for _, encoded in early]
         tasks += [self._ingestor.note_task(waiting.built, commit.reference) for commit, waiting in pairs]
         for commit in commits:
@@ -237,7 +235,7 @@ class GroupCommit:
                     published=published,
                 )
             )
-        if commit.group[1]:  # nobody can repeat requests whose ids are new
+        if commit.group.have_new_ids:  # nobody can repeat requests whose ids are new
             return
         try:  # the requests are accepted whether this succeeds or not
             self._ledger.record_sent(commit.reference.request_id)
@@ -254,7 +252,7 @@ class GroupCommit:
     def _store_batch(self, commit: _Commit) -> bool:
         """Store a batch, and return whether S3 has it. If not, an empty batch has taken its place."""
         if commit.encoded is None:
-            commit.encoded = self._encoded(commit.group[0], commit.reference.request_id, commit.requests)
+            commit.encoded = self._encoded(commit.group, commit.reference.request_id, commit.requests)
             commit.reference = self._payloads.reference(commit.encoded)
         return self._payloads.put_batch(commit.encoded)
 

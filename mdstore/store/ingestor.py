@@ -210,9 +210,7 @@ class Ingestor:
         self, built: BuiltRequest, *, publish: Publish, republish: bool = False, replaces: str = ""
     ) -> Accepted:
         """Do what `accept` does for a request that was built. `replaces` is the void batch that it was noted for, if any."""
-        if (
-            built.invalid
-        ):  # unless the same request was accepted before, perhaps by another release or with another model
+        if built.invalid:
             return self._repeat_invalid(built, built.invalid, publish, republish=republish)
         encoded = self.encode(built)
         with closing(encoded.body):
@@ -322,10 +320,9 @@ class Ingestor:
     def _repeat_invalid(
         self, built: BuiltRequest, invalid: InvalidRequest, publish: Publish, *, republish: bool
     ) -> Accepted:
-        """Accept a request that is invalid now, if it was accepted before. Raises `invalid` if not."""
+        """Accept a request that is invalid now, if it was accepted before, perhaps with another model. Else raise `invalid`."""
         with suppress(NotFound, RequestConflict):
             known = self.status(built.request_id)
-            self._check_same(built, known)
             return self.repeat(built, known, publish=publish, republish=republish)
         raise invalid
 
@@ -354,12 +351,15 @@ class Ingestor:
 
     def _check_same(self, built: BuiltRequest, known: RequestStatus) -> None:
         """Raise `RequestConflict` unless `known` is the same request as the one that was built, and can be repeated."""
-        contents = built.builder.contents()
-        if known.source != built.source or (known.content and known.content not in contents):
+        if known.source != built.source:
             raise RequestConflict(built.request_id)
-        if not known.content:  # release 0.1.0 noted it, after it had stored the payload
-            with suppress(NotFound):  # the payload has expired
-                self._payloads.known(built.request_id, source=built.source, contents=contents)
+        if known.content != built.builder.content:  # unless release 0.1.0 accepted it, which had another digest or none
+            contents = built.builder.contents()
+            if known.content and known.content not in contents:
+                raise RequestConflict(built.request_id)
+            if not known.content:
+                with suppress(NotFound):  # the payload has expired
+                    self._payloads.known(built.request_id, source=built.source, contents=contents)
         if known.state is not State.COMPLETED and self._is_too_old(known.accepted_at):
             raise RequestConflict(built.request_id, _TOO_OLD)
 
@@ -386,8 +386,9 @@ class Ingestor:
             except NotFound:
                 encoded = self.encode(built)
                 with closing(encoded.body):
-                    reference = self._put(built, encoded)[0]
-                self._ledger.correct(reference)
+                    reference, _, new = self._put(built, encoded)
+                if new:  # the note names a payload that was never stored
+                    self._ledger.correct(reference)
                 return reference
             self._report_models(reference, header)
             return reference

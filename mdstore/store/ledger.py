@@ -229,7 +229,7 @@ class Ledger:
             condition="attribute_not_exists(pk) OR #state <> :completed",
             arguments={"completed": State.COMPLETED},
         )
-        item = yield from self._dynamo.updated_if_task(update)
+        item = yield from self._dynamo.update_if_task(update)
         if item is None:
             found = yield "GetItem", encode(self._get_body(reference.request_id, "request"))
             return request_of(from_item(found["Item"]))
@@ -272,7 +272,7 @@ class Ledger:
             condition="attribute_not_exists(pk) OR (#state <> :completed AND #reference.#request_id = :batch)",
             arguments={"completed": State.COMPLETED, "batch": reference.request_id},
         )
-        has_ended = yield from self._dynamo.update_if_task(body)
+        has_ended = (yield from self._dynamo.update_if_task(body, return_values="NONE")) is not None
         if has_ended:
             _log_end(request.request_id, summary.state, summary.counts)
         return has_ended

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from mdstore.aws.concurrent import Task
 from mdstore.aws.dynamodb.attributes import Item
-from mdstore.aws.dynamodb.client import DynamoClient
 from mdstore.errors import ConditionFailed
+from tests.unit.fakes import OneByOne
 
 T = TypeVar("T")
 
 
-class ResultsTable(DynamoClient):
+class ResultsTable(OneByOne):
     """Answers one table's calls, and knows the expressions that the result backend writes.
 
     `before_call` is called before each call, with the operation's name.
@@ -35,30 +35,6 @@ class ResultsTable(DynamoClient):
         self.calls.append(operation)
         answer: Callable[[Any], Any] = getattr(self, f"_{operation.lower()}")
         return msgspec.json.decode(msgspec.json.encode(answer(body)))  # a copy, as over the wire
-
-    def run(
-        self,
-        tasks: Iterable[Task[T]],
-        *,
-        in_flight: int = 1,  # noqa: ARG002
-        deadline: float | None = None,  # noqa: ARG002
-    ) -> list[T]:
-        return [self._run_task(task) for task in tasks]
-
-    def outcomes(
-        self,
-        tasks: Iterable[Task[T]],
-        *,
-        in_flight: int,  # noqa: ARG002
-        deadline: float | None = None,  # noqa: ARG002
-    ) -> list[T | Exception]:
-        return [self._outcome(task) for task in tasks]
-
-    def _outcome(self, task: Task[T]) -> T | Exception:
-        try:
-            return self._run_task(task)
-        except Exception as error:
-            return error
 
     def _run_task(self, task: Task[T]) -> T:
         try:

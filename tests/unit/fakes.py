@@ -73,21 +73,8 @@ class MemoryObjects(Objects):
         return self.get(key, start, end)
 
 
-class MemoryDynamo(DynamoClient):
-    """Keeps tables in dicts, and knows the conditions and update expressions that this package writes.
-
-    `before` and `after` receive the actions of each transaction, before it is checked and after it is written; the caller gets
-    what they raise. `attempts` holds the actions of each transaction sent, `written` of those that took effect.
-    """
-
-    def __init__(self) -> None:
-        self.retry = Retry(patience=0)
-        self.items: dict[tuple[str, str, str], Item] = {}
-        self.before: Callable[[Actions], None] = lambda _: None
-        self.after: Callable[[Actions], None] = lambda _: None
-        self.attempts: list[Actions] = []
-        self.written: list[Actions] = []
-        self.calls: list[str] = []
+class OneByOne(DynamoClient):
+    """Runs tasks one after the other. A subclass runs one."""
 
     def run(
         self,
@@ -112,6 +99,26 @@ class MemoryDynamo(DynamoClient):
             return self._run_task(task)
         except Exception as error:
             return error
+
+    def _run_task(self, task: Task[T]) -> T:
+        raise NotImplementedError
+
+
+class MemoryDynamo(OneByOne):
+    """Keeps tables in dicts, and knows the conditions and update expressions that this package writes.
+
+    `before` and `after` receive the actions of each transaction, before it is checked and after it is written; the caller gets
+    what they raise. `attempts` holds the actions of each transaction sent, `written` of those that took effect.
+    """
+
+    def __init__(self) -> None:
+        self.retry = Retry(patience=0)
+        self.items: dict[tuple[str, str, str], Item] = {}
+        self.before: Callable[[Actions], None] = lambda _: None
+        self.after: Callable[[Actions], None] = lambda _: None
+        self.attempts: list[Actions] = []
+        self.written: list[Actions] = []
+        self.calls: list[str] = []
 
     def _run_task(self, task: Task[T]) -> T:
         step: Callable[[], Call | ServiceCall] = partial(next, task)

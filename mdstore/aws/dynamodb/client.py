@@ -63,13 +63,13 @@ class DynamoClient:
             return None
         return item
 
-    def updated_if_task(self, body: Mapping[str, Any]) -> Task[Item | None]:
-        """Task: do what `update_if` does."""
+    def update_if_task(self, body: Mapping[str, Any], *, return_values: str = "ALL_NEW") -> Task[Item | None]:
+        """Task: do what `update_if` does. With the `return_values` "NONE", the item is empty."""
         try:
-            answer = yield "UpdateItem", encode({**body, "ReturnValues": "ALL_NEW"})
+            answer = yield "UpdateItem", encode({**body, "ReturnValues": return_values})
         except ConditionFailed:
             return None
-        item: Item = answer["Attributes"]
+        item: Item = answer.get("Attributes", {})
         return item
 
     def put_if(self, body: Mapping[str, Any], *, deadline: float | None = None) -> bool:
@@ -87,14 +87,6 @@ class DynamoClient:
         except ConditionFailed as failed:
             return failed
         return None
-
-    def update_if_task(self, body: Mapping[str, Any]) -> Task[bool]:
-        """Task: call UpdateItem, and return whether the condition was met."""
-        try:
-            yield "UpdateItem", encode(body)
-        except ConditionFailed:
-            return False
-        return True
 
     def pages(self, operation: str, body: Mapping[str, Any]) -> Iterator[list[Item]]:
         """Yield the items of a Query or Scan, page by page."""
